@@ -1,0 +1,82 @@
+//! One object as bytes, with its metadata read and nothing else decoded.
+
+use crate::{Encoding, Gvk};
+use bytes::Bytes;
+
+/// Why bytes could not be read.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("malformed {encoding:?} object: {what}")]
+pub struct Malformed {
+    /// The encoding that was expected.
+    pub encoding: Encoding,
+    /// What is wrong, for a log line.
+    pub what: String,
+}
+
+/// A complete object as bytes: protobuf with the `k8s\0` envelope, or JSON with apiVersion and kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// The encoding of `bytes`.
+    pub encoding: Encoding,
+    /// The object.
+    pub bytes: Bytes,
+}
+
+/// What is known of an object without decoding the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ObjectMeta {
+    pub gvk: Gvk,
+    pub name: String,
+    pub generate_name: String,
+    pub namespace: String,
+    pub uid: String,
+    /// Opaque to clients; numeric in every API server known. `""` when absent.
+    pub resource_version: String,
+    pub generation: i64,
+    pub labels: Vec<(String, String)>,
+    pub annotations: Vec<(String, String)>,
+    /// RFC 3339, `""` when absent.
+    pub creation_timestamp: String,
+    /// RFC 3339, `""` when absent.
+    pub deletion_timestamp: String,
+}
+
+impl ObjectMeta {
+    /// The resource version as a number; `None` when absent or opaque.
+    pub fn revision(&self) -> Option<u64> {
+        self.resource_version.parse().ok()
+    }
+}
+
+impl Object {
+    /// Reads type and metadata.
+    pub fn meta(&self) -> Result<ObjectMeta, Malformed> {
+        unimplemented!()
+    }
+    /// The value at a dotted field path as a field selector sees it (`metadata.name`,
+    /// `spec.nodeName`, `status.phase`, `involvedObject.uid`): strings as they are, booleans and numbers
+    /// printed, absent as `""`. For protobuf by the schema tables; `None` when the kind or path is unknown there.
+    pub fn field(&self, _path: &str) -> Option<String> {
+        unimplemented!()
+    }
+    /// The same object in another encoding (unchanged bytes when it is the same). CRD kinds have no protobuf form.
+    pub fn to_encoding(&self, _encoding: Encoding) -> Result<Object, Malformed> {
+        unimplemented!()
+    }
+    /// Decodes to a JSON value.
+    pub fn to_json_value(&self) -> Result<serde_json::Value, Malformed> {
+        unimplemented!()
+    }
+    /// Encodes a JSON value (with apiVersion and kind).
+    pub fn from_json_value(
+        _value: &serde_json::Value,
+        _encoding: Encoding,
+    ) -> Result<Object, Malformed> {
+        unimplemented!()
+    }
+    /// `PartialObjectMetadata` of this object, in the same encoding. `version` is `v1` or `v1beta1` of meta.k8s.io.
+    pub fn to_partial_metadata(&self, _version: &str) -> Result<Object, Malformed> {
+        unimplemented!()
+    }
+}
