@@ -1,1 +1,4 @@
-//! Placeholder.
+//! An embeddable Kubernetes API server.
+
+pub mod crd;
+pub mod resources;
