@@ -1,0 +1,139 @@
+//! Request and response bodies.
+
+use bytes::{Buf, Bytes, BytesMut};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::{BodyExt, Empty, Full, combinators::UnsyncBoxBody};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    pin::{Pin, pin},
+    task::{Context, Poll},
+};
+use tokio::sync::mpsc;
+
+/// The body type of every server response and client request of the project.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+/// Any error.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A whole body.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into())
+        .map_err(|never: Infallible| match never {})
+        .boxed_unsync()
+}
+
+/// No body.
+pub fn empty() -> Body {
+    Empty::new()
+        .map_err(|never: Infallible| match never {})
+        .boxed_unsync()
+}
+
+/// A body of chunks known beforehand (sends `Content-Length`).
+pub fn chunks(chunks: Vec<Bytes>) -> Body {
+    let chunks: VecDeque<Bytes> = chunks.into_iter().filter(|c| !c.is_empty()).collect();
+    let remaining = chunks.iter().map(|c| c.len() as u64).sum();
+    Chunks { chunks, remaining }.boxed_unsync()
+}
+
+/// A body fed by a bounded channel: the receiver side of a stream. Dropping the sender ends it cleanly; sending `Err` aborts it, so
+/// that the peer sees a broken body and not a short one. `capacity` counts chunks and is at least 1.
+pub fn channel(capacity: usize) -> (mpsc::Sender<Result<Bytes, BoxError>>, Body) {
+    let (sender, receiver) = mpsc::channel(capacity.max(1));
+    (sender, Channel { receiver }.boxed_unsync())
+}
+
+/// Reads a body up to `limit` bytes. A body that announces more fails before anything is read.
+pub async fn collect<B>(body: B, limit: usize) -> Result<Bytes, CollectError>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: Into<BoxError>,
+{
+    let mut body = pin!(body);
+    if body.size_hint().lower() > limit as u64 {
+        return Err(CollectError::TooLarge(limit));
+    }
+    // Most bodies are one frame: hand it on without copying it.
+    let mut first = Bytes::new();
+    let mut joined = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| CollectError::Broken(e.into()))?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
+        if first.len() + joined.len() + data.len() > limit {
+            return Err(CollectError::TooLarge(limit));
+        }
+        if first.is_empty() && joined.is_empty() {
+            first = data;
+        } else {
+            if joined.is_empty() {
+                joined.extend_from_slice(&std::mem::take(&mut first));
+            }
+            joined.extend_from_slice(&data);
+        }
+    }
+    Ok(if joined.is_empty() {
+        first
+    } else {
+        joined.freeze()
+    })
+}
+
+/// Why a body could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// It is longer than the reader allows (the bound in bytes).
+    #[error("body is larger than {0} bytes")]
+    TooLarge(usize),
+    /// The connection or stream ended before the body did.
+    #[error("body broke off: {0}")]
+    Broken(BoxError),
+}
+
+struct Chunks {
+    chunks: VecDeque<Bytes>,
+    remaining: u64,
+}
+
+impl http_body::Body for Chunks {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        Poll::Ready(self.chunks.pop_front().map(|chunk| {
+            self.remaining -= chunk.remaining() as u64;
+            Ok(Frame::data(chunk))
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.remaining)
+    }
+}
+
+struct Channel {
+    receiver: mpsc::Receiver<Result<Bytes, BoxError>>,
+}
+
+impl http_body::Body for Channel {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        self.receiver
+            .poll_recv(context)
+            .map(|item| item.map(|chunk| chunk.map(Frame::data)))
+    }
+}

@@ -1,0 +1,601 @@
+//! An HTTP client for one server.
+
+mod error;
+mod pool;
+
+use crate::{Body, severable::Severable};
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+pub use error::ClientError;
+use error::{DialError, refused_unprocessed};
+use http::{
+    HeaderValue, Request, Response, Uri, Version,
+    header::{self, HeaderName},
+    request::Parts,
+    uri::{Authority, PathAndQuery, Scheme},
+};
+use http_body::Body as _;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use pool::{Lease, MAX_STREAMS, Pool, Shared, StreamSlot};
+use rustls_pki_types::ServerName;
+use std::{
+    fmt,
+    future::poll_fn,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+
+/// What the server may have in flight on one stream before we read it: bounds what a stalled stream holds in memory.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// The same for a connection. More than all streams together, or stalled streams would use it up and starve the live ones.
+const CONNECTION_WINDOW: u32 = 128 << 20;
+const _: () = assert!(MAX_STREAMS as u64 * (STREAM_WINDOW as u64) < CONNECTION_WINDOW as u64);
+/// Request bodies buffered per stream.
+const STREAM_SEND_BUFFER: usize = 256 << 10;
+/// Response heads beyond it break the connection.
+const MAX_HEADER_BYTES: usize = 256 << 10;
+/// Connections tried for one request that was certainly not processed on the one before.
+const ATTEMPTS: usize = 3;
+
+/// Settings of a client for one authority.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// From the name look-up to the end of the TLS and HTTP handshakes.
+    pub connect_timeout: Duration,
+    /// How long an HTTP/2 connection may be silent before it is pinged, also when no request is open; TCP keep-alive on HTTP/1.1.
+    pub keepalive_interval: Duration,
+    /// How long a ping may take before the connection counts as dead; with the interval, TCP_USER_TIMEOUT on HTTP/1.1.
+    pub keepalive_timeout: Duration,
+    /// HTTP/1.1 connections kept idle.
+    pub max_idle: usize,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(5),
+            keepalive_interval: Duration::from_secs(30),
+            keepalive_timeout: Duration::from_secs(15),
+            max_idle: 8,
+        }
+    }
+}
+
+/// An HTTP client for one server (`host:port`), TLS or plain. Ordinary requests share an HTTP/2 connection with wide windows (a
+/// stalled stream must not starve others) where TLS negotiates it, HTTP/1.1 otherwise. When the streams of a connection are used
+/// up (watches live long), another one is opened. Cheap to clone; clones share the connections.
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    text: String,
+    authority: Option<Authority>,
+    tls: ArcSwapOption<rustls::ClientConfig>,
+    options: ClientOptions,
+    pool: Mutex<Pool>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Client")
+            .field("authority", &self.inner.text)
+            .field("tls", &self.inner.tls.load().is_some())
+            .field("connections", &self.connections())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client for `authority` (`host:port`). `tls: None` is plain text. Connects when the first request is sent.
+    pub fn new(
+        authority: &str,
+        tls: Option<Arc<rustls::ClientConfig>>,
+        options: ClientOptions,
+    ) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                text: authority.to_owned(),
+                authority: authority
+                    .parse::<Authority>()
+                    .ok()
+                    .filter(|parsed| parsed.port_u16().is_some()),
+                tls: ArcSwapOption::new(tls),
+                options,
+                pool: Mutex::default(),
+            }),
+        }
+    }
+
+    /// `host:port` of the server.
+    pub fn authority(&self) -> &str {
+        &self.inner.text
+    }
+
+    /// Open connections that the next request could use: 0 when the server was never reached or all have gone.
+    pub fn connections(&self) -> usize {
+        self.inner.pool().connections()
+    }
+
+    /// Sends a request; the URI may be a path only (authority and Host are set here). Waits for the response head
+    /// at most `timeout`. The response body is not timed.
+    ///
+    /// A request without a body that a server certainly did not process (it was closing the connection) is sent again on another
+    /// connection.
+    pub async fn send(
+        &self,
+        request: Request<Body>,
+        timeout: Duration,
+    ) -> Result<Response<ResponseBody>, ClientError> {
+        let inner = &self.inner;
+        let authority = inner.authority()?;
+        let begin = Instant::now();
+        let deadline = begin + timeout;
+        let too_late = || ClientError::Timeout {
+            authority: inner.text.clone(),
+            after: timeout,
+        };
+        let repeatable = request.body().is_end_stream();
+        let mut request = request;
+        for attempt in 1.. {
+            let copy = (repeatable && attempt < ATTEMPTS).then(|| request_head(&request));
+            let lease = match timeout_at(deadline, inner.lease()).await {
+                Ok(lease) => lease?,
+                Err(_) => return Err(ClientError::connect(&inner.text, "no connection in time")),
+            };
+            let (failure, unprocessed) = match lease {
+                Lease::Shared { mut sender, slot } => {
+                    as_http2(&mut request, authority, inner.tls.load().is_some());
+                    match timeout_at(deadline, sender.try_send_request(request)).await {
+                        Err(_) => return Err(too_late()),
+                        Ok(Ok(response)) => {
+                            return Ok(
+                                response.map(|body| ResponseBody::new(body, Hold::Stream(slot)))
+                            );
+                        }
+                        Ok(Err(failure)) => {
+                            inner.pool().retire_closed();
+                            let unprocessed = refused_unprocessed(failure.error());
+                            (failure, unprocessed)
+                        }
+                    }
+                }
+                Lease::Own { mut sender, reused } => {
+                    as_http1(&mut request, authority);
+                    let epoch = inner.pool().epoch;
+                    match timeout_at(deadline, sender.try_send_request(request)).await {
+                        Err(_) => return Err(too_late()),
+                        Ok(Ok(response)) => {
+                            inner.give_back(sender, epoch);
+                            return Ok(response.map(|body| ResponseBody::new(body, Hold::Nothing)));
+                        }
+                        // The server closed an idle connection while the request was on its way (RFC 9112 section 9.5 allows
+                        // to repeat safe requests then).
+                        Ok(Err(failure)) => {
+                            let unprocessed = reused
+                                && failure.error().is_incomplete_message()
+                                && copy.as_ref().is_some_and(|head| head.method.is_safe());
+                            (failure, unprocessed)
+                        }
+                    }
+                }
+            };
+            let mut failure = failure;
+            request = match (failure.take_message(), copy) {
+                (Some(request), _) if attempt < ATTEMPTS => request,
+                (Some(_), _) => {
+                    return Err(ClientError::connect(&inner.text, failure.into_error()));
+                }
+                (None, Some(head)) if unprocessed => Request::from_parts(head, crate::empty()),
+                (None, _) => return Err(ClientError::exchange(&inner.text, failure.into_error())),
+            };
+            tracing::debug!(authority = %inner.text, attempt, "the connection closed before the request, trying another");
+        }
+        Err(ClientError::connect(&inner.text, "no usable connection"))
+    }
+
+    /// Sends an upgrade request (SPDY, WebSocket) on its own HTTP/1.1 connection; the response keeps its `OnUpgrade`.
+    pub async fn send_upgrade(
+        &self,
+        mut request: Request<Body>,
+        timeout: Duration,
+    ) -> Result<Response<ResponseBody>, ClientError> {
+        let inner = &self.inner;
+        let authority = inner.authority()?;
+        let deadline = Instant::now() + timeout;
+        let token = inner.pool().token.clone();
+        let dialed = match timeout_at(deadline, inner.dial(&token, Offer::UpgradesOnly)).await {
+            Ok(dialed) => dialed.map_err(|error| error.for_authority(&inner.text))?,
+            Err(_) => return Err(ClientError::connect(&inner.text, "no connection in time")),
+        };
+        let Dialed::Own(mut sender) = dialed else {
+            return Err(ClientError::connect(
+                &inner.text,
+                "the server insists on HTTP/2",
+            ));
+        };
+        as_http1(&mut request, authority);
+        match timeout_at(deadline, sender.send_request(request)).await {
+            Err(_) => Err(ClientError::Timeout {
+                authority: inner.text.clone(),
+                after: timeout,
+            }),
+            Ok(Err(error)) => Err(ClientError::exchange(&inner.text, error)),
+            Ok(Ok(response)) => {
+                Ok(response.map(|body| ResponseBody::new(body, Hold::Connection(sender))))
+            }
+        }
+    }
+
+    /// Drops every pooled connection and breaks those in use, upgraded ones too: their bodies end with an error at once. Dials that
+    /// are under way fail.
+    pub fn reset(&self) {
+        self.inner.pool().reset();
+    }
+
+    /// Replaces the TLS configuration for new connections. Requests that are under way end on their old connections; no new ones
+    /// are sent there. Does not turn a plain client into a TLS client.
+    pub fn set_tls(&self, tls: Arc<rustls::ClientConfig>) {
+        if self.inner.tls.load().is_some() {
+            self.inner.tls.store(Some(tls));
+            self.inner.pool().retire();
+        }
+    }
+}
+
+/// The body of a response. Holds its stream of the connection until it is dropped; dropping it before its end cancels the stream.
+#[derive(Debug)]
+pub struct ResponseBody {
+    body: hyper::body::Incoming,
+    _hold: Hold,
+}
+
+#[derive(Debug)]
+#[allow(dead_code, reason = "held for their drop")]
+enum Hold {
+    Nothing,
+    Stream(StreamSlot),
+    Connection(http1::SendRequest<Body>),
+}
+
+impl ResponseBody {
+    fn new(body: hyper::body::Incoming, hold: Hold) -> Self {
+        Self { body, _hold: hold }
+    }
+}
+
+impl http_body::Body for ResponseBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, hyper::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Protocols offered to a TLS server.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Offer {
+    /// What the configuration says.
+    Configured,
+    /// HTTP/1.1, with upgrades.
+    UpgradesOnly,
+}
+
+enum Dialed {
+    Shared(Shared),
+    Own(http1::SendRequest<Body>),
+}
+
+impl Inner {
+    fn pool(&self) -> MutexGuard<'_, Pool> {
+        // The pool is valid after every statement, so a panic elsewhere does not spoil it.
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn authority(&self) -> Result<&Authority, ClientError> {
+        self.authority
+            .as_ref()
+            .ok_or_else(|| ClientError::connect(&self.text, "the address is not host:port"))
+    }
+
+    /// A connection with room for a request: pooled, or new.
+    async fn lease(self: &Arc<Self>) -> Result<Lease, ClientError> {
+        loop {
+            let (token, dialing) = {
+                let mut pool = self.pool();
+                if let Some(lease) = pool.take() {
+                    return Ok(lease);
+                }
+                // Only HTTP/2 connections are worth waiting for in company.
+                let alone = pool.exclusive || self.tls.load().is_none();
+                let dialing = (!alone).then(|| match &pool.dialing {
+                    Some(dialing) => dialing.clone(),
+                    None => self.dial_for_all(&mut pool),
+                });
+                (pool.token.clone(), dialing)
+            };
+            let Some(mut dialing) = dialing else {
+                match self.dial(&token, Offer::Configured).await {
+                    Ok(Dialed::Own(sender)) => {
+                        return Ok(Lease::Own {
+                            sender,
+                            reused: false,
+                        });
+                    }
+                    // The server was restarted with HTTP/2.
+                    Ok(Dialed::Shared(shared)) => {
+                        let mut pool = self.pool();
+                        pool.exclusive = false;
+                        pool.put_shared(shared);
+                        continue;
+                    }
+                    Err(error) => return Err(error.for_authority(&self.text)),
+                }
+            };
+            // A dropped sender means that the dial was abandoned by a reset: look again.
+            if let Ok(result) = dialing.wait_for(Option::is_some).await
+                && let Some(Err(error)) = &*result
+            {
+                return Err(error.clone().for_authority(&self.text));
+            }
+        }
+    }
+
+    /// Starts a dial whose connection goes to the pool. It is a task of its own: the caller who started it may give up, others wait.
+    fn dial_for_all(self: &Arc<Self>, pool: &mut Pool) -> pool::DialResult {
+        let (sender, receiver) = watch::channel(None);
+        pool.dialing = Some(receiver.clone());
+        let (token, epoch) = (pool.token.clone(), pool.epoch);
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            let dialed = inner.dial(&token, Offer::Configured).await;
+            let mut pool = inner.pool();
+            let current = pool.epoch == epoch;
+            if current {
+                pool.dialing = None;
+            }
+            let result = match dialed {
+                Ok(Dialed::Shared(shared)) => {
+                    if current {
+                        pool.put_shared(shared);
+                    }
+                    Ok(())
+                }
+                Ok(Dialed::Own(own)) => {
+                    if current {
+                        pool.exclusive = true;
+                        pool.put_idle(own, inner.options.max_idle.max(1));
+                    }
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
+            drop(pool);
+            // Nobody waits any more: nothing to tell.
+            let _ = sender.send(Some(result));
+        });
+        receiver
+    }
+
+    /// Puts an HTTP/1.1 connection back when its response has been read.
+    fn give_back(self: &Arc<Self>, mut sender: http1::SendRequest<Body>, epoch: u64) {
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            if sender.ready().await.is_ok() {
+                let mut pool = inner.pool();
+                if pool.epoch == epoch {
+                    pool.put_idle(sender, inner.options.max_idle);
+                }
+            }
+        });
+    }
+
+    /// Opens a connection within the time for it.
+    async fn dial(&self, token: &CancellationToken, offer: Offer) -> Result<Dialed, DialError> {
+        let dial = timeout(self.options.connect_timeout, self.open(token, offer));
+        tokio::select! {
+            () = token.cancelled() => Err(DialError::other("the client was reset")),
+            opened = dial => opened.unwrap_or_else(|_| {
+                Err(DialError::other(format!("no connection within {:?}", self.options.connect_timeout)))
+            }),
+        }
+    }
+
+    async fn open(&self, token: &CancellationToken, offer: Offer) -> Result<Dialed, DialError> {
+        let Some(authority) = &self.authority else {
+            return Err(DialError::other("the address is not host:port"));
+        };
+        let stream = TcpStream::connect(authority.as_str())
+            .await
+            .map_err(DialError::other)?;
+        self.tune(&stream).map_err(DialError::other)?;
+        let Some(config) = self.tls.load_full() else {
+            return self.http1(stream, token, offer).await;
+        };
+        let config = match offer {
+            Offer::Configured => config,
+            Offer::UpgradesOnly => {
+                let mut config = (*config).clone();
+                config.alpn_protocols = vec![b"http/1.1".to_vec()];
+                Arc::new(config)
+            }
+        };
+        let host = authority
+            .host()
+            .trim_start_matches('[')
+            .trim_end_matches(']');
+        let name = ServerName::try_from(host.to_owned()).map_err(DialError::other)?;
+        let stream = tokio_rustls::TlsConnector::from(config)
+            .connect(name, stream)
+            .await
+            .map_err(DialError::handshake)?;
+        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+            self.http2(stream, token).await
+        } else {
+            self.http1(stream, token, offer).await
+        }
+    }
+
+    fn tune(&self, stream: &TcpStream) -> std::io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = socket2::SockRef::from(stream);
+        let interval = self.options.keepalive_interval.max(Duration::from_secs(1));
+        socket.set_tcp_keepalive(
+            &socket2::TcpKeepalive::new()
+                .with_time(interval)
+                .with_interval(interval)
+                .with_retries(3),
+        )?;
+        // Sent bytes that nobody acknowledges for this long end the connection.
+        socket.set_tcp_user_timeout(Some(interval + self.options.keepalive_timeout))
+    }
+
+    async fn http1<S>(
+        &self,
+        stream: S,
+        token: &CancellationToken,
+        offer: Offer,
+    ) -> Result<Dialed, DialError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = TokioIo::new(Severable::new(stream, token, ()));
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(MAX_HEADER_BYTES)
+            .handshake(stream)
+            .await
+            .map_err(DialError::other)?;
+        let upgrades = offer == Offer::UpgradesOnly;
+        tokio::spawn(async move {
+            let ended = if upgrades {
+                connection.with_upgrades().await
+            } else {
+                connection.await
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "HTTP/1.1 connection ended");
+            }
+        });
+        Ok(Dialed::Own(sender))
+    }
+
+    async fn http2<S>(&self, stream: S, token: &CancellationToken) -> Result<Dialed, DialError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = TokioIo::new(Severable::new(stream, token, ()));
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            // Without a timer the pings below are silently left out.
+            .timer(TokioTimer::new())
+            .keep_alive_interval(self.options.keepalive_interval)
+            .keep_alive_timeout(self.options.keepalive_timeout)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(STREAM_SEND_BUFFER)
+            .max_header_list_size(MAX_HEADER_BYTES as u32)
+            .handshake(stream)
+            .await
+            .map_err(DialError::other)?;
+        let allowed = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
+        let seen = Arc::clone(&allowed);
+        let authority = self.text.clone();
+        tokio::spawn(async move {
+            let mut connection = pin!(connection);
+            let ended = poll_fn(|context| {
+                let polled = connection.as_mut().poll(context);
+                // The peer's SETTINGS arrive while the connection is driven.
+                if polled.is_pending() {
+                    seen.store(connection.current_max_send_streams(), Ordering::Release);
+                }
+                polled
+            })
+            .await;
+            if let Err(error) = ended {
+                tracing::debug!(%authority, %error, "HTTP/2 connection ended");
+            }
+        });
+        Ok(Dialed::Shared(Shared::new(sender, allowed)))
+    }
+}
+
+fn request_head(request: &Request<Body>) -> Parts {
+    let mut copy = Request::new(());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.headers_mut() = request.headers().clone();
+    *copy.extensions_mut() = request.extensions().clone();
+    copy.into_parts().0
+}
+
+fn path_of(uri: &Uri) -> PathAndQuery {
+    uri.path_and_query()
+        .cloned()
+        .unwrap_or_else(|| PathAndQuery::from_static("/"))
+}
+
+/// Origin form and a Host header (RFC 9112 section 3.2).
+fn as_http1(request: &mut Request<Body>, authority: &Authority) {
+    *request.version_mut() = Version::HTTP_11;
+    *request.uri_mut() = Uri::from(path_of(request.uri()));
+    if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
+        request.headers_mut().insert(header::HOST, host);
+    }
+}
+
+/// Scheme and authority in pseudo-headers, and no headers that speak of one connection (RFC 9113 section 8.2.2).
+fn as_http2(request: &mut Request<Body>, authority: &Authority, tls: bool) {
+    const CONNECTION_HEADERS: [HeaderName; 4] = [
+        header::CONNECTION,
+        header::TRANSFER_ENCODING,
+        header::UPGRADE,
+        header::HOST,
+    ];
+    *request.version_mut() = Version::HTTP_2;
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
+    parts.authority = Some(authority.clone());
+    parts.path_and_query = Some(path_of(request.uri()));
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+    let headers = request.headers_mut();
+    for name in CONNECTION_HEADERS {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+    if headers
+        .get(header::TE)
+        .is_some_and(|te| te.as_bytes() != b"trailers")
+    {
+        headers.remove(header::TE);
+    }
+}

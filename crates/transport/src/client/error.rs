@@ -1,0 +1,178 @@
+//! Why a request got no response.
+
+use crate::BoxError;
+use std::{error::Error, fmt, io, sync::Arc, time::Duration};
+
+/// Why a request got no response.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No connection: nothing was sent, safe to retry elsewhere.
+    #[error("connect {authority}: {source}")]
+    Connect {
+        /// `host:port` of the server.
+        authority: String,
+        /// What went wrong.
+        source: BoxError,
+    },
+    /// TLS failed: the peer is not who it should be, or does not accept who we are.
+    #[error("tls {authority}: {source}")]
+    Tls {
+        /// `host:port` of the server.
+        authority: String,
+        /// What went wrong.
+        source: BoxError,
+    },
+    /// The connection broke after the request may have been sent.
+    #[error("request to {authority} broke: {source}")]
+    Broken {
+        /// `host:port` of the server.
+        authority: String,
+        /// What went wrong.
+        source: BoxError,
+    },
+    /// No answer in time.
+    #[error("{authority} did not answer within {after:?}")]
+    Timeout {
+        /// `host:port` of the server.
+        authority: String,
+        /// How long was waited.
+        after: Duration,
+    },
+}
+
+impl ClientError {
+    /// Whether the request cannot have reached the peer's handler.
+    pub fn not_sent(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::Tls { .. })
+    }
+
+    pub(super) fn connect(authority: &str, source: impl Into<BoxError>) -> Self {
+        Self::Connect {
+            authority: authority.to_owned(),
+            source: source.into(),
+        }
+    }
+
+    /// A failed exchange on an open connection. A TLS 1.3 server refuses a client certificate only after the client's handshake is
+    /// over, so such an alert shows up here.
+    pub(super) fn exchange(authority: &str, error: hyper::Error) -> Self {
+        let authority = authority.to_owned();
+        if refused_by_tls(&error) {
+            return Self::Tls {
+                authority,
+                source: error.into(),
+            };
+        }
+        Self::Broken {
+            authority,
+            source: with_cause(error),
+        }
+    }
+}
+
+/// A failed dial, shared by all who waited for it.
+#[derive(Clone, Debug)]
+pub(super) struct DialError {
+    tls: bool,
+    source: Arc<dyn Error + Send + Sync>,
+}
+
+impl DialError {
+    pub(super) fn other(source: impl Into<BoxError>) -> Self {
+        Self {
+            tls: false,
+            source: Arc::from(source.into()),
+        }
+    }
+
+    pub(super) fn handshake(error: io::Error) -> Self {
+        Self {
+            tls: rustls_error(&error).is_some(),
+            source: Arc::new(error),
+        }
+    }
+
+    pub(super) fn for_authority(self, authority: &str) -> ClientError {
+        let authority = authority.to_owned();
+        if self.tls {
+            ClientError::Tls {
+                authority,
+                source: Box::new(self),
+            }
+        } else {
+            ClientError::Connect {
+                authority,
+                source: Box::new(self),
+            }
+        }
+    }
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.source.fmt(formatter)
+    }
+}
+
+impl Error for DialError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.source()
+    }
+}
+
+/// hyper's message names the place and its source the cause; logs want both.
+fn with_cause(error: hyper::Error) -> BoxError {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}").into(),
+        None => error.into(),
+    }
+}
+
+fn refused_by_tls(error: &hyper::Error) -> bool {
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(
+                rustls_error(error),
+                Some(rustls::Error::AlertReceived(alert)) if is_refusal(*alert)
+            );
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+fn is_refusal(alert: rustls::AlertDescription) -> bool {
+    use rustls::AlertDescription as Alert;
+    matches!(
+        alert,
+        Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::CertificateRequired
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::DecryptError
+            | Alert::HandshakeFailure
+    )
+}
+
+/// Whether the server says that it did not begin with the request: a refused stream (RFC 9113 section 8.7), or a connection that
+/// it was closing when the request came.
+pub(super) fn refused_unprocessed(error: &hyper::Error) -> bool {
+    let Some(error) = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<h2::Error>())
+    else {
+        return false;
+    };
+    error.is_remote()
+        && (error.reason() == Some(h2::Reason::REFUSED_STREAM)
+            || error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR))
+}

@@ -1,0 +1,357 @@
+//! Listeners that drain.
+
+use crate::{Body, severable::Severable};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
+
+/// What a client may have in flight to us on one HTTP/2 stream before the handler reads it.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// The same for all streams of a connection. Sixteen uploads may stall before others on the connection feel it.
+const CONNECTION_WINDOW: u32 = 16 << 20;
+/// What is buffered per HTTP/2 stream for a client that reads slowly.
+const STREAM_SEND_BUFFER: usize = 128 << 10;
+/// hyper's lower bound for an HTTP/1.1 read buffer.
+const MIN_HEADER_BYTES: usize = 8 << 10;
+const PING_INTERVAL: Duration = Duration::from_secs(30);
+const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time for connections to notice that the drain is over.
+const HARD_STOP: Duration = Duration::from_secs(1);
+
+/// Who is at the other end of a server connection; in the extensions of every request.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Remote address.
+    pub addr: SocketAddr,
+    /// Local address.
+    pub local: SocketAddr,
+    /// Verified client certificate (DER, leaf), when TLS and one was given.
+    pub certificate: Option<Bytes>,
+    /// Whether the connection is TLS.
+    pub tls: bool,
+}
+
+/// Bounds of a listener.
+#[derive(Clone, Debug)]
+pub struct ServeOptions {
+    /// From the first byte awaited to the end of a request head; also how long an idle HTTP/1.1 connection is kept.
+    pub header_read_timeout: Duration,
+    /// A longer request head is answered with 431. At least 8 KiB.
+    pub max_header_bytes: usize,
+    /// Connections beyond it are told 503 (plain text) or closed (TLS). Upgraded connections count until they end.
+    pub max_connections: usize,
+    /// Concurrent requests on one HTTP/2 connection.
+    pub h2_max_streams: u32,
+    /// From accept to the end of the TLS handshake.
+    pub tls_handshake_timeout: Duration,
+    /// How long open requests may go on after shutdown began.
+    pub drain: Duration,
+}
+
+impl Default for ServeOptions {
+    fn default() -> Self {
+        Self {
+            header_read_timeout: Duration::from_secs(30),
+            max_header_bytes: 64 << 10,
+            max_connections: 4096,
+            h2_max_streams: 1000,
+            tls_handshake_timeout: Duration::from_secs(10),
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Serves HTTP/1.1 and HTTP/2 on a bound listener until `shutdown`, then drains: open requests may end within
+/// [`ServeOptions::drain`], after which every connection, upgraded ones too, is broken. `tls: None` is plain text. The TLS
+/// configuration is read anew for every connection.
+///
+/// Long-lived responses (watches, tunnels) do not know of the drain: their handlers should end them when the same token is
+/// cancelled. Errors of single connections are logged, never returned; an error means that the listener itself is of no use.
+pub async fn serve<H, F>(
+    listener: TcpListener,
+    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
+    options: ServeOptions,
+    shutdown: CancellationToken,
+    handler: H,
+) -> io::Result<()>
+where
+    H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let local = listener.local_addr()?;
+    let server = Arc::new(Server {
+        tls,
+        permits: Arc::new(Semaphore::new(
+            options.max_connections.min(Semaphore::MAX_PERMITS),
+        )),
+        options,
+        shutdown: shutdown.clone(),
+        kill: CancellationToken::new(),
+        tracker: TaskTracker::new(),
+    });
+    let mut failures = 0u32;
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, addr)) => {
+                failures = 0;
+                server.admit(stream, addr, &handler);
+            }
+            Err(error) if is_connection_error(&error) => {
+                tracing::debug!(%local, %error, "a connection went away before it was accepted");
+            }
+            Err(error) => {
+                // Out of descriptors or memory: what is open goes on, and accepting resumes when something was closed.
+                let pause = Duration::from_millis(20 << failures.min(5));
+                failures = failures.saturating_add(1);
+                tracing::warn!(%local, %error, ?pause, "cannot accept connections");
+                tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    () = tokio::time::sleep(pause) => {}
+                }
+            }
+        }
+    }
+    drop(listener);
+    server.tracker.close();
+    let began = Instant::now();
+    if timeout(server.options.drain, server.tracker.wait())
+        .await
+        .is_err()
+    {
+        tracing::info!(%local, open = server.tracker.len(), after = ?began.elapsed(), "breaking connections that did not drain");
+    }
+    server.kill.cancel();
+    // Only a handler that blocks its thread can hold this up.
+    let _ = timeout(HARD_STOP, server.tracker.wait()).await;
+    Ok(())
+}
+
+/// Errors that belong to one connection, not to the listener.
+fn is_connection_error(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+    )
+}
+
+struct Server {
+    tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
+    options: ServeOptions,
+    permits: Arc<Semaphore>,
+    shutdown: CancellationToken,
+    kill: CancellationToken,
+    tracker: TaskTracker,
+}
+
+/// What a connection occupies until its stream is dropped.
+struct Admission {
+    _permit: OwnedSemaphorePermit,
+    _tracked: TaskTrackerToken,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+impl Server {
+    /// Starts a connection, or turns it away when there are too many.
+    fn admit<H, F>(self: &Arc<Self>, stream: TcpStream, addr: SocketAddr, handler: &H)
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
+            tracing::warn!(%addr, max = self.options.max_connections, "too many connections, turning one away");
+            if self.tls.is_none() {
+                // A fresh socket takes so little without waiting.
+                let _ = stream.try_write(
+                    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                );
+            }
+            return;
+        };
+        let admission = Admission {
+            _permit: permit,
+            _tracked: self.tracker.token(),
+        };
+        let server = Arc::clone(self);
+        let handler = handler.clone();
+        tokio::spawn(async move {
+            if let Err(error) = server.connection(stream, addr, admission, handler).await {
+                tracing::debug!(%addr, %error, "connection ended");
+            }
+        });
+    }
+
+    async fn connection<H, F>(
+        &self,
+        stream: TcpStream,
+        addr: SocketAddr,
+        admission: Admission,
+        handler: H,
+    ) -> Result<(), crate::BoxError>
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        tune(&stream)?;
+        let mut peer = Peer {
+            addr,
+            local: stream.local_addr()?,
+            certificate: None,
+            tls: self.tls.is_some(),
+        };
+        let Some(tls) = &self.tls else {
+            let detected = tokio::select! {
+                () = self.shutdown.cancelled() => return Ok(()),
+                detected = timeout(self.options.header_read_timeout, detect(&stream)) => detected,
+            };
+            let Ok(protocol) = detected else {
+                return Err("nothing was asked in time".into());
+            };
+            let Some(protocol) = protocol? else {
+                return Ok(());
+            };
+            let stream = Severable::new(stream, &self.kill, admission);
+            return self.http(stream, protocol, peer, handler).await;
+        };
+        let acceptor = tokio_rustls::TlsAcceptor::from(tls.load_full());
+        let handshake = timeout(self.options.tls_handshake_timeout, acceptor.accept(stream));
+        let stream = tokio::select! {
+            () = self.shutdown.cancelled() => return Ok(()),
+            done = handshake => done.map_err(|_| "TLS handshake took too long")??,
+        };
+        let session = stream.get_ref().1;
+        peer.certificate = session
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .map(|leaf| Bytes::copy_from_slice(leaf));
+        let protocol = match session.alpn_protocol() {
+            Some(b"h2") => Protocol::Http2,
+            _ => Protocol::Http1,
+        };
+        let stream = Severable::new(stream, &self.kill, admission);
+        self.http(stream, protocol, peer, handler).await
+    }
+
+    async fn http<I, H, F>(
+        &self,
+        stream: I,
+        protocol: Protocol,
+        peer: Peer,
+        handler: H,
+    ) -> Result<(), crate::BoxError>
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            let response = handler(request);
+            async move { Ok::<_, Infallible>(response.await) }
+        });
+        let stream = TokioIo::new(stream);
+        let max_header_bytes = self.options.max_header_bytes.max(MIN_HEADER_BYTES);
+        match protocol {
+            Protocol::Http1 => {
+                let mut connection = pin!(
+                    hyper::server::conn::http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(self.options.header_read_timeout)
+                        .max_buf_size(max_header_bytes)
+                        .serve_connection(stream, service)
+                        .with_upgrades()
+                );
+                tokio::select! {
+                    ended = connection.as_mut() => return Ok(ended?),
+                    () = self.shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+                }
+                Ok(connection.await?)
+            }
+            Protocol::Http2 => {
+                let mut connection = pin!(
+                    hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                        .timer(TokioTimer::new())
+                        .max_concurrent_streams(self.options.h2_max_streams)
+                        .max_header_list_size(u32::try_from(max_header_bytes).unwrap_or(u32::MAX))
+                        .initial_stream_window_size(STREAM_WINDOW)
+                        .initial_connection_window_size(CONNECTION_WINDOW)
+                        .max_send_buf_size(STREAM_SEND_BUFFER)
+                        .keep_alive_interval(PING_INTERVAL)
+                        .keep_alive_timeout(PING_TIMEOUT)
+                        .serve_connection(stream, service)
+                );
+                tokio::select! {
+                    ended = connection.as_mut() => return Ok(ended?),
+                    () = self.shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+                }
+                Ok(connection.await?)
+            }
+        }
+    }
+}
+
+/// Small writes go out at once, and the kernel notices peers that vanished while nothing is said.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    socket2::SockRef::from(stream).set_tcp_keepalive(
+        &socket2::TcpKeepalive::new()
+            .with_time(PING_INTERVAL)
+            .with_interval(Duration::from_secs(10))
+            .with_retries(3),
+    )
+}
+
+/// Which protocol a plain-text client speaks (RFC 9113 section 3.4: HTTP/2 begins with a preface that is no HTTP/1.1 request).
+/// `None`: it went away without a word.
+async fn detect(stream: &TcpStream) -> io::Result<Option<Protocol>> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut seen = [0u8; PREFACE.len()];
+    loop {
+        let length = stream.peek(&mut seen).await?;
+        if length == 0 {
+            return Ok(None);
+        }
+        if seen[..length] != PREFACE[..length] {
+            return Ok(Some(Protocol::Http1));
+        }
+        if length == PREFACE.len() {
+            return Ok(Some(Protocol::Http2));
+        }
+        // The socket stays readable, so wait a little instead of asking again at once.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
