@@ -6,6 +6,7 @@
 //! (many objects as bytes), then [`transcode`] (JSON <-> protobuf by the tables of [`schema`]).
 
 pub mod gvk;
+mod json;
 pub mod list;
 pub mod media;
 pub mod object;

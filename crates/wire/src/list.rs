@@ -1,10 +1,13 @@
 //! Lists as bytes: split into complete objects, and joined from them, without decoding the items.
 
 use crate::{
-    Encoding, Gvk,
-    object::{Malformed, Object},
+    Encoding, Gvk, json,
+    object::{Malformed, Object, insert_member},
+    protobuf::{self, ENVELOPE_TAIL, Envelope, Reader, WireError, Writer, bytes_field_len},
 };
 use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 /// A list taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +26,175 @@ pub struct SplitList {
 }
 
 /// Takes a list apart. `Status`, `Table` and single objects are `Malformed` ("not a list").
-pub fn split(_bytes: &Bytes, _encoding: Encoding) -> Result<SplitList, Malformed> {
-    unimplemented!()
+///
+/// A protobuf item is copied once, into its own envelope; a JSON item that carries its type already shares
+/// the list's bytes.
+pub fn split(bytes: &Bytes, encoding: Encoding) -> Result<SplitList, Malformed> {
+    match encoding {
+        Encoding::Protobuf => split_protobuf(bytes),
+        Encoding::Json => split_json(bytes),
+    }
+}
+
+/// The kind of the items of a list kind; `None` when it is not one. The core `List` holds objects of any kind
+/// that carry their own type.
+pub fn item_kind(list_kind: &str) -> Option<&str> {
+    match list_kind {
+        "APIGroupList" | "APIResourceList" => None,
+        _ => list_kind.strip_suffix("List"),
+    }
+}
+
+fn not_a_list(encoding: Encoding, kind: &str) -> Malformed {
+    Malformed {
+        encoding,
+        what: format!("not a list: {kind:?}"),
+    }
+}
+
+/// Field numbers of a list's metadata and items. Every list has them in this order but one.
+fn list_fields(gvk: &Gvk) -> (u32, u32) {
+    if gvk.kind == "PartialObjectMetadataList" && gvk.version == "v1beta1" {
+        (2, 1)
+    } else {
+        (1, 2)
+    }
+}
+
+fn split_protobuf(bytes: &Bytes) -> Result<SplitList, Malformed> {
+    let envelope = Envelope::open(bytes)?;
+    let item_kind = item_kind(envelope.kind)
+        .filter(|kind| !kind.is_empty())
+        .ok_or_else(|| not_a_list(Encoding::Protobuf, envelope.kind))?;
+    let mut list = SplitList {
+        gvk: envelope.gvk(),
+        resource_version: String::new(),
+        continue_token: String::new(),
+        remaining: None,
+        items: Vec::new(),
+    };
+    let (metadata, items) = list_fields(&list.gvk);
+    let mut fields = Reader::new(envelope.raw);
+    while let Some(field) = fields.next_field()? {
+        if field.number == items {
+            list.items.push(Object {
+                encoding: Encoding::Protobuf,
+                bytes: protobuf::seal(envelope.api_version, item_kind, field.bytes()?),
+            });
+        } else if field.number == metadata {
+            read_list_meta(field.bytes()?, &mut list)?;
+        }
+    }
+    Ok(list)
+}
+
+/// ListMeta: 2 resourceVersion, 3 continue, 4 remainingItemCount.
+fn read_list_meta(message: &[u8], list: &mut SplitList) -> Result<(), WireError> {
+    let mut fields = Reader::new(message);
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            2 => list.resource_version = field.str()?.to_owned(),
+            3 => list.continue_token = field.str()?.to_owned(),
+            4 => list.remaining = Some(field.int()?),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonListMeta {
+    resource_version: Option<String>,
+    #[serde(rename = "continue")]
+    continue_token: Option<String>,
+    remaining_item_count: Option<i64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonType {
+    api_version: Option<String>,
+    kind: Option<String>,
+}
+
+fn split_json(bytes: &Bytes) -> Result<SplitList, Malformed> {
+    let mut head = None;
+    let mut items = None;
+    json::for_each_member(bytes, |name, value| match name {
+        "metadata" => head = Some(value),
+        "items" => items = Some(value),
+        _ => {}
+    })?;
+    let JsonType { api_version, kind } = serde_json::from_slice(bytes)?;
+    let (api_version, kind) = (api_version.unwrap_or_default(), kind.unwrap_or_default());
+    let (Some(item_kind), Some(items)) = (item_kind(&kind), items) else {
+        return Err(not_a_list(Encoding::Json, &kind));
+    };
+    let meta: JsonListMeta = match head {
+        Some(head) => serde_json::from_str::<Option<_>>(head.get())?.unwrap_or_default(),
+        None => JsonListMeta::default(),
+    };
+    let mut list = SplitList {
+        gvk: Gvk::from_api_version(&api_version, &kind),
+        resource_version: meta.resource_version.unwrap_or_default(),
+        continue_token: meta.continue_token.unwrap_or_default(),
+        remaining: meta.remaining_item_count,
+        items: Vec::new(),
+    };
+    if items.get() != "null" {
+        let head = TypeMembers::new(&api_version, item_kind);
+        json::for_each_item(items.get().as_bytes(), |item| {
+            list.items.push(Object {
+                encoding: Encoding::Json,
+                bytes: head.complete(bytes, item)?,
+            });
+            Ok(())
+        })?;
+    }
+    Ok(list)
+}
+
+/// What a JSON item may lack: `"kind":"Pod"` and `"apiVersion":"v1"`.
+struct TypeMembers {
+    kind: Vec<u8>,
+    api_version: Vec<u8>,
+    both: Vec<u8>,
+}
+
+impl TypeMembers {
+    fn new(api_version: &str, kind: &str) -> Self {
+        let member = |name: &[u8], value: &str| {
+            let mut member = name.to_vec();
+            json::push_string(&mut member, value);
+            member
+        };
+        let kind = member(br#""kind":"#, kind);
+        let api_version = member(br#""apiVersion":"#, api_version);
+        Self {
+            both: [&kind[..], b",", &api_version].concat(),
+            kind,
+            api_version,
+        }
+    }
+
+    /// The item with its type, within `list` (which it is a slice of) when it has it already.
+    fn complete(&self, list: &Bytes, item: &RawValue) -> Result<Bytes, Malformed> {
+        let text = item.get().as_bytes();
+        if text.first() != Some(&b'{') {
+            return Err(Malformed {
+                encoding: Encoding::Json,
+                what: "an item is not an object".to_owned(),
+            });
+        }
+        let JsonType { api_version, kind } = serde_json::from_slice(text)?;
+        Ok(match (kind.is_some(), api_version.is_some()) {
+            (true, true) => list.slice_ref(text),
+            (false, false) => insert_member(text, 0, &self.both),
+            (false, true) => insert_member(text, 0, &self.kind),
+            (true, false) => insert_member(text, 0, &self.api_version),
+        })
+    }
 }
 
 /// The head of a list that is joined from items.
@@ -41,12 +211,95 @@ pub struct ListHead {
 }
 
 /// Joins items (each in `encoding`; the caller transcodes others first) to a list body in chunks, so that a
-/// large list is never held twice: the first chunk is the head, one chunk per item, the last the tail.
-/// Protobuf items lose their envelope; JSON items keep apiVersion and kind (which clients ignore).
+/// large list is never held twice: the head, the items with what separates them, the tail. The items' bytes are
+/// shared, not copied. Protobuf items lose their envelope; JSON items keep apiVersion and kind (which clients
+/// ignore).
 pub fn join(
-    _head: &ListHead,
-    _encoding: Encoding,
-    _items: &[Object],
+    head: &ListHead,
+    encoding: Encoding,
+    items: &[Object],
 ) -> Result<Vec<Bytes>, Malformed> {
-    unimplemented!()
+    if let Some(item) = items.iter().find(|item| item.encoding != encoding) {
+        return Err(Malformed {
+            encoding,
+            what: format!("an item of the list is in {:?}", item.encoding),
+        });
+    }
+    match encoding {
+        Encoding::Protobuf => join_protobuf(head, items),
+        Encoding::Json => Ok(join_json(head, items)),
+    }
+}
+
+fn join_protobuf(head: &ListHead, items: &[Object]) -> Result<Vec<Bytes>, Malformed> {
+    let (metadata, items_number) = list_fields(&head.gvk);
+    let mut fields = Vec::with_capacity(items.len() * if items_number == 2 { 1 } else { 2 });
+    for item in items {
+        let envelope = Envelope::open(&item.bytes)?;
+        if items_number == 2 && envelope.raw_field.first() == Some(&0x12) {
+            // The envelope holds the message as its own field 2, which is just how a list holds an item.
+            fields.push(item.bytes.slice_ref(envelope.raw_field));
+        } else {
+            let mut tag = Writer::with_capacity(11);
+            tag.bytes_head(items_number, envelope.raw.len());
+            fields.push(tag.into_vec().into());
+            fields.push(item.bytes.slice_ref(envelope.raw));
+        }
+    }
+    let mut list_meta =
+        Writer::with_capacity(32 + head.resource_version.len() + head.continue_token.len());
+    list_meta.str(1, "");
+    list_meta.str(2, &head.resource_version);
+    list_meta.str(3, &head.continue_token);
+    if let Some(remaining) = head.remaining {
+        list_meta.int(4, remaining);
+    }
+    let raw_len =
+        bytes_field_len(metadata, list_meta.len()) + fields.iter().map(Bytes::len).sum::<usize>();
+    let mut start = protobuf::envelope_head_with_room(
+        &head.gvk.api_version(),
+        &head.gvk.kind,
+        raw_len,
+        bytes_field_len(metadata, list_meta.len()),
+    );
+    let mut end = Writer::new();
+    let list_meta = list_meta.into_vec();
+    if metadata < items_number {
+        start.bytes(metadata, &list_meta);
+    } else {
+        end.bytes(metadata, &list_meta);
+    }
+    end.raw(ENVELOPE_TAIL);
+    let mut chunks = Vec::with_capacity(fields.len() + 2);
+    chunks.push(Bytes::from(start.into_vec()));
+    chunks.append(&mut fields);
+    chunks.push(Bytes::from(end.into_vec()));
+    Ok(chunks)
+}
+
+fn join_json(head: &ListHead, items: &[Object]) -> Vec<Bytes> {
+    let mut start = br#"{"kind":"#.to_vec();
+    json::push_string(&mut start, &head.gvk.kind);
+    start.extend_from_slice(br#","apiVersion":"#);
+    json::push_string(&mut start, &head.gvk.api_version());
+    start.extend_from_slice(br#","metadata":{"resourceVersion":"#);
+    json::push_string(&mut start, &head.resource_version);
+    if !head.continue_token.is_empty() {
+        start.extend_from_slice(br#","continue":"#);
+        json::push_string(&mut start, &head.continue_token);
+    }
+    if let Some(remaining) = head.remaining {
+        start.extend_from_slice(format!(r#","remainingItemCount":{remaining}"#).as_bytes());
+    }
+    start.extend_from_slice(br#"},"items":["#);
+    let mut chunks = Vec::with_capacity(items.len() * 2 + 1);
+    chunks.push(Bytes::from(start));
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            chunks.push(Bytes::from_static(b","));
+        }
+        chunks.push(item.bytes.clone());
+    }
+    chunks.push(Bytes::from_static(b"]}"));
+    chunks
 }

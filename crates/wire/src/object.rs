@@ -1,5 +1,10 @@
 //! One object as bytes, with its metadata read and nothing else decoded.
 
+mod meta;
+mod version;
+
+pub(crate) use version::insert_member;
+
 use crate::{Encoding, Gvk};
 use bytes::Bytes;
 
@@ -14,6 +19,9 @@ pub struct Malformed {
 }
 
 /// A complete object as bytes: protobuf with the `k8s\0` envelope, or JSON with apiVersion and kind.
+///
+/// `bytes` may be a slice of a larger body or chunk and then keeps all of it alive: who stores an object for long
+/// copies it first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Object {
     /// The encoding of `bytes`.
@@ -51,8 +59,15 @@ impl ObjectMeta {
 
 impl Object {
     /// Reads type and metadata.
+    ///
+    /// Lists and `Status` give their type and resource version, the few kinds without metadata (options,
+    /// discovery documents) only their type.
     pub fn meta(&self) -> Result<ObjectMeta, Malformed> {
-        unimplemented!()
+        meta::read(self.encoding, &self.bytes)
+    }
+    /// The same object with another `metadata.resourceVersion`; everything else stays byte for byte.
+    pub fn with_resource_version(&self, version: &str) -> Result<Object, Malformed> {
+        version::replace(self, version)
     }
     /// The value at a dotted field path as a field selector sees it (`metadata.name`,
     /// `spec.nodeName`, `status.phase`, `involvedObject.uid`): strings as they are, booleans and numbers

@@ -1,0 +1,133 @@
+//! Borrowed walks over JSON text: members are found without building values.
+
+use crate::{Encoding, object::Malformed};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use std::{borrow::Cow, fmt, ops::Range};
+
+impl From<serde_json::Error> for Malformed {
+    fn from(error: serde_json::Error) -> Self {
+        Self {
+            encoding: Encoding::Json,
+            what: error.to_string(),
+        }
+    }
+}
+
+/// Calls `each` with every member of the JSON object in `text`.
+pub(crate) fn for_each_member<'a>(
+    text: &'a [u8],
+    each: impl FnMut(&str, &'a RawValue),
+) -> Result<(), serde_json::Error> {
+    struct Members<F>(F);
+    impl<'de, F: FnMut(&str, &'de RawValue)> Visitor<'de> for Members<F> {
+        type Value = ();
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some(key) = map.next_key_seed(Key)? {
+                (self.0)(&key, map.next_value()?);
+            }
+            Ok(())
+        }
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    deserializer.deserialize_map(Members(each))?;
+    deserializer.end()
+}
+
+/// Calls `each` with every item of the JSON array in `text`, until it errs.
+pub(crate) fn for_each_item<'a>(
+    text: &'a [u8],
+    each: impl FnMut(&'a RawValue) -> Result<(), Malformed>,
+) -> Result<(), Malformed> {
+    struct Items<F>(F, Result<(), Malformed>);
+    impl<'de, F: FnMut(&'de RawValue) -> Result<(), Malformed>> Visitor<'de> for Items<F> {
+        type Value = Result<(), Malformed>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an array")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Self::Value, A::Error> {
+            while let Some(item) = seq.next_element()? {
+                if self.1.is_ok() {
+                    self.1 = (self.0)(item);
+                }
+            }
+            Ok(self.1)
+        }
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let result = deserializer.deserialize_seq(Items(each, Ok(())))?;
+    deserializer.end()?;
+    result
+}
+
+/// A key, borrowed unless it holds escapes.
+struct Key;
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Cow<'de, str>;
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+impl<'de> Visitor<'de> for Key {
+    type Value = Cow<'de, str>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a string")
+    }
+    fn visit_borrowed_str<E: de::Error>(self, v: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(v))
+    }
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(v.to_owned()))
+    }
+}
+
+/// The last member `name` of the JSON object in `text` (as Go's decoder, the last one counts).
+pub(crate) fn member<'a>(
+    text: &'a [u8],
+    name: &str,
+) -> Result<Option<&'a RawValue>, serde_json::Error> {
+    let mut found = None;
+    for_each_member(text, |key, value| {
+        if key == name {
+            found = Some(value);
+        }
+    })?;
+    Ok(found)
+}
+
+/// Where `part` lies within `whole`, of which it must be a slice.
+pub(crate) fn range_in(whole: &[u8], part: &RawValue) -> Range<usize> {
+    let start = (part.get().as_ptr() as usize).saturating_sub(whole.as_ptr() as usize);
+    start..start + part.get().len()
+}
+
+/// Appends a JSON string.
+pub(crate) fn push_string(out: &mut Vec<u8>, value: &str) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    out.push(b'"');
+    let mut rest = value.as_bytes();
+    while let Some(at) = rest
+        .iter()
+        .position(|&b| b < 0x20 || b == b'"' || b == b'\\')
+    {
+        out.extend_from_slice(&rest[..at]);
+        match rest[at] {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            byte => {
+                out.extend_from_slice(b"\\u00");
+                out.push(HEX[usize::from(byte >> 4)]);
+                out.push(HEX[usize::from(byte & 15)]);
+            }
+        }
+        rest = &rest[at + 1..];
+    }
+    out.extend_from_slice(rest);
+    out.push(b'"');
+}

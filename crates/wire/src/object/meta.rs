@@ -1,0 +1,194 @@
+//! Reading the metadata of an object and nothing else.
+
+use super::{Malformed, ObjectMeta};
+use crate::{
+    Encoding, Gvk,
+    protobuf::{Envelope, Reader, WireError},
+};
+use serde::{Deserialize, Deserializer};
+use std::collections::BTreeMap;
+
+/// What a kind has at field 1 of its message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HeadShape {
+    /// An ObjectMeta: every kind that is stored.
+    Object,
+    /// A ListMeta: lists and `Status`.
+    List,
+    /// Something else.
+    None,
+}
+
+/// The shape of a built-in kind's message. By name, because every stored kind of every API version has
+/// ObjectMeta at field 1; the exceptions are few and fixed.
+pub(crate) fn head_shape(gvk: &Gvk) -> HeadShape {
+    match gvk.kind.as_str() {
+        "Status" => HeadShape::List,
+        "APIVersions" | "APIGroup" | "APIGroupList" | "APIResourceList" | "WatchEvent"
+        | "AdmissionReview" | "ConversionReview" => HeadShape::None,
+        "PartialObjectMetadataList" if gvk.version == "v1beta1" => HeadShape::None,
+        kind if kind.ends_with("List") => HeadShape::List,
+        kind if kind.ends_with("Options") => HeadShape::None,
+        _ => HeadShape::Object,
+    }
+}
+
+pub(super) fn read(encoding: Encoding, bytes: &[u8]) -> Result<ObjectMeta, Malformed> {
+    match encoding {
+        Encoding::Protobuf => read_protobuf(bytes),
+        Encoding::Json => read_json(bytes),
+    }
+}
+
+fn read_protobuf(bytes: &[u8]) -> Result<ObjectMeta, Malformed> {
+    let envelope = Envelope::open(bytes)?;
+    let mut meta = ObjectMeta {
+        gvk: envelope.gvk(),
+        ..ObjectMeta::default()
+    };
+    let shape = head_shape(&meta.gvk);
+    if shape == HeadShape::None {
+        return Ok(meta);
+    }
+    let mut fields = Reader::new(envelope.raw);
+    while let Some(field) = fields.next_field()? {
+        if field.number == 1 {
+            match shape {
+                HeadShape::Object => read_object_meta(field.bytes()?, &mut meta)?,
+                HeadShape::List => meta.resource_version = read_list_version(field.bytes()?)?,
+                HeadShape::None => {}
+            }
+        }
+    }
+    Ok(meta)
+}
+
+/// ObjectMeta: 1 name, 2 generateName, 3 namespace, 5 uid, 6 resourceVersion, 7 generation,
+/// 8 creationTimestamp, 9 deletionTimestamp, 11 labels, 12 annotations.
+fn read_object_meta(message: &[u8], meta: &mut ObjectMeta) -> Result<(), WireError> {
+    let mut fields = Reader::new(message);
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            1 => meta.name = field.str()?.to_owned(),
+            2 => meta.generate_name = field.str()?.to_owned(),
+            3 => meta.namespace = field.str()?.to_owned(),
+            5 => meta.uid = field.str()?.to_owned(),
+            6 => meta.resource_version = field.str()?.to_owned(),
+            7 => meta.generation = field.int()?,
+            8 => meta.creation_timestamp = read_time(field.bytes()?)?,
+            9 => meta.deletion_timestamp = read_time(field.bytes()?)?,
+            11 => meta.labels.push(read_map_entry(field.bytes()?)?),
+            12 => meta.annotations.push(read_map_entry(field.bytes()?)?),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn read_list_version(message: &[u8]) -> Result<String, WireError> {
+    let mut fields = Reader::new(message);
+    let mut version = "";
+    while let Some(field) = fields.next_field()? {
+        if field.number == 2 {
+            version = field.str()?;
+        }
+    }
+    Ok(version.to_owned())
+}
+
+fn read_map_entry(message: &[u8]) -> Result<(String, String), WireError> {
+    let (mut key, mut value) = ("", "");
+    let mut fields = Reader::new(message);
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            1 => key = field.str()?,
+            2 => value = field.str()?,
+            _ => {}
+        }
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+/// `metav1.Time` as RFC 3339 in UTC; an empty message is the zero time, printed as `""`. Kubernetes ignores
+/// the nanoseconds of this type.
+fn read_time(message: &[u8]) -> Result<String, WireError> {
+    let mut seconds = None;
+    let mut fields = Reader::new(message);
+    while let Some(field) = fields.next_field()? {
+        if field.number == 1 {
+            seconds = Some(field.int()?);
+        }
+    }
+    Ok(seconds
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+        .map(|time| time.to_string())
+        .unwrap_or_default())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonObject {
+    #[serde(default, deserialize_with = "null_is_default")]
+    api_version: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    kind: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    metadata: JsonMeta,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct JsonMeta {
+    #[serde(deserialize_with = "null_is_default")]
+    name: String,
+    #[serde(deserialize_with = "null_is_default")]
+    generate_name: String,
+    #[serde(deserialize_with = "null_is_default")]
+    namespace: String,
+    #[serde(deserialize_with = "null_is_default")]
+    uid: String,
+    #[serde(deserialize_with = "null_is_default")]
+    resource_version: String,
+    #[serde(deserialize_with = "null_is_default")]
+    generation: i64,
+    #[serde(deserialize_with = "null_is_default")]
+    creation_timestamp: String,
+    #[serde(deserialize_with = "null_is_default")]
+    deletion_timestamp: String,
+    #[serde(deserialize_with = "null_is_default")]
+    labels: BTreeMap<String, Option<String>>,
+    #[serde(deserialize_with = "null_is_default")]
+    annotations: BTreeMap<String, Option<String>>,
+}
+
+/// Go's decoder leaves a field alone where JSON says null.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn read_json(bytes: &[u8]) -> Result<ObjectMeta, Malformed> {
+    let object: JsonObject = serde_json::from_slice(bytes)?;
+    let pairs = |map: BTreeMap<String, Option<String>>| {
+        map.into_iter()
+            .map(|(key, value)| (key, value.unwrap_or_default()))
+            .collect()
+    };
+    let meta = object.metadata;
+    Ok(ObjectMeta {
+        gvk: Gvk::from_api_version(&object.api_version, &object.kind),
+        name: meta.name,
+        generate_name: meta.generate_name,
+        namespace: meta.namespace,
+        uid: meta.uid,
+        resource_version: meta.resource_version,
+        generation: meta.generation,
+        labels: pairs(meta.labels),
+        annotations: pairs(meta.annotations),
+        creation_timestamp: meta.creation_timestamp,
+        deletion_timestamp: meta.deletion_timestamp,
+    })
+}
