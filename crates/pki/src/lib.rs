@@ -1,26 +1,83 @@
-//! CA, CSRs, certificates, and TLS configurations that follow certificates on disk.
+//! Certificate authority, certificates, and the TLS configurations made of them.
+//!
+//! Identities follow Kubernetes: the common name of a client certificate is the user, each organization a group. Keys are ECDSA P-256;
+//! keys made elsewhere (PKCS#8, PKCS#1, SEC 1; RSA too) are read. Nothing here resumes TLS sessions: a resumed session keeps the
+//! identity of the old certificate after a rotation.
 
-use std::net::IpAddr;
+mod authority;
+mod identity;
+mod key;
+mod tls;
+
+pub use authority::Ca;
+pub use identity::{Identity, identity_of, not_after};
+pub use tls::{certs_from_pem, client_config, server_config};
+
+use std::{net::IpAddr, path::Path};
 
 /// What can go wrong.
 #[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
 pub enum PkiError {
+    /// A file could not be read.
     #[error("{path}: {source}")]
     Io {
+        /// The file.
         path: String,
+        /// Why.
         source: std::io::Error,
     },
+    /// Something given does not fit: a broken PEM, a key of another certificate, a name that cannot be encoded.
     #[error("{what}: {why}")]
-    Invalid { what: String, why: String },
+    Invalid {
+        /// What was given.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
-/// PEM of a certificate (with chain) and its private key (PKCS#8).
-#[derive(Clone, Debug)]
-#[allow(missing_docs)]
+impl PkiError {
+    pub(crate) fn invalid(what: impl Into<String>, why: impl ToString) -> Self {
+        Self::Invalid {
+            what: what.into(),
+            why: why.to_string(),
+        }
+    }
+}
+
+/// PEM of a certificate (with chain) and its private key. What [`Ca::issue`] makes is PKCS#8; PKCS#1 and SEC 1 are accepted too.
+#[derive(Clone)]
 pub struct KeyPairPem {
+    /// The certificate, then its intermediates.
     pub cert: String,
+    /// The private key.
     pub key: String,
+}
+
+impl KeyPairPem {
+    /// Reads a certificate file and a key file; they may be the same file.
+    pub fn read(cert: &Path, key: &Path) -> Result<Self, PkiError> {
+        let text = |path: &Path| {
+            std::fs::read_to_string(path).map_err(|source| PkiError::Io {
+                path: path.display().to_string(),
+                source,
+            })
+        };
+        Ok(Self {
+            cert: text(cert)?,
+            key: text(key)?,
+        })
+    }
+}
+
+impl std::fmt::Debug for KeyPairPem {
+    /// Leaves the private key out.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("KeyPairPem")
+            .field("cert", &self.cert)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a certificate is for.
@@ -38,75 +95,6 @@ pub struct Profile {
     pub client: bool,
     /// serverAuth.
     pub server: bool,
-    /// Days of validity.
+    /// Days of validity, at least 1.
     pub days: u32,
-}
-
-/// A certificate authority.
-#[derive(Debug)]
-pub struct Ca {/* private */}
-
-impl Ca {
-    /// A new self-signed CA (ECDSA P-256).
-    pub fn new(_common_name: &str, _days: u32) -> Result<Self, PkiError> {
-        unimplemented!()
-    }
-    /// From PEM.
-    pub fn from_pem(_pem: &KeyPairPem) -> Result<Self, PkiError> {
-        unimplemented!()
-    }
-    /// As PEM.
-    pub fn to_pem(&self) -> KeyPairPem {
-        unimplemented!()
-    }
-    /// The CA certificate as PEM.
-    pub fn cert_pem(&self) -> String {
-        unimplemented!()
-    }
-    /// A fresh key and certificate. Repeated organizations are kept (they are Kubernetes groups).
-    pub fn issue(&self, _profile: &Profile) -> Result<KeyPairPem, PkiError> {
-        unimplemented!()
-    }
-}
-
-/// Who a verified certificate says its bearer is: CN and O, as Kubernetes reads them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Identity {
-    pub user: String,
-    pub groups: Vec<String>,
-}
-
-/// Reads the identity of a DER certificate.
-pub fn identity_of(_der: &[u8]) -> Result<Identity, PkiError> {
-    unimplemented!()
-}
-/// Seconds since the epoch when a DER certificate ends.
-pub fn not_after(_der: &[u8]) -> Result<i64, PkiError> {
-    unimplemented!()
-}
-/// Reads `CERTIFICATE` blocks of a PEM text to DER.
-pub fn certs_from_pem(
-    _pem: &str,
-) -> Result<Vec<rustls_pki_types::CertificateDer<'static>>, PkiError> {
-    unimplemented!()
-}
-
-/// A TLS server configuration (ALPN h2, http/1.1). `client_ca`: client certificates are asked for and, when given,
-/// must verify against it; a client without one is let in (bearer token or anonymous). No session tickets: identity must never
-/// outlive a rotation.
-pub fn server_config(
-    _own: &KeyPairPem,
-    _client_ca: Option<&str>,
-    _alpn_h2: bool,
-) -> Result<std::sync::Arc<rustls::ServerConfig>, PkiError> {
-    unimplemented!()
-}
-/// A TLS client configuration that trusts `ca` only, with an optional client certificate, no resumption.
-pub fn client_config(
-    _ca: &str,
-    _own: Option<&KeyPairPem>,
-    _alpn: &[&str],
-) -> Result<std::sync::Arc<rustls::ClientConfig>, PkiError> {
-    unimplemented!()
 }

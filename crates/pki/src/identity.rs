@@ -1,0 +1,52 @@
+//! What a certificate says about its bearer.
+
+use crate::PkiError;
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+
+/// Who a verified certificate says its bearer is: CN and O, as Kubernetes reads them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// The common name.
+    pub user: String,
+    /// Every organization, in the certificate's order.
+    pub groups: Vec<String>,
+}
+
+/// Reads the identity of a DER certificate. One without a common name names nobody, which is an error.
+pub fn identity_of(der: &[u8]) -> Result<Identity, PkiError> {
+    let certificate = parse(der)?;
+    let subject = certificate.subject();
+    let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
+        attribute
+            .as_str()
+            .map(str::to_owned)
+            .map_err(|error| PkiError::invalid("certificate subject", error))
+    };
+    // Go keeps the last of several common names.
+    let user = subject
+        .iter_common_name()
+        .last()
+        .map(text)
+        .transpose()?
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| PkiError::invalid("certificate subject", "it has no common name"))?;
+    let groups = subject
+        .iter_organization()
+        .map(text)
+        .collect::<Result<_, _>>()?;
+    Ok(Identity { user, groups })
+}
+
+/// Seconds since the epoch when a DER certificate ends.
+pub fn not_after(der: &[u8]) -> Result<i64, PkiError> {
+    Ok(parse(der)?.validity().not_after.timestamp())
+}
+
+fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PkiError> {
+    let (rest, certificate) =
+        X509Certificate::from_der(der).map_err(|error| PkiError::invalid("certificate", error))?;
+    if !rest.is_empty() {
+        return Err(PkiError::invalid("certificate", "bytes after its end"));
+    }
+    Ok(certificate)
+}

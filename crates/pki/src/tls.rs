@@ -1,0 +1,102 @@
+//! TLS configurations.
+
+use crate::{KeyPairPem, PkiError};
+use rustls::{
+    ClientConfig, RootCertStore, ServerConfig,
+    client::Resumption,
+    crypto::CryptoProvider,
+    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    version::{TLS12, TLS13},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use std::sync::Arc;
+
+/// Named everywhere: with two providers in one binary the implicit default panics.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Reads `CERTIFICATE` blocks of a PEM text to DER; at least one must be there.
+pub fn certs_from_pem(pem: &str) -> Result<Vec<CertificateDer<'static>>, PkiError> {
+    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| PkiError::invalid("certificate PEM", error))?;
+    if certificates.is_empty() {
+        return Err(PkiError::invalid(
+            "certificate PEM",
+            "no block CERTIFICATE in it",
+        ));
+    }
+    Ok(certificates)
+}
+
+fn key_from_pem(pem: &str) -> Result<PrivateKeyDer<'static>, PkiError> {
+    PrivateKeyDer::from_pem_slice(pem.as_bytes())
+        .map_err(|error| PkiError::invalid("private key PEM", error))
+}
+
+fn roots(ca: &str) -> Result<Arc<RootCertStore>, PkiError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certs_from_pem(ca)? {
+        roots
+            .add(certificate)
+            .map_err(|error| PkiError::invalid("CA certificate", error))?;
+    }
+    Ok(Arc::new(roots))
+}
+
+/// A TLS server configuration (ALPN h2, http/1.1). `client_ca`: client certificates are asked for and, when given,
+/// must verify against it; a client without one is let in (bearer token or anonymous). No session tickets: identity must never
+/// outlive a rotation.
+pub fn server_config(
+    own: &KeyPairPem,
+    client_ca: Option<&str>,
+    alpn_h2: bool,
+) -> Result<Arc<ServerConfig>, PkiError> {
+    let invalid = |error: rustls::Error| PkiError::invalid("server certificate", error);
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(invalid)?;
+    let builder = match client_ca {
+        None => builder.with_no_client_auth(),
+        Some(ca) => builder.with_client_cert_verifier(
+            WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider())
+                .allow_unauthenticated()
+                .build()
+                .map_err(|error| PkiError::invalid("client CA", error))?,
+        ),
+    };
+    let mut config = builder
+        .with_single_cert(certs_from_pem(&own.cert)?, key_from_pem(&own.key)?)
+        .map_err(invalid)?;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    if alpn_h2 {
+        config.alpn_protocols.push(b"h2".to_vec());
+    }
+    config.alpn_protocols.push(b"http/1.1".to_vec());
+    Ok(Arc::new(config))
+}
+
+/// A TLS client configuration that trusts `ca` only, with an optional client certificate, no resumption. `alpn` is the protocols to
+/// offer, best first (`h2`, `http/1.1`).
+pub fn client_config(
+    ca: &str,
+    own: Option<&KeyPairPem>,
+    alpn: &[&str],
+) -> Result<Arc<ClientConfig>, PkiError> {
+    let invalid = |error: rustls::Error| PkiError::invalid("client certificate", error);
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(invalid)?
+        .with_root_certificates(roots(ca)?);
+    let mut config = match own {
+        None => builder.with_no_client_auth(),
+        Some(own) => builder
+            .with_client_auth_cert(certs_from_pem(&own.cert)?, key_from_pem(&own.key)?)
+            .map_err(invalid)?,
+    };
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
+    Ok(Arc::new(config))
+}
