@@ -4,157 +4,72 @@
 //! record; values are read with `pread` when asked for. `commit` returns when the batch is on disk
 //! (many callers share one `fdatasync`). A torn tail is truncated at open and reported; segments with much garbage are
 //! rewritten in the background; the caller is told how many bytes are live so that it can keep a budget.
+//!
+//! # Where to start
+//!
+//! [`Store`] is the handle. `batch` holds what callers pass in and wait on, `queue` the bounded hand-over to the one
+//! `writer` thread, `record` and `segment` the bytes on disk, `scan` the reading of a damaged file, `recovery` what
+//! `open` does, `index` the map in memory, `compaction` the second thread, `hint` the files that make `open` fast.
+//!
+//! # Files
+//!
+//! | file | what |
+//! |---|---|
+//! | `lock` | held with `flock` while a process has the store open |
+//! | `XXXXXXXX.log` | a segment as the writer appended it; the highest number is the one being appended to |
+//! | `XXXXXXXX.packed` | a segment written by compaction; complete and synced before it got this name |
+//! | `XXXXXXXX.hint` | the keys and offsets of the segment of that number; only an aid, checked by CRC |
+//! | `*.tmp` | not finished when the process ended; removed at open |
+//!
+//! Numbers are hexadecimal, only grow, and are shared by both kinds of segment.
+//!
+//! A segment is 8 bytes (`yurtseg` and the format version, 1), then records without gaps. A record (integers
+//! little-endian):
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 0..3 | magic `79 72 01` |
+//! | 3 | flags: 1 delete, 2 value is LZ4, 4 first of its batch, 8 last of its batch, 16 list of replaced segments |
+//! | 4..8 | key length |
+//! | 8..12 | value length as stored |
+//! | 12..20 | sequence number of the batch |
+//! | 20..24 | bytes of this segment that were known to be durable when the record was written |
+//! | 24..28 | CRC-32 of the value as stored |
+//! | 28..32 | CRC-32 of bytes 0..28, the key, and the place (segment number, offset) |
+//! | 32.. | key, value (LZ4 values begin with their plain length, 4 bytes) |
+//!
+//! The head has its own checksum so that a rotten value costs one record and not its borders; when a head is rotten the
+//! next border is found by looking for a head that verifies. The place is part of the checksum so that a copy of a
+//! record inside somebody's value is never taken for a record.
+//!
+//! # Guarantees
+//!
+//! - **Order is by sequence number**, not by place: compaction may move records between files, and a crash that leaves
+//!   both copies is harmless.
+//! - **A batch is all or nothing.** Its records are contiguous in one segment and marked first and last.
+//! - **A torn tail is told from rot.** Every record says how much of its segment was durable before it. What is broken
+//!   before the highest such mark was acknowledged once: it is left out, counted, and everything after it is kept.
+//!   What is broken after it belongs to the last group commit, which the crash interrupted: the file is cut there.
+//! - **A failed write changes nothing**: the file is cut back to the last durable byte before the next group is
+//!   written, and the callers of the failed group get the error.
+//! - **Compaction is atomic**: its first output names the segments that it replaces and is renamed into place last.
+//!   Segments named by an output are dead, whether or not they were unlinked before a crash.
+//! - **A delete keeps its tombstone** until no segment outside the compaction holds anything older.
 
-use bytes::Bytes;
-use std::{path::Path, sync::Arc};
+mod batch;
+mod compaction;
+mod directory;
+mod error;
+mod hint;
+mod index;
+mod queue;
+mod record;
+mod recovery;
+mod scan;
+mod segment;
+mod store;
+mod writer;
 
-/// What can go wrong.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another process holds the directory.
-    #[error("store {dir} is in use by another process")]
-    InUse {
-        /// The directory.
-        dir: String,
-    },
-    /// The disk refuses (full, read-only, gone). Nothing of the batch is acknowledged; later batches may succeed.
-    #[error("store {dir}: {source}")]
-    Io {
-        /// The directory.
-        dir: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A record that was good when written does not match its checksum.
-    #[error("store {dir}: record {key} is corrupt")]
-    Corrupt {
-        /// The directory.
-        dir: String,
-        /// The key, printable.
-        key: String,
-    },
-    /// Key or value over the limits.
-    #[error("record too large: {0} bytes")]
-    TooLarge(usize),
-    /// The store was closed.
-    #[error("store is closed")]
-    Closed,
-}
-
-/// How a store behaves.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Bytes of a segment before the next is begun.
-    pub segment_bytes: u64,
-    /// A segment whose garbage share is above this (0..1) is rewritten.
-    pub garbage_share: f32,
-    /// `false` leaves durability to the kernel (tests, benches).
-    pub sync: bool,
-    /// Compress values of this many bytes and more with LZ4.
-    pub compress_from: usize,
-}
-
-/// What `open` found.
-#[derive(Clone, Debug, Default)]
-pub struct Recovery {
-    /// Live records.
-    pub records: u64,
-    /// Bytes cut from a torn tail (0 after a clean stop).
-    pub truncated_bytes: u64,
-    /// Records left out because their checksum failed in the middle of a segment.
-    pub corrupt_records: u64,
-}
-
-/// Changes that become durable together or not at all.
-#[derive(Clone, Debug, Default)]
-pub struct Batch {/* private */}
-
-impl Batch {
-    /// Sets a key. At most 64 KiB of key, 64 MiB of value.
-    pub fn put(&mut self, _key: impl Into<Vec<u8>>, _value: impl Into<Bytes>) -> &mut Self {
-        unimplemented!()
-    }
-    /// Removes a key (no error when absent).
-    pub fn delete(&mut self, _key: impl Into<Vec<u8>>) -> &mut Self {
-        unimplemented!()
-    }
-    /// Whether nothing is in it.
-    pub fn is_empty(&self) -> bool {
-        unimplemented!()
-    }
-}
-
-/// A ticket for a batch under way; `wait` blocks until it is durable.
-#[derive(Debug)]
-pub struct Commit {/* private */}
-impl Commit {
-    /// Blocks until the batch is on disk.
-    pub fn wait(self) -> Result<(), StoreError> {
-        unimplemented!()
-    }
-}
-impl std::future::Future for Commit {
-    type Output = Result<(), StoreError>;
-    fn poll(
-        self: std::pin::Pin<&mut Self>,
-        _cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Self::Output> {
-        unimplemented!()
-    }
-}
-
-/// An open store; cheap to clone. Reads see a batch as soon as it is durable (read-your-writes after `Commit`).
-#[derive(Clone, Debug)]
-pub struct Store {
-    _inner: Arc<()>,
-}
-
-impl Store {
-    /// Opens or creates a store, recovering what a crash left.
-    pub fn open(_dir: &Path, _options: Options) -> Result<(Store, Recovery), StoreError> {
-        unimplemented!()
-    }
-    /// Queues a batch (the queue is bounded by bytes: blocks the thread when the disk cannot follow; use
-    /// [`Store::try_commit`] where that must not happen).
-    pub fn commit(&self, _batch: Batch) -> Commit {
-        unimplemented!()
-    }
-    /// As `commit`, but gives the batch back when the queue is full.
-    pub fn try_commit(&self, _batch: Batch) -> Result<Commit, Batch> {
-        unimplemented!()
-    }
-    /// The value of a key.
-    pub fn get(&self, _key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        unimplemented!()
-    }
-    /// The keys with a prefix, in order.
-    pub fn keys(&self, _prefix: &[u8]) -> Vec<Vec<u8>> {
-        unimplemented!()
-    }
-    /// Every record with a prefix, in key order, one at a time.
-    pub fn scan(
-        &self,
-        _prefix: &[u8],
-        _each: &mut dyn FnMut(&[u8], Bytes) -> bool,
-    ) -> Result<(), StoreError> {
-        unimplemented!()
-    }
-    /// Bytes of live records and bytes on disk.
-    pub fn usage(&self) -> Usage {
-        unimplemented!()
-    }
-    /// Waits for what is queued, then stops the writer and releases the directory.
-    pub fn close(&self) -> Result<(), StoreError> {
-        unimplemented!()
-    }
-}
-
-/// Sizes.
-#[derive(Clone, Copy, Debug, Default)]
-#[allow(missing_docs)]
-pub struct Usage {
-    pub records: u64,
-    pub live_bytes: u64,
-    pub disk_bytes: u64,
-    pub corrupt_records: u64,
-}
+pub use batch::{Batch, Commit};
+pub use error::StoreError;
+pub use store::{Options, Recovery, Store, Usage};
