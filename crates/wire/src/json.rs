@@ -104,30 +104,72 @@ pub(crate) fn range_in(whole: &[u8], part: &RawValue) -> Range<usize> {
     start..start + part.get().len()
 }
 
-/// Appends a JSON string.
+/// Appends a JSON string with Go's escapes: HTML's special characters and the line separators that JavaScript
+/// minds are escaped too, so that the text is byte for byte kube-apiserver's.
 pub(crate) fn push_string(out: &mut Vec<u8>, value: &str) {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
     out.push(b'"');
-    let mut rest = value.as_bytes();
-    while let Some(at) = rest
-        .iter()
-        .position(|&b| b < 0x20 || b == b'"' || b == b'\\')
-    {
-        out.extend_from_slice(&rest[..at]);
-        match rest[at] {
+    push_escaped(out, value.as_bytes(), |byte| {
+        byte < 0x20 || byte == b'"' || byte == b'\\'
+    });
+    out.push(b'"');
+}
+
+/// Appends `text` with the bytes escaped that `special` names, and those that Go escapes everywhere.
+fn push_escaped(out: &mut Vec<u8>, text: &[u8], special: impl Fn(u8) -> bool) {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut done = 0;
+    for (at, &byte) in text.iter().enumerate() {
+        let line_separator = byte == 0xe2
+            && text.get(at + 1) == Some(&0x80)
+            && matches!(text.get(at + 2), Some(0xa8 | 0xa9));
+        if !(special(byte) || matches!(byte, b'<' | b'>' | b'&') || line_separator) {
+            continue;
+        }
+        out.extend_from_slice(&text[done..at]);
+        done = at + 1;
+        match byte {
             b'"' => out.extend_from_slice(b"\\\""),
             b'\\' => out.extend_from_slice(b"\\\\"),
             b'\n' => out.extend_from_slice(b"\\n"),
             b'\r' => out.extend_from_slice(b"\\r"),
             b'\t' => out.extend_from_slice(b"\\t"),
-            byte => {
+            0x08 => out.extend_from_slice(b"\\b"),
+            0x0c => out.extend_from_slice(b"\\f"),
+            0xe2 => {
+                out.extend_from_slice(b"\\u202");
+                out.push(if text[at + 2] == 0xa8 { b'8' } else { b'9' });
+                done = at + 3;
+            }
+            _ => {
                 out.extend_from_slice(b"\\u00");
                 out.push(HEX[usize::from(byte >> 4)]);
                 out.push(HEX[usize::from(byte & 15)]);
             }
         }
-        rest = &rest[at + 1..];
     }
-    out.extend_from_slice(rest);
-    out.push(b'"');
+    out.extend_from_slice(&text[done..]);
+}
+
+/// Appends JSON text that came from elsewhere, checked, without the white space between its tokens.
+pub(crate) fn push_compact(out: &mut Vec<u8>, text: &[u8]) -> Result<(), serde_json::Error> {
+    let text = serde_json::from_slice::<&RawValue>(text)?.get().as_bytes();
+    let (mut in_string, mut escaped) = (false, false);
+    let mut start = 0;
+    for (at, &byte) in text.iter().enumerate() {
+        if in_string {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' => escaped = true,
+                b'"' => in_string = false,
+                _ => {}
+            }
+        } else if byte == b'"' {
+            in_string = true;
+        } else if byte.is_ascii_whitespace() {
+            push_escaped(out, &text[start..at], |_| false);
+            start = at + 1;
+        }
+    }
+    push_escaped(out, &text[start..], |_| false);
+    Ok(())
 }

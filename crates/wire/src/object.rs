@@ -1,5 +1,7 @@
 //! One object as bytes, with its metadata read and nothing else decoded.
 
+mod convert;
+mod field;
 mod meta;
 mod version;
 
@@ -71,27 +73,28 @@ impl Object {
     }
     /// The value at a dotted field path as a field selector sees it (`metadata.name`,
     /// `spec.nodeName`, `status.phase`, `involvedObject.uid`): strings as they are, booleans and numbers
-    /// printed, absent as `""`. For protobuf by the schema tables; `None` when the kind or path is unknown there.
-    pub fn field(&self, _path: &str) -> Option<String> {
-        unimplemented!()
+    /// printed, absent as `""` (but `false` and `0` where a built-in kind cannot be without a value). `None` when
+    /// the path leads to no scalar, or, in protobuf, the kind or path is unknown.
+    pub fn field(&self, path: &str) -> Option<String> {
+        field::read(self, path)
     }
     /// The same object in another encoding (unchanged bytes when it is the same). CRD kinds have no protobuf form.
-    pub fn to_encoding(&self, _encoding: Encoding) -> Result<Object, Malformed> {
-        unimplemented!()
+    pub fn to_encoding(&self, encoding: Encoding) -> Result<Object, Malformed> {
+        convert::to_encoding(self, encoding)
     }
     /// Decodes to a JSON value.
     pub fn to_json_value(&self) -> Result<serde_json::Value, Malformed> {
-        unimplemented!()
+        convert::to_json_value(self)
     }
     /// Encodes a JSON value (with apiVersion and kind).
     pub fn from_json_value(
-        _value: &serde_json::Value,
-        _encoding: Encoding,
+        value: &serde_json::Value,
+        encoding: Encoding,
     ) -> Result<Object, Malformed> {
-        unimplemented!()
+        convert::from_json_value(value, encoding)
     }
     /// `PartialObjectMetadata` of this object, in the same encoding. `version` is `v1` or `v1beta1` of meta.k8s.io.
-    pub fn to_partial_metadata(&self, _version: &str) -> Result<Object, Malformed> {
-        unimplemented!()
+    pub fn to_partial_metadata(&self, version: &str) -> Result<Object, Malformed> {
+        convert::to_partial_metadata(self, version)
     }
 }

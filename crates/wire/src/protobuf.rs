@@ -34,6 +34,9 @@ pub enum WireError {
     /// The bytes do not start with the envelope's magic.
     #[error("no k8s magic at the start")]
     Magic,
+    /// A time that RFC 3339 cannot tell.
+    #[error("time out of range")]
+    Time,
     /// Messages nested deeper than [`MAX_DEPTH`].
     #[error("nested too deeply")]
     Depth,

@@ -4,6 +4,7 @@ use super::{Malformed, ObjectMeta};
 use crate::{
     Encoding, Gvk,
     protobuf::{Envelope, Reader, WireError},
+    transcode::scalar::read_time,
 };
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
@@ -75,8 +76,8 @@ fn read_object_meta(message: &[u8], meta: &mut ObjectMeta) -> Result<(), WireErr
             5 => meta.uid = field.str()?.to_owned(),
             6 => meta.resource_version = field.str()?.to_owned(),
             7 => meta.generation = field.int()?,
-            8 => meta.creation_timestamp = read_time(field.bytes()?)?,
-            9 => meta.deletion_timestamp = read_time(field.bytes()?)?,
+            8 => meta.creation_timestamp = read_time(field.bytes()?)?.unwrap_or_default(),
+            9 => meta.deletion_timestamp = read_time(field.bytes()?)?.unwrap_or_default(),
             11 => meta.labels.push(read_map_entry(field.bytes()?)?),
             12 => meta.annotations.push(read_map_entry(field.bytes()?)?),
             _ => {}
@@ -107,22 +108,6 @@ fn read_map_entry(message: &[u8]) -> Result<(String, String), WireError> {
         }
     }
     Ok((key.to_owned(), value.to_owned()))
-}
-
-/// `metav1.Time` as RFC 3339 in UTC; an empty message is the zero time, printed as `""`. Kubernetes ignores
-/// the nanoseconds of this type.
-fn read_time(message: &[u8]) -> Result<String, WireError> {
-    let mut seconds = None;
-    let mut fields = Reader::new(message);
-    while let Some(field) = fields.next_field()? {
-        if field.number == 1 {
-            seconds = Some(field.int()?);
-        }
-    }
-    Ok(seconds
-        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
-        .map(|time| time.to_string())
-        .unwrap_or_default())
 }
 
 #[derive(Deserialize)]

@@ -59,9 +59,12 @@ fn write_envelope_tail(out: &mut Writer, content_type: &str) {
     }
 }
 
+/// What stands before a field, its content, and what follows.
+type Around<'a> = (&'a [u8], &'a [u8], &'a [u8]);
+
 /// What stands before the (last) field `number`, its content, and what follows. Without such a field: the
 /// place where it belongs in ascending order, with empty content.
-fn split_at_field(message: &[u8], number: u32) -> Result<(&[u8], &[u8], &[u8]), WireError> {
+fn split_at_field(message: &[u8], number: u32) -> Result<Around<'_>, WireError> {
     let mut fields = Reader::new(message);
     let mut offset = 0;
     let mut place = None;
