@@ -1,1 +1,4 @@
-//! Placeholder.
+//! The embedded cluster: one API server, a hub per simulated node as its own process behind a breakable link, a
+//! simulated kubelet per node.
+
+pub mod link;
