@@ -1,0 +1,656 @@
+//! Nodes, namespaces, configuration, access, and the API's own objects.
+
+use super::{
+    AGE, BuiltIn, CREATED_AT, Fields, NAME, Spec, age::human_duration, boolean, built_in,
+    fields::or_none, integer, text,
+};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+const ADMISSION: &str = "admissionregistration.k8s.io";
+const FLOW: &str = "flowcontrol.apiserver.k8s.io";
+
+pub(super) const PRINTERS: &[BuiltIn] = &[
+    built_in(
+        "",
+        "Node",
+        &[
+            NAME,
+            text("Status", "Whether the node is ready and takes pods."),
+            text("Roles", "Roles of the node."),
+            AGE,
+            text("Version", "Version of the kubelet."),
+            text("Internal-IP", "Address inside the cluster.").wide(),
+            text("External-IP", "Address outside the cluster.").wide(),
+            text("OS-Image", "Operating system.").wide(),
+            text("Kernel-Version", "Version of the kernel.").wide(),
+            text("Container-Runtime", "Container runtime and its version.").wide(),
+        ],
+        node,
+    ),
+    built_in(
+        "",
+        "Namespace",
+        &[NAME, text("Status", "Phase of the namespace."), AGE],
+        |object, now| {
+            vec![
+                object.name(),
+                json!(object.text("status.phase")),
+                object.age(now),
+            ]
+        },
+    ),
+    built_in(
+        "",
+        "ConfigMap",
+        &[NAME, text("Data", "Number of entries."), AGE],
+        |object, now| {
+            let entries = object.count("data") + object.count("binaryData");
+            vec![object.name(), json!(entries), object.age(now)]
+        },
+    ),
+    built_in(
+        "",
+        "Secret",
+        &[
+            NAME,
+            text("Type", "What the secret is for."),
+            text("Data", "Number of entries."),
+            AGE,
+        ],
+        |object, now| {
+            vec![
+                object.name(),
+                json!(object.text("type")),
+                json!(object.count("data")),
+                object.age(now),
+            ]
+        },
+    ),
+    built_in(
+        "",
+        "ServiceAccount",
+        &[NAME, text("Secrets", "Number of secrets."), AGE],
+        |object, now| {
+            vec![
+                object.name(),
+                json!(object.count("secrets")),
+                object.age(now),
+            ]
+        },
+    ),
+    built_in("", "Event", EVENT, event),
+    built_in("events.k8s.io", "Event", EVENT, event),
+    built_in(
+        "",
+        "ResourceQuota",
+        &[
+            NAME,
+            text("Request", "Resources requested, of those allowed."),
+            text("Limit", "Limits given, of those allowed."),
+            AGE,
+        ],
+        resource_quota,
+    ),
+    built_in("", "LimitRange", &[NAME, CREATED_AT], created),
+    built_in(
+        "",
+        "ComponentStatus",
+        &[
+            NAME,
+            text("Status", "Whether the component is healthy."),
+            text("Message", "What the component says."),
+            text("Error", "What is wrong."),
+        ],
+        component_status,
+    ),
+    built_in(
+        "coordination.k8s.io",
+        "Lease",
+        &[NAME, text("Holder", "Who holds the lease."), AGE],
+        |object, now| {
+            vec![
+                object.name(),
+                json!(object.text("spec.holderIdentity")),
+                object.age(now),
+            ]
+        },
+    ),
+    built_in(
+        "coordination.k8s.io",
+        "LeaseCandidate",
+        &[
+            NAME,
+            text("LeaseName", "The lease it is a candidate for."),
+            text("BinaryVersion", "Version of the candidate."),
+            text("EmulationVersion", "Version that the candidate behaves as."),
+            AGE,
+        ],
+        |object, now| {
+            vec![
+                object.name(),
+                json!(object.text("spec.leaseName")),
+                json!(object.text("spec.binaryVersion")),
+                json!(object.text("spec.emulationVersion")),
+                object.age(now),
+            ]
+        },
+    ),
+    built_in(
+        "certificates.k8s.io",
+        "CertificateSigningRequest",
+        &[
+            NAME,
+            AGE,
+            text("SignerName", "Who is asked to sign."),
+            text("Requestor", "Who asks."),
+            text("RequestedDuration", "For how long."),
+            text("Condition", "What became of the request."),
+        ],
+        certificate_signing_request,
+    ),
+    built_in(
+        "certificates.k8s.io",
+        "ClusterTrustBundle",
+        &[NAME, text("SignerName", "The signer that is trusted.")],
+        |object, _now| {
+            vec![
+                object.name(),
+                json!(object.text_or("spec.signerName", "<none>")),
+            ]
+        },
+    ),
+    built_in(RBAC, "Role", &[NAME, CREATED_AT], created),
+    built_in(RBAC, "ClusterRole", &[NAME, CREATED_AT], created),
+    built_in(RBAC, "RoleBinding", BINDING, role_binding),
+    built_in(RBAC, "ClusterRoleBinding", BINDING, role_binding),
+    built_in(
+        "scheduling.k8s.io",
+        "PriorityClass",
+        &[
+            NAME,
+            integer("Value", "The priority."),
+            boolean("Global-Default", "Whether pods without a class get it."),
+            AGE,
+            text("PreemptionPolicy", "Whether other pods make room."),
+        ],
+        |object, now| {
+            vec![
+                object.name(),
+                json!(object.int("value")),
+                json!(object.bool_or("globalDefault", false)),
+                object.age(now),
+                json!(object.text("preemptionPolicy")),
+            ]
+        },
+    ),
+    built_in(
+        "node.k8s.io",
+        "RuntimeClass",
+        &[NAME, text("Handler", "The runtime's name for it."), AGE],
+        |object, now| {
+            vec![
+                object.name(),
+                json!(object.text("handler")),
+                object.age(now),
+            ]
+        },
+    ),
+    built_in(
+        ADMISSION,
+        "MutatingWebhookConfiguration",
+        WEBHOOKS,
+        webhooks,
+    ),
+    built_in(
+        ADMISSION,
+        "ValidatingWebhookConfiguration",
+        WEBHOOKS,
+        webhooks,
+    ),
+    built_in(
+        ADMISSION,
+        "ValidatingAdmissionPolicy",
+        &[
+            NAME,
+            integer("Validations", "Number of rules."),
+            text("ParamKind", "Kind of the parameters."),
+            AGE,
+        ],
+        |object, now| admission_policy(object, "spec.validations", now),
+    ),
+    built_in(
+        ADMISSION,
+        "MutatingAdmissionPolicy",
+        &[
+            NAME,
+            integer("Mutations", "Number of rules."),
+            text("ParamKind", "Kind of the parameters."),
+            AGE,
+        ],
+        |object, now| admission_policy(object, "spec.mutations", now),
+    ),
+    built_in(
+        ADMISSION,
+        "ValidatingAdmissionPolicyBinding",
+        POLICY_BINDING,
+        policy_binding,
+    ),
+    built_in(
+        ADMISSION,
+        "MutatingAdmissionPolicyBinding",
+        POLICY_BINDING,
+        policy_binding,
+    ),
+    built_in(
+        FLOW,
+        "FlowSchema",
+        &[
+            NAME,
+            text("PriorityLevel", "The level that requests go to."),
+            text("MatchingPrecedence", "Schemas are tried from low to high."),
+            text("DistinguisherMethod", "What tells flows apart."),
+            AGE,
+            text("MissingPL", "Whether the level does not exist."),
+        ],
+        flow_schema,
+    ),
+    built_in(
+        FLOW,
+        "PriorityLevelConfiguration",
+        &[
+            NAME,
+            text("Type", "Whether the level is limited."),
+            text(
+                "NominalConcurrencyShares",
+                "Share of the server's concurrency.",
+            ),
+            text("Queues", "Number of queues."),
+            text("HandSize", "Queues that a flow may use."),
+            text("QueueLengthLimit", "Requests that may wait in a queue."),
+            AGE,
+        ],
+        priority_level,
+    ),
+    built_in(
+        "apiextensions.k8s.io",
+        "CustomResourceDefinition",
+        &[
+            NAME,
+            text("Scope", "Whether objects are in namespaces."),
+            text("Versions", "Versions that are served."),
+            CREATED_AT,
+            text("Group", "API group.").wide(),
+            text("Kind", "Kind of the objects.").wide(),
+            text("ShortNames", "Short names of the resource.").wide(),
+            boolean("Established", "Whether the resource is served.").wide(),
+        ],
+        custom_resource_definition,
+    ),
+    built_in(
+        "apiregistration.k8s.io",
+        "APIService",
+        &[
+            NAME,
+            text("Service", "The service behind the API."),
+            text("Available", "Whether the API can be reached."),
+            AGE,
+        ],
+        api_service,
+    ),
+];
+
+const EVENT: &[Spec] = &[
+    text("Last Seen", "Time since it happened last."),
+    text("Type", "Normal or Warning."),
+    text("Reason", "What happened, in one word."),
+    text("Object", "What it happened to."),
+    text("Subobject", "Which part of the object.").wide(),
+    text("Source", "Who reports it.").wide(),
+    text("Message", "What happened."),
+    text("First Seen", "Time since it happened first.").wide(),
+    text("Count", "How often it happened.").wide(),
+    text("Name", "Name of the event.").name_format().wide(),
+];
+
+const BINDING: &[Spec] = &[
+    NAME,
+    text("Role", "The role that is granted."),
+    AGE,
+    text("Users", "Users that have the role.").wide(),
+    text("Groups", "Groups that have the role.").wide(),
+    text("ServiceAccounts", "Service accounts that have the role.").wide(),
+];
+
+const WEBHOOKS: &[Spec] = &[NAME, integer("Webhooks", "Number of webhooks."), AGE];
+
+const POLICY_BINDING: &[Spec] = &[
+    NAME,
+    text("PolicyName", "The policy that is bound."),
+    text("ParamRef", "The parameters."),
+    AGE,
+];
+
+/// The creation time itself.
+fn created_at(object: Fields<'_>) -> Value {
+    json!(object.text("metadata.creationTimestamp"))
+}
+
+fn created(object: Fields<'_>, _now: i64) -> Vec<Value> {
+    vec![object.name(), created_at(object)]
+}
+
+fn node(object: Fields<'_>, now: i64) -> Vec<Value> {
+    let ready = match object.condition("Ready") {
+        Some(condition) if condition.is("status", "True") => "Ready",
+        Some(_) => "NotReady",
+        None => "Unknown",
+    };
+    let status = match object.bool_or("spec.unschedulable", false) {
+        true => format!("{ready},SchedulingDisabled"),
+        false => ready.to_owned(),
+    };
+    let roles: BTreeSet<String> = object
+        .entries("metadata.labels")
+        .filter_map(|(key, value)| match key {
+            "kubernetes.io/role" => Some(value.as_text()),
+            _ => key
+                .strip_prefix("node-role.kubernetes.io/")
+                .map(str::to_owned),
+        })
+        .filter(|role| !role.is_empty())
+        .collect();
+    let roles: Vec<String> = roles.into_iter().collect();
+    let address = |kind: &str| {
+        let found = object
+            .list("status.addresses")
+            .find(|address| address.is("type", kind));
+        json!(found.map_or("<none>".to_owned(), |address| address.text("address")))
+    };
+    let info = |field: &str| json!(object.at("status.nodeInfo").text_or(field, "<unknown>"));
+    vec![
+        object.name(),
+        json!(status),
+        json!(or_none(roles.join(","))),
+        object.age(now),
+        json!(object.text("status.nodeInfo.kubeletVersion")),
+        address("InternalIP"),
+        address("ExternalIP"),
+        info("osImage"),
+        info("kernelVersion"),
+        info("containerRuntimeVersion"),
+    ]
+}
+
+/// An event of either API group: events.k8s.io has other names for the same fields.
+fn event(object: Fields<'_>, now: i64) -> Vec<Value> {
+    let either = |first: &str, second: &str| match object.exists(first) {
+        true => object.at(first),
+        false => object.at(second),
+    };
+    let since = |time: Fields<'_>| super::human_since(&time.as_text(), now);
+    let first = either("firstTimestamp", "deprecatedFirstTimestamp");
+    let first_seen = match first.as_text().is_empty() {
+        true => object.since("eventTime", now),
+        false => since(first),
+    };
+    let last = either("lastTimestamp", "deprecatedLastTimestamp");
+    let mut last_seen = match last.as_text().is_empty() {
+        true => first_seen.clone(),
+        false => since(last),
+    };
+    let mut count = match object.exists("count") {
+        true => object.int("count"),
+        false => object.int("deprecatedCount"),
+    };
+    if object.exists("series") {
+        last_seen = object.since("series.lastObservedTime", now);
+        count = object.int("series.count");
+    } else if count == 0 {
+        count = 1;
+    }
+    let about = either("involvedObject", "regarding");
+    let kind = about.text("kind").to_lowercase();
+    let target = match about.text("name") {
+        name if name.is_empty() => kind,
+        name => format!("{kind}/{name}"),
+    };
+    let source = either("source", "deprecatedSource");
+    let reporter = either("reportingComponent", "reportingController").as_text();
+    let component = source.text_or("component", &reporter);
+    let instance = source.text_or("host", &object.text("reportingInstance"));
+    let source = match instance.is_empty() {
+        true => component,
+        false => format!("{component}, {instance}"),
+    };
+    vec![
+        json!(last_seen),
+        json!(object.text("type")),
+        json!(object.text("reason")),
+        json!(target),
+        json!(about.text("fieldPath")),
+        json!(source),
+        json!(either("message", "note").as_text().trim()),
+        json!(first_seen),
+        json!(count),
+        object.name(),
+    ]
+}
+
+fn resource_quota(object: Fields<'_>, now: i64) -> Vec<Value> {
+    let used = object.at("status.used");
+    let (mut requests, mut limits) = (Vec::new(), Vec::new());
+    for (resource, hard) in object.entries("status.hard") {
+        let used = match used.field(resource).as_text() {
+            text if text.is_empty() => "0".to_owned(),
+            text => text,
+        };
+        let shown = format!("{resource}: {used}/{}", hard.as_text());
+        match resource.starts_with("limits.") {
+            true => limits.push(shown),
+            false => requests.push(shown),
+        }
+    }
+    vec![
+        object.name(),
+        json!(requests.join(", ")),
+        json!(limits.join(", ")),
+        object.age(now),
+    ]
+}
+
+fn component_status(object: Fields<'_>, _now: i64) -> Vec<Value> {
+    let healthy = object
+        .list("conditions")
+        .find(|condition| condition.is("type", "Healthy"));
+    let (status, message, error) = match healthy {
+        None => ("Unknown", String::new(), String::new()),
+        Some(condition) => (
+            match condition.is("status", "True") {
+                true => "Healthy",
+                false => "Unhealthy",
+            },
+            condition.text("message"),
+            condition.text("error"),
+        ),
+    };
+    vec![object.name(), json!(status), json!(message), json!(error)]
+}
+
+fn certificate_signing_request(object: Fields<'_>, now: i64) -> Vec<Value> {
+    let has = |kind: &str| object.condition(kind).is_some();
+    let mut condition = if has("Denied") {
+        "Denied"
+    } else if has("Approved") {
+        "Approved"
+    } else {
+        "Pending"
+    }
+    .to_owned();
+    if has("Failed") {
+        condition.push_str(",Failed");
+    }
+    if !object.text("status.certificate").is_empty() {
+        condition.push_str(",Issued");
+    }
+    let duration = match object.exists("spec.expirationSeconds") {
+        true => human_duration(object.int("spec.expirationSeconds")),
+        false => "<none>".to_owned(),
+    };
+    vec![
+        object.name(),
+        object.age(now),
+        json!(object.text_or("spec.signerName", "<none>")),
+        json!(object.text("spec.username")),
+        json!(duration),
+        json!(condition),
+    ]
+}
+
+fn role_binding(object: Fields<'_>, now: i64) -> Vec<Value> {
+    let subjects = |kind: &str| {
+        let names: Vec<String> = object
+            .list("subjects")
+            .filter(|subject| subject.is("kind", kind))
+            .map(|subject| match kind {
+                "ServiceAccount" => {
+                    format!("{}/{}", subject.text("namespace"), subject.text("name"))
+                }
+                _ => subject.text("name"),
+            })
+            .collect();
+        json!(names.join(", "))
+    };
+    vec![
+        object.name(),
+        json!(format!(
+            "{}/{}",
+            object.text("roleRef.kind"),
+            object.text("roleRef.name")
+        )),
+        object.age(now),
+        subjects("User"),
+        subjects("Group"),
+        subjects("ServiceAccount"),
+    ]
+}
+
+fn webhooks(object: Fields<'_>, now: i64) -> Vec<Value> {
+    vec![
+        object.name(),
+        json!(object.count("webhooks")),
+        object.age(now),
+    ]
+}
+
+fn admission_policy(object: Fields<'_>, rules: &str, now: i64) -> Vec<Value> {
+    let kind = object.at("spec.paramKind");
+    let param_kind = match object.exists("spec.paramKind") {
+        true => format!("{}/{}", kind.text("apiVersion"), kind.text("kind")),
+        false => "<unset>".to_owned(),
+    };
+    vec![
+        object.name(),
+        json!(object.count(rules)),
+        json!(param_kind),
+        object.age(now),
+    ]
+}
+
+fn policy_binding(object: Fields<'_>, now: i64) -> Vec<Value> {
+    let reference = object.at("spec.paramRef");
+    let name = reference.text("name");
+    let shown = if !name.is_empty() {
+        format!("{}/{name}", reference.text_or("namespace", "*"))
+    } else if reference.exists("selector") {
+        reference.selector("selector")
+    } else {
+        "<unset>".to_owned()
+    };
+    vec![
+        object.name(),
+        json!(object.text("spec.policyName")),
+        json!(shown),
+        object.age(now),
+    ]
+}
+
+fn flow_schema(object: Fields<'_>, now: i64) -> Vec<Value> {
+    let dangling = object
+        .condition("Dangling")
+        .map_or("?".to_owned(), |condition| condition.text("status"));
+    vec![
+        object.name(),
+        json!(object.text("spec.priorityLevelConfiguration.name")),
+        json!(object.int("spec.matchingPrecedence")),
+        json!(object.text_or("spec.distinguisherMethod.type", "<none>")),
+        object.age(now),
+        json!(dangling),
+    ]
+}
+
+fn priority_level(object: Fields<'_>, now: i64) -> Vec<Value> {
+    let number = |path: &str| match object.exists(path) {
+        true => json!(object.int(path)),
+        false => json!("<none>"),
+    };
+    vec![
+        object.name(),
+        json!(object.text("spec.type")),
+        number("spec.limited.nominalConcurrencyShares"),
+        number("spec.limited.limitResponse.queuing.queues"),
+        number("spec.limited.limitResponse.queuing.handSize"),
+        number("spec.limited.limitResponse.queuing.queueLengthLimit"),
+        object.age(now),
+    ]
+}
+
+fn custom_resource_definition(object: Fields<'_>, _now: i64) -> Vec<Value> {
+    let mut versions: Vec<String> = object
+        .list("spec.versions")
+        .filter(|version| version.bool_or("served", false))
+        .map(|version| match version.bool_or("storage", false) {
+            true => format!("{}(storage)", version.text("name")),
+            false => version.text("name"),
+        })
+        .collect();
+    versions.sort_unstable();
+    vec![
+        object.name(),
+        json!(object.text("spec.scope")),
+        json!(versions.join(",")),
+        created_at(object),
+        json!(object.text("spec.group")),
+        json!(object.text("spec.names.kind")),
+        json!(object.joined("spec.names.shortNames", ",")),
+        json!(object.condition_is_true("Established")),
+    ]
+}
+
+fn api_service(object: Fields<'_>, now: i64) -> Vec<Value> {
+    let service = match object.exists("spec.service") {
+        true => format!(
+            "{}/{}",
+            object.text("spec.service.namespace"),
+            object.text("spec.service.name")
+        ),
+        false => "Local".to_owned(),
+    };
+    let available = match object.condition("Available") {
+        None => "Unknown".to_owned(),
+        Some(condition) => {
+            let (status, reason) = (condition.text("status"), condition.text("reason"));
+            match status == "True" || reason.is_empty() {
+                true => status,
+                false => format!("{status} ({reason})"),
+            }
+        }
+    };
+    vec![
+        object.name(),
+        json!(service),
+        json!(available),
+        object.age(now),
+    ]
+}
