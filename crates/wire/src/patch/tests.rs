@@ -232,7 +232,7 @@ fn primitive_lists_merge_and_delete() {
             target.clone(),
             json!({"metadata": {"finalizers": ["d", "b"]}})
         ),
-        Ok(json!({"metadata": {"finalizers": ["a", "d", "b", "c"]}})),
+        Ok(json!({"metadata": {"finalizers": ["d", "a", "b", "c"]}})),
     );
     assert_eq!(
         pod(
