@@ -1,7 +1,7 @@
 //! Borrowed walks over JSON text: members are found without building values.
 
 use crate::{Encoding, object::Malformed};
-use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use std::{borrow::Cow, fmt, ops::Range};
 
@@ -35,32 +35,6 @@ pub(crate) fn for_each_member<'a>(
     let mut deserializer = serde_json::Deserializer::from_slice(text);
     deserializer.deserialize_map(Members(each))?;
     deserializer.end()
-}
-
-/// Calls `each` with every item of the JSON array in `text`, until it errs.
-pub(crate) fn for_each_item<'a>(
-    text: &'a [u8],
-    each: impl FnMut(&'a RawValue) -> Result<(), Malformed>,
-) -> Result<(), Malformed> {
-    struct Items<F>(F, Result<(), Malformed>);
-    impl<'de, F: FnMut(&'de RawValue) -> Result<(), Malformed>> Visitor<'de> for Items<F> {
-        type Value = Result<(), Malformed>;
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an array")
-        }
-        fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Self::Value, A::Error> {
-            while let Some(item) = seq.next_element()? {
-                if self.1.is_ok() {
-                    self.1 = (self.0)(item);
-                }
-            }
-            Ok(self.1)
-        }
-    }
-    let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let result = deserializer.deserialize_seq(Items(each, Ok(())))?;
-    deserializer.end()?;
-    result
 }
 
 /// A key, borrowed unless it holds escapes.

@@ -6,8 +6,12 @@ use crate::{
     protobuf::{self, ENVELOPE_TAIL, Envelope, Reader, WireError, Writer, bytes_field_len},
 };
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
+use std::fmt;
 
 /// A list taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,48 +115,104 @@ struct JsonListMeta {
     remaining_item_count: Option<i64>,
 }
 
+/// A list in one walk: the items are known by their borders only, since their type may come after them.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonList<'a> {
+    api_version: Option<String>,
+    kind: Option<String>,
+    metadata: Option<JsonListMeta>,
+    #[serde(borrow, default)]
+    items: JsonItems<'a>,
+}
+
+/// `items`, apart from what else may stand under that name in an object that is no list.
+#[derive(Default)]
+enum JsonItems<'a> {
+    #[default]
+    Absent,
+    Other,
+    List(Vec<&'a RawValue>),
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for JsonItems<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonItemsVisitor)
+    }
+}
+
+struct JsonItemsVisitor;
+
+impl<'de> Visitor<'de> for JsonItemsVisitor {
+    type Value = JsonItems<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of objects")
+    }
+    fn visit_unit<E: de::Error>(self) -> Result<Self::Value, E> {
+        Ok(JsonItems::List(Vec::new()))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(JsonItems::List(items))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        IgnoredAny.visit_map(map)?;
+        Ok(JsonItems::Other)
+    }
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(JsonItems::Other)
+    }
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(JsonItems::Other)
+    }
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(JsonItems::Other)
+    }
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(JsonItems::Other)
+    }
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(JsonItems::Other)
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct JsonType {
-    api_version: Option<String>,
-    kind: Option<String>,
+    api_version: Option<IgnoredAny>,
+    kind: Option<IgnoredAny>,
 }
 
 fn split_json(bytes: &Bytes) -> Result<SplitList, Malformed> {
-    let mut head = None;
-    let mut items = None;
-    json::for_each_member(bytes, |name, value| match name {
-        "metadata" => head = Some(value),
-        "items" => items = Some(value),
-        _ => {}
-    })?;
-    let JsonType { api_version, kind } = serde_json::from_slice(bytes)?;
-    let (api_version, kind) = (api_version.unwrap_or_default(), kind.unwrap_or_default());
-    let (Some(item_kind), Some(items)) = (item_kind(&kind), items) else {
+    let list: JsonList<'_> = serde_json::from_slice(bytes)?;
+    let (api_version, kind) = (
+        list.api_version.unwrap_or_default(),
+        list.kind.unwrap_or_default(),
+    );
+    let (Some(item_kind), JsonItems::List(items)) = (item_kind(&kind), list.items) else {
         return Err(not_a_list(Encoding::Json, &kind));
     };
-    let meta: JsonListMeta = match head {
-        Some(head) => serde_json::from_str::<Option<_>>(head.get())?.unwrap_or_default(),
-        None => JsonListMeta::default(),
-    };
-    let mut list = SplitList {
+    let head = TypeMembers::new(&api_version, item_kind);
+    let meta = list.metadata.unwrap_or_default();
+    Ok(SplitList {
         gvk: Gvk::from_api_version(&api_version, &kind),
         resource_version: meta.resource_version.unwrap_or_default(),
         continue_token: meta.continue_token.unwrap_or_default(),
         remaining: meta.remaining_item_count,
-        items: Vec::new(),
-    };
-    if items.get() != "null" {
-        let head = TypeMembers::new(&api_version, item_kind);
-        json::for_each_item(items.get().as_bytes(), |item| {
-            list.items.push(Object {
-                encoding: Encoding::Json,
-                bytes: head.complete(bytes, item)?,
-            });
-            Ok(())
-        })?;
-    }
-    Ok(list)
+        items: items
+            .into_iter()
+            .map(|item| {
+                Ok(Object {
+                    encoding: Encoding::Json,
+                    bytes: head.complete(bytes, item)?,
+                })
+            })
+            .collect::<Result<_, Malformed>>()?,
+    })
 }
 
 /// What a JSON item may lack: `"kind":"Pod"` and `"apiVersion":"v1"`.

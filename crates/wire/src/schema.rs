@@ -4,7 +4,7 @@
 //! Messages go by the names of the OpenAPI documents (`io.k8s.api.core.v1.Pod`).
 
 use crate::Gvk;
-use std::fmt;
+use std::{fmt, ops::Deref};
 
 #[rustfmt::skip]
 mod tables;
@@ -59,18 +59,6 @@ pub struct Field {
     pub map: bool,
     /// Must be given (as the OpenAPI documents say).
     pub required: bool,
-    /// `+listType`.
-    pub list_type: Option<ListType>,
-    /// `+listMapKey`.
-    pub list_map_keys: &'static [&'static str],
-    /// `+structType=atomic` / `+mapType=atomic`.
-    pub atomic: bool,
-    /// `+patchMergeKey`.
-    pub patch_merge_key: Option<&'static str>,
-    /// `+patchStrategy`; contains `merge`, `replace`, `retainKeys`.
-    pub patch_strategy: Option<&'static str>,
-    /// `+default`, as JSON text.
-    pub default: Option<&'static str>,
     /// The protobuf field number.
     pub number: u8,
     /// The field numbers of the Go-inlined structs around it, outermost first; 0 for none.
@@ -83,6 +71,49 @@ pub struct Field {
     pub omit_zero: bool,
     /// Index of the message of `kind`.
     message: u16,
+    markers: Option<&'static Markers>,
+}
+
+/// What the markers in the API definitions say of a field. A [`Field`] derefs to its markers: they are kept
+/// apart only because most fields have none and the tables are a good part of a small binary.
+#[derive(Clone, Debug)]
+pub struct Markers {
+    /// `+listType`.
+    pub list_type: Option<ListType>,
+    /// `+listMapKey`.
+    pub list_map_keys: &'static [&'static str],
+    /// `+structType=atomic` / `+mapType=atomic`.
+    pub atomic: bool,
+    /// `+patchMergeKey`.
+    pub patch_merge_key: Option<&'static str>,
+    /// `+patchStrategy`; contains `merge`, `replace`, `retainKeys`.
+    pub patch_strategy: Option<&'static str>,
+    /// `+default`, as JSON text.
+    pub default: Option<&'static str>,
+}
+
+const NONE: Markers = Markers {
+    list_type: None,
+    list_map_keys: &[],
+    atomic: false,
+    patch_merge_key: None,
+    patch_strategy: None,
+    default: None,
+};
+
+static NO_MARKERS: Markers = NONE;
+
+static ATOMIC_LIST: Markers = Markers {
+    list_type: Some(ListType::Atomic),
+    ..NONE
+};
+
+impl Deref for Field {
+    type Target = Markers;
+
+    fn deref(&self) -> &Markers {
+        self.markers.unwrap_or(&NO_MARKERS)
+    }
 }
 
 impl Field {
@@ -140,18 +171,13 @@ const fn always(json_name: &'static str, kind: FieldKind, number: u8) -> Field {
         repeated: false,
         map: false,
         required: false,
-        list_type: None,
-        list_map_keys: &[],
-        atomic: false,
-        patch_merge_key: None,
-        patch_strategy: None,
-        default: None,
         number,
         parents: [0, 0],
         pointer: false,
         omit_empty: false,
         omit_zero: false,
         message: 0,
+        markers: None,
     }
 }
 

@@ -203,6 +203,91 @@ fn round_trip(value: &Value) -> Value {
     object.to_json_value().unwrap()
 }
 
+/// A JSON object of a message with every field set, as deep as `depth` messages.
+fn filled(message: &schema::Message, depth: usize) -> Value {
+    let members = message.fields.iter().filter_map(|field| {
+        let value = filled_value(field, depth)?;
+        let value = match (field.repeated, field.map) {
+            (true, _) => json!([value, value]),
+            (_, true) => json!({"": value, "k<e>y": value}),
+            _ => value,
+        };
+        Some((field.json_name.to_owned(), value))
+    });
+    Value::Object(members.collect())
+}
+
+fn filled_value(field: &schema::Field, depth: usize) -> Option<Value> {
+    use schema::FieldKind as K;
+    let inner = |depth: usize| Some(filled(field.message()?, depth.checked_sub(1)?));
+    Some(match field.kind {
+        K::String => json!("text \u{2028}\u{7f}\u{1}\"\\"),
+        K::Bool => json!(true),
+        K::Int32 => json!(i32::MIN),
+        K::Int64 => json!(i64::MIN),
+        K::Double => json!(-1.25),
+        K::Bytes => json!("AP+/"),
+        K::Quantity => json!("1500m"),
+        K::IntOrString => json!("25%"),
+        K::Time => json!("2026-11-21T19:06:21Z"),
+        K::MicroTime => json!("2026-11-21T19:06:21.000007Z"),
+        K::Duration => json!("1h0m0.5s"),
+        K::FieldsV1 => json!({"f:metadata": {".": {}}}),
+        K::RawExtension | K::Json => json!({"any": [1, -2.5, null, "\u{e9}"]}),
+        K::StringList => json!(["a", ""]),
+        K::Message(_) => inner(depth)?,
+        K::JsonSchemaPropsOrArray => json!([inner(depth)?, inner(depth)?]),
+        K::JsonSchemaPropsOrBool => inner(depth)?,
+        K::JsonSchemaPropsOrStringArray => json!(["a"]),
+    })
+}
+
+#[test]
+fn every_field_of_every_kind_survives() {
+    let mut fields = 0;
+    for kind in schema::kinds() {
+        let gvk = Gvk {
+            group: kind.group.into(),
+            version: kind.version.into(),
+            kind: kind.kind.into(),
+        };
+        let depth = if kind.message.name.contains("CustomResourceDefinition") {
+            6
+        } else {
+            20
+        };
+        let value = filled(kind.message, depth);
+        let raw = transcode::from_json(&gvk, &value).unwrap();
+        let back = transcode::to_json(&gvk, &raw).unwrap();
+        // What is beyond the depth is printed as zero, and types are filled in.
+        covers(kind.kind, &value, &back, &mut fields);
+        assert_eq!(transcode::from_json(&gvk, &back).unwrap(), raw, "{gvk:?}");
+    }
+    assert!(fields > 10_000, "{fields}");
+}
+
+/// Everything in `given` is in `back`.
+fn covers(path: &str, given: &Value, back: &Value, count: &mut usize) {
+    match (given, back) {
+        (Value::Object(given), Value::Object(back)) => {
+            for (name, value) in given {
+                let path = format!("{path}.{name}");
+                covers(&path, value, back.get(name).expect(&path), count);
+            }
+        }
+        (Value::Array(given), Value::Array(back)) => {
+            assert_eq!(given.len(), back.len(), "{path}");
+            for (given, back) in given.iter().zip(back) {
+                covers(path, given, back, count);
+            }
+        }
+        _ => {
+            assert_eq!(given, back, "{path}");
+            *count += 1;
+        }
+    }
+}
+
 #[test]
 fn the_traps() {
     let crd = json!({
@@ -423,14 +508,12 @@ fn decode_anything(gvk: &Gvk, raw: &[u8]) {
             Err(error) if error.to_string().contains("recursion limit") => return,
             Err(error) => panic!("{error}: {}", String::from_utf8_lossy(&text)),
         };
-        // What was decoded can be encoded, and then it is stable.
+        // What was decoded can be encoded, and then it is stable. (The first time may lose what JSON cannot
+        // tell apart: an empty message behind a pointer prints null, which reads as absent.)
         let encoded =
             transcode::from_json(gvk, &value).unwrap_or_else(|error| panic!("{error}: {value}"));
-        assert_same(
-            &gvk.kind,
-            &transcode::to_json(gvk, &encoded).unwrap(),
-            &value,
-        );
+        let again = transcode::to_json(gvk, &encoded).unwrap();
+        assert_eq!(transcode::from_json(gvk, &again).unwrap(), encoded);
     }
 }
 
