@@ -1,17 +1,52 @@
 //! What the node knows: every object once, unfiltered, with its revision; and which queries are known complete, at which
 //! revision (design rule R2). Durable through `yurt-store`. Feeding it never blocks the stream that feeds it.
+//!
+//! Memory holds revisions, completeness and grants only; contents are read from the store when asked for, except what waits to
+//! be written. `coverage` and `index` decide (pure), `state` applies, `learner` feeds, `view` answers, `writer` is the thread
+//! to the disk; `record` documents the layout of the store.
+
+mod coverage;
+mod documents;
+mod eviction;
+mod grants;
+mod index;
+mod learner;
+#[cfg(test)]
+mod model_test;
+mod open;
+pub(crate) mod record;
+pub(crate) mod state;
+mod stats;
+mod view;
+mod writer;
 
 use crate::{caller::Caller, query::Query};
-use std::{path::Path, sync::Arc};
-use yurt_wire::{
-    Gvk, Gvr, Object,
-    watch::{Event, EventType},
+use bytes::Bytes;
+use record::{Stored, index_key};
+use serde_json::Value;
+use state::State;
+use std::{
+    path::Path,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
 };
+use tokio::sync::{broadcast, oneshot};
+use yurt_store::{Store, StoreError};
+use yurt_wire::{Gvk, Gvr, Object, list::SplitList, watch::EventType};
 
-/// Shared handle.
+pub use learner::{ListLearner, WatchLearner};
+pub use stats::{Counter, Stats};
+pub use view::Uncovered;
+pub(crate) use view::{Deleted, Selection};
+
+/// Local changes that a slow watcher may be behind before it must begin anew.
+const CHANGES: usize = 1024;
+
+/// Shared handle. The last one dropped writes what waits and releases the directory.
 #[derive(Clone, Debug)]
 pub struct Cache {
-    _inner: Arc<()>,
+    handle: Arc<Handle>,
 }
 
 /// Settings.
@@ -21,6 +56,16 @@ pub struct CacheConfig {
     pub budget_bytes: u64,
     /// Bytes that may wait for the disk; beyond it new knowledge is dropped and its queries lose their completeness.
     pub queue_bytes: usize,
+}
+
+impl Default for CacheConfig {
+    /// 256 MiB on disk, 8 MiB waiting.
+    fn default() -> Self {
+        Self {
+            budget_bytes: 256 << 20,
+            queue_bytes: 8 << 20,
+        }
+    }
 }
 
 /// What one lookup found.
@@ -56,85 +101,385 @@ pub struct LocalChange {
     pub kind: EventType,
     /// The object after the change (before it, for `Deleted`).
     pub object: Object,
+    /// The object before the change; `None` when it did not exist. A watch with a selector needs it to tell entering from
+    /// changing from leaving.
+    pub previous: Option<Object>,
 }
 
-/// Learns one list answer, page by page. Dropped without `finish`: the pages' objects stay, completeness is not recorded.
-#[derive(Debug)]
-pub struct ListLearner {/* private */}
-impl ListLearner {
-    /// One page (the body of one response).
-    pub fn page(&mut self, _list: yurt_wire::list::SplitList) {
-        unimplemented!()
-    }
-    /// The last page was seen: what the query covers and the list did not hold is gone, unless learned at a newer revision.
-    pub fn finish(self) {
-        unimplemented!()
+/// What the handles and the writing thread share.
+pub(crate) struct Shared {
+    pub(crate) store: Store,
+    pub(crate) config: CacheConfig,
+    state: Mutex<State>,
+    orders: Mutex<writer::Orders>,
+    pub(crate) wake: Condvar,
+    pub(crate) changes: broadcast::Sender<LocalChange>,
+    pub(crate) stats: Arc<Stats>,
+    /// Paged lists under way, oldest first.
+    paged: Mutex<Vec<(Caller, ListLearner)>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("config", &self.config)
+            .field("stats", &self.stats)
+            .finish_non_exhaustive()
     }
 }
 
-/// Learns one watch.
-#[derive(Debug)]
-pub struct WatchLearner {/* private */}
-impl WatchLearner {
-    /// One event. The bookmark annotated `k8s.io/initial-events-end` completes the query.
-    pub fn event(&mut self, _event: &Event) {
-        unimplemented!()
+/// Paged lists that may be under way at once.
+const MAX_PAGED: usize = 32;
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn orders(&self) -> MutexGuard<'_, writer::Orders> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn forgotten_deletions(&self, gvr: &Gvr) -> u64 {
+        self.lock()
+            .resources
+            .get(gvr)
+            .map_or(0, |resource| resource.deletions.forgotten())
+    }
+
+    /// The cloud's state of an object, waiting writes first. A record that cannot be read is dropped.
+    pub(crate) fn read_stored(&self, gvr: &Gvr, key: &str) -> Option<Stored> {
+        let record = record::object_record(record::OBJECTS, gvr, key);
+        {
+            let state = self.lock();
+            if let Some(pending) = state.pending.get(&record) {
+                return match &pending.value {
+                    state::Value::Object(stored) => Some(stored.clone()),
+                    state::Value::Raw(_) | state::Value::Delete => None,
+                };
+            }
+            state.resources.get(gvr)?.objects.get(key)?;
+        }
+        let read = self.store.get(&record);
+        match &read {
+            Ok(Some(bytes)) => {
+                if let Some(stored) = Stored::decode(bytes) {
+                    return Some(stored);
+                }
+            }
+            // Written and deleted between the two looks, or the disk is gone for the moment.
+            Ok(None) | Err(StoreError::Io { .. } | StoreError::Closed) => {
+                let state = self.lock();
+                if let Some(state::Value::Object(stored)) =
+                    state.pending.get(&record).map(|p| &p.value)
+                {
+                    return Some(stored.clone());
+                }
+                if !matches!(read, Ok(None)) {
+                    tracing::warn!(resource = %gvr, object = key, "the cache's disk cannot be read");
+                }
+                return None;
+            }
+            Err(_) => {}
+        }
+        self.lock().corrupt(gvr, key);
+        None
+    }
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Handle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.orders().close = true;
+        self.shared.nudge();
+        let thread = self
+            .thread
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
+            if thread.join().is_err() {
+                tracing::error!("the cache's writing thread panicked");
+            }
+        }
+    }
+}
+
+impl Shared {
+    /// Wakes the thread; under the lock, so that the wake-up is not lost between its look and its sleep.
+    fn nudge(&self) {
+        drop(self.lock());
+        self.wake.notify_all();
     }
 }
 
 impl Cache {
-    /// Opens (or creates) the cache directory and recovers it.
+    /// Opens (or creates) the cache directory and recovers it. A directory that cannot be read as a cache is moved aside
+    /// (`DIR.unreadable-SECONDS`) and a fresh one begun; one in use by another process, or a disk that refuses, is an error.
     pub fn open(
-        _dir: &Path,
-        _config: CacheConfig,
-    ) -> Result<(Cache, yurt_store::Recovery), yurt_store::StoreError> {
-        unimplemented!()
+        dir: &Path,
+        config: CacheConfig,
+    ) -> Result<(Cache, yurt_store::Recovery), StoreError> {
+        open::open(dir, config)
     }
-    /// Learns one object from a get, create, update or patch answer.
-    pub fn learn_object(&self, _caller: &Caller, _gvr: &Gvr, _object: &Object) {
-        unimplemented!()
+
+    pub(crate) fn shared(&self) -> &Arc<Shared> {
+        &self.handle.shared
     }
+
+    /// Learns one object from a get, create, update or patch answer. What carries no numeric revision, and Statuses, Tables and
+    /// partial metadata, are left out.
+    pub fn learn_object(&self, caller: &Caller, gvr: &Gvr, object: &Object) {
+        let shared = self.shared();
+        let Some((meta, revision)) = learner::cacheable(object) else {
+            shared.stats.malformed.add(1);
+            return;
+        };
+        let query = Query::named(gvr.clone(), &meta.namespace, &meta.name);
+        let mut state = shared.lock();
+        state.grant(caller, &query);
+        state.learn(&shared.store, gvr, &meta, revision, object, None);
+        drop(state);
+        shared.wake.notify_one();
+    }
+
     /// A get answered 404, or a delete succeeded: the object is gone.
-    pub fn learn_absent(&self, _caller: &Caller, _gvr: &Gvr, _namespace: &str, _name: &str) {
-        unimplemented!()
+    pub fn learn_absent(&self, caller: &Caller, gvr: &Gvr, namespace: &str, name: &str) {
+        let shared = self.shared();
+        let query = Query::named(gvr.clone(), namespace, name);
+        let key = index_key(&query.namespace, name);
+        let mut state = shared.lock();
+        state.grant(caller, &query);
+        state.absent(&shared.store, &query, &key);
+        drop(state);
+        shared.wake.notify_one();
     }
-    /// Begins to learn a list.
-    pub fn list_learner(&self, _caller: &Caller, _query: &Query) -> ListLearner {
-        unimplemented!()
+
+    /// The cloud answered 403: what the caller was once allowed of this it is not allowed any more.
+    pub fn learn_forbidden(&self, caller: &Caller, query: &Query) {
+        let shared = self.shared();
+        let mut state = shared.lock();
+        for grant in state.grants.revoke(caller, query) {
+            let record = record::grant_record(caller, &grant);
+            state.enqueue(record, state::Value::Delete, Duration::ZERO);
+        }
+        drop(state);
+        shared.wake.notify_one();
     }
+
+    /// Begins to learn a list whose pages all go through the one learner. For lists that clients page over several requests use
+    /// [`Cache::learn_page`].
+    pub fn list_learner(&self, caller: &Caller, query: &Query) -> ListLearner {
+        ListLearner::new(self, caller, query)
+    }
+
+    /// Learns one response of a list that may span several requests: `continue_token` is that of the request (`""` for the
+    /// first). Pages find each other by caller, query and token; the last one completes the query.
+    pub fn learn_page(
+        &self,
+        caller: &Caller,
+        query: &Query,
+        continue_token: &str,
+        list: SplitList,
+    ) {
+        let shared = self.shared().clone();
+        let mut paged = shared
+            .paged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut learner = if continue_token.is_empty() {
+            self.list_learner(caller, query)
+        } else {
+            let at = paged.iter().position(|(of, learner)| {
+                of == caller && learner.is_continued_by(query, continue_token)
+            });
+            match at {
+                Some(at) => paged.remove(at).1,
+                None => {
+                    // The beginning was not seen: the objects are news, completeness is not.
+                    drop(paged);
+                    self.list_learner(caller, query).page(list);
+                    return;
+                }
+            }
+        };
+        learner.page(list);
+        if learner.continue_token().is_empty() {
+            drop(paged);
+            learner.finish();
+        } else {
+            if paged.len() >= MAX_PAGED {
+                paged.remove(0);
+            }
+            paged.push((caller.clone(), learner));
+        }
+    }
+
     /// Begins to learn a watch that started at `since` (`""`/`"0"` without initial events teaches objects but not completeness;
     /// a watch from the revision of a complete list keeps that query complete and moves its revision on).
     pub fn watch_learner(
         &self,
-        _caller: &Caller,
-        _query: &Query,
-        _since: &str,
-        _initial_events: bool,
+        caller: &Caller,
+        query: &Query,
+        since: &str,
+        initial_events: bool,
     ) -> WatchLearner {
-        unimplemented!()
+        WatchLearner::new(self, caller, query, since, initial_events)
     }
-    /// One object, as seen by a caller.
-    pub fn get(&self, _caller: &Caller, _gvr: &Gvr, _namespace: &str, _name: &str) -> Lookup {
-        unimplemented!()
+
+    /// The cloud accepted this bearer (any answer but 401).
+    pub fn accept_bearer(&self, caller: &Caller) {
+        self.shared().lock().accept(caller);
+        self.shared().wake.notify_one();
     }
-    /// A list; `None` when no complete query covers it.
-    pub fn list(&self, _caller: &Caller, _query: &Query) -> Option<Listing> {
-        unimplemented!()
+
+    /// The cloud answered 401: the bearer and its grants are forgotten.
+    pub fn forget_bearer(&self, caller: &Caller) {
+        let shared = self.shared();
+        let mut state = shared.lock();
+        state.grants.forget(caller);
+        let prefix = [record::GRANTS, caller.key().as_bytes(), b"/"].concat();
+        let mut keys = shared.store.keys(&prefix);
+        keys.extend(
+            state
+                .pending
+                .keys()
+                .filter(|key| key.starts_with(&prefix))
+                .cloned(),
+        );
+        keys.push(state::bearer_record(caller));
+        for key in keys {
+            state.enqueue(key, state::Value::Delete, Duration::ZERO);
+        }
+        drop(state);
+        shared.wake.notify_one();
     }
+
+    /// Whether the caller was ever accepted (the node itself always is).
+    pub fn knows(&self, caller: &Caller) -> bool {
+        self.shared().lock().grants.knows(caller)
+    }
+
+    /// The status of a `SelfSubjectRulesReview` whose rules hold in every namespace. A review is about one namespace; ask about
+    /// a namespace that does not exist to learn just the rules that hold everywhere (cluster role bindings).
+    pub fn learn_rules(&self, caller: &Caller, rules: &Value) {
+        self.learn_namespace_rules(caller, "", rules);
+    }
+
+    /// As [`Cache::learn_rules`], for the rules of one namespace.
+    pub fn learn_namespace_rules(&self, caller: &Caller, namespace: &str, rules: &Value) {
+        let shared = self.shared();
+        let mut state = shared.lock();
+        state.accept(caller);
+        if let Some(bearer) =
+            state
+                .grants
+                .set_rules(caller, namespace, grants::parse_rules(rules))
+        {
+            state.store_bearer(caller, &bearer);
+        }
+        drop(state);
+        shared.wake.notify_one();
+    }
+
     /// Changes of the local view from now on (bounded; a lagging receiver gets `Lagged` and must relist).
-    pub fn changes(&self) -> tokio::sync::broadcast::Receiver<LocalChange> {
-        unimplemented!()
+    pub fn changes(&self) -> broadcast::Receiver<LocalChange> {
+        self.shared().changes.subscribe()
     }
-    /// A non-resource document (`/version`, discovery) as it was served: content type and body.
-    pub fn learn_document(&self, _path: &str, _content_type: &str, _body: bytes::Bytes) {
-        unimplemented!()
+
+    /// A non-resource document (`/version`, discovery) as it was served: content type and body. Forms of one path (legacy and
+    /// aggregated discovery, JSON and protobuf OpenAPI) are kept side by side.
+    pub fn learn_document(&self, path: &str, content_type: &str, body: Bytes) {
+        if body.len() > documents::MAX_DOCUMENT || path.len() > 2048 || content_type.len() > 1024 {
+            return;
+        }
+        let shared = self.shared();
+        let name = format!("{path}#{}", documents::form(content_type));
+        let mut value = Vec::with_capacity(content_type.len() + 1 + body.len());
+        value.extend_from_slice(content_type.as_bytes());
+        value.push(b'\n');
+        value.extend_from_slice(&body);
+        let record = [record::DOCUMENTS, name.as_bytes()].concat();
+        // The same again (clients refresh discovery often): no write.
+        if let Ok(Some(known)) = shared.store.get(&record) {
+            if known == value {
+                return;
+            }
+        }
+        let mut state = shared.lock();
+        let bytes = value.len();
+        if !state.enqueue(record, state::Value::Raw(value.into()), Duration::ZERO) {
+            shared.stats.overflowed.add(1);
+            return;
+        }
+        let clock = state.tick();
+        for gone in state.documents.note(name, bytes, clock) {
+            let record = [record::DOCUMENTS, gone.as_bytes()].concat();
+            state.enqueue(record, state::Value::Delete, Duration::ZERO);
+        }
+        drop(state);
+        shared.wake.notify_one();
     }
-    /// The document, if it was ever served.
-    pub fn document(&self, _path: &str) -> Option<(String, bytes::Bytes)> {
-        unimplemented!()
+
+    /// The document, if it was ever served; JSON before other forms.
+    pub fn document(&self, path: &str) -> Option<(String, Bytes)> {
+        self.document_form(path, "json").or_else(|| {
+            let forms = self.shared().lock().documents.forms(path);
+            forms
+                .iter()
+                .find_map(|form| self.document_form(path, form))
+        })
     }
+
+    /// One form of a document: `json`, `aggregated-v2`, `aggregated-v2beta1`, or a media type.
+    pub(crate) fn document_form(&self, path: &str, form: &str) -> Option<(String, Bytes)> {
+        let shared = self.shared();
+        let record = [record::DOCUMENTS, path.as_bytes(), b"#", form.as_bytes()].concat();
+        let pending = match shared.lock().pending.get(&record).map(|p| p.value.clone()) {
+            Some(state::Value::Raw(raw)) => Some(raw),
+            _ => None,
+        };
+        let value = pending.or_else(|| shared.store.get(&record).ok().flatten())?;
+        let end = value.iter().position(|byte| *byte == b'\n')?;
+        let content_type = std::str::from_utf8(&value[..end]).ok()?.to_owned();
+        Some((content_type, value.slice(end + 1..)))
+    }
+
+    /// The forms known of a document.
+    pub(crate) fn document_forms(&self, path: &str) -> Vec<String> {
+        self.shared().lock().documents.forms(path)
+    }
+
     /// Waits until everything learned so far is durable.
-    pub async fn flush(&self) -> Result<(), yurt_store::StoreError> {
-        unimplemented!()
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let (done, wait) = oneshot::channel();
+        self.shared().orders().flush.push(done);
+        self.shared().nudge();
+        wait.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// What was counted since start.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.shared().stats
+    }
+
+    /// Objects known.
+    pub fn object_count(&self) -> usize {
+        self.shared().lock().object_count()
+    }
+
+    /// Bytes of live records and bytes on disk.
+    pub fn usage(&self) -> yurt_store::Usage {
+        self.shared().store.usage()
     }
 }

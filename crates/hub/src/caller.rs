@@ -17,4 +17,12 @@ impl Caller {
             Self::Bearer(hash) => format!("b:{hash}"),
         }
     }
+
+    /// The inverse of [`Caller::key`].
+    pub fn from_key(key: &str) -> Option<Self> {
+        match key {
+            "node" => Some(Self::Node),
+            _ => key.strip_prefix("b:").map(|hash| Self::Bearer(hash.into())),
+        }
+    }
 }

@@ -1,0 +1,201 @@
+//! What is kept in memory of each object: revision and size, never its content. Pure.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use yurt_wire::Encoding;
+
+/// `NAMESPACE/NAME`.
+pub(crate) type Key = Box<str>;
+
+/// One object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// 0 when the record was not read since start (it is on disk).
+    pub(crate) revision: u64,
+    /// Encoding of the record; meaningless while `revision` is 0.
+    pub(crate) encoding: Encoding,
+    /// Whether `Stored::absent_from` is not empty.
+    pub(crate) excluded: bool,
+}
+
+/// What to do with an object that was learned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Upsert {
+    /// It is new, newer, or the same in a better encoding.
+    Store,
+    /// The very same is there already.
+    Same,
+    /// What is there (or known to be gone) is newer.
+    Older,
+}
+
+/// Decides whether a learned object replaces what is known.
+/// `deleted_at` is the revision of its deletion, when one was seen; `absent_at` the revision at which it is known not to exist.
+/// `observed_at` is the revision at which the sender saw the object alive (of the list, or of the event); `None` for "now".
+pub(crate) fn upsert(
+    existing: Option<Entry>,
+    deleted_at: Option<u64>,
+    absent_at: Option<u64>,
+    revision: u64,
+    encoding: Encoding,
+    observed_at: Option<u64>,
+) -> Upsert {
+    match existing {
+        Some(entry) if revision > entry.revision => Upsert::Store,
+        Some(entry) if revision < entry.revision => Upsert::Older,
+        Some(entry) => {
+            let better = entry.encoding == Encoding::Json && encoding == Encoding::Protobuf;
+            // Seen alive again at the same revision: an exclusion was about another moment.
+            if better || entry.excluded {
+                Upsert::Store
+            } else {
+                Upsert::Same
+            }
+        }
+        None => {
+            // A DELETED event carries a revision of its own, above every live one; leaving a selector carries the revision of
+            // the change itself, which another watch reports as live.
+            if deleted_at.is_some_and(|at| revision < at) {
+                return Upsert::Older;
+            }
+            match (absent_at, observed_at) {
+                (Some(absent), Some(observed)) if absent >= observed => Upsert::Older,
+                _ => Upsert::Store,
+            }
+        }
+    }
+}
+
+/// The latest deletions of one resource: refuses late news of the dead, and tells a resuming watch what went.
+#[derive(Debug, Default)]
+pub(crate) struct Deletions {
+    at: HashMap<Key, u64>,
+    order: VecDeque<(Key, u64)>,
+    /// Deletions up to this revision may have been forgotten.
+    floor: u64,
+    forgotten: u64,
+}
+
+/// Deletions remembered for one resource.
+pub(crate) const MAX_DELETIONS: usize = 1024;
+
+impl Deletions {
+    /// Remembers one.
+    pub(crate) fn record(&mut self, key: &str, revision: u64) {
+        if self.at.get(key).is_some_and(|known| *known >= revision) {
+            return;
+        }
+        self.at.insert(key.into(), revision);
+        self.order.push_back((key.into(), revision));
+        while self.order.len() > MAX_DELETIONS {
+            if let Some((key, revision)) = self.order.pop_front() {
+                if self.at.get(&key) == Some(&revision) {
+                    self.at.remove(&key);
+                    self.floor = self.floor.max(revision);
+                    self.forgotten += 1;
+                }
+            }
+        }
+    }
+
+    /// Forgets one: the object was seen alive at a later revision.
+    pub(crate) fn revive(&mut self, key: &str) {
+        self.at.remove(key);
+    }
+
+    /// The revision of an object's deletion.
+    pub(crate) fn at(&self, key: &str) -> Option<u64> {
+        self.at.get(key).copied()
+    }
+
+    /// How many were forgotten so far: a list during which this grows may bring the dead back.
+    pub(crate) fn forgotten(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// The revision up to which deletions may have been forgotten.
+    pub(crate) fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// Deletions after a revision, oldest first.
+    pub(crate) fn since(&self, revision: u64) -> Vec<(Key, u64)> {
+        let mut out: Vec<_> = self
+            .order
+            .iter()
+            .filter(|(key, at)| *at > revision && self.at.get(key) == Some(at))
+            .cloned()
+            .collect();
+        out.sort_by_key(|(_, at)| *at);
+        out
+    }
+}
+
+/// The keys of one namespace, or of all (`""`).
+pub(crate) fn namespace_range<'a, V>(
+    map: &'a BTreeMap<Key, V>,
+    namespace: &str,
+) -> impl Iterator<Item = (&'a Key, &'a V)> {
+    let prefix = if namespace.is_empty() {
+        String::new()
+    } else {
+        format!("{namespace}/")
+    };
+    let start: Key = prefix.clone().into();
+    map.range(start..)
+        .take_while(move |(key, _)| key.starts_with(prefix.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(revision: u64, encoding: Encoding) -> Option<Entry> {
+        Some(Entry {
+            revision,
+            encoding,
+            excluded: false,
+        })
+    }
+
+    #[test]
+    fn older_never_replaces_newer() {
+        use Encoding::{Json, Protobuf};
+        let cases = [
+            (None, None, None, 5, Json, None, Upsert::Store),
+            (entry(5, Json), None, None, 6, Json, None, Upsert::Store),
+            (entry(5, Json), None, None, 4, Protobuf, None, Upsert::Older),
+            (entry(5, Json), None, None, 5, Protobuf, None, Upsert::Store),
+            (entry(5, Protobuf), None, None, 5, Json, None, Upsert::Same),
+            // dead at 7: what was alive at 6 comes too late, what is alive at 7 or later is news
+            (None, Some(7), None, 6, Json, None, Upsert::Older),
+            (None, Some(7), None, 7, Json, None, Upsert::Store),
+            // a complete list at 9 did not hold it: an older list cannot bring it back, a get can
+            (None, None, Some(9), 3, Json, Some(9), Upsert::Older),
+            (None, None, Some(9), 3, Json, Some(10), Upsert::Store),
+            (None, None, Some(9), 3, Json, None, Upsert::Store),
+        ];
+        for (i, (have, dead, absent, revision, encoding, observed, want)) in
+            cases.into_iter().enumerate()
+        {
+            assert_eq!(
+                upsert(have, dead, absent, revision, encoding, observed),
+                want,
+                "case {i}"
+            );
+        }
+    }
+
+    #[test]
+    fn deletions_are_bounded_and_say_so() {
+        let mut deletions = Deletions::default();
+        for revision in 1..=(MAX_DELETIONS as u64 + 10) {
+            deletions.record(&format!("a/{revision}"), revision);
+        }
+        assert_eq!(deletions.floor(), 10);
+        assert_eq!(deletions.forgotten(), 10);
+        assert_eq!(deletions.at("a/3"), None);
+        assert_eq!(deletions.since(MAX_DELETIONS as u64 + 8).len(), 2);
+        deletions.revive("a/1030");
+        assert_eq!(deletions.at("a/1030"), None);
+    }
+}

@@ -1,0 +1,331 @@
+//! Learning from streams: lists page by page, watches event by event.
+
+use super::{
+    Cache, Shared,
+    index::Key,
+    record::index_key,
+    state::COVERAGE_LAG,
+};
+use crate::{caller::Caller, query::Query};
+use std::{collections::HashSet, sync::Arc};
+use yurt_wire::{
+    Gvk, Object, ObjectMeta,
+    list::SplitList,
+    watch::{Event, EventType, is_initial_events_end},
+};
+
+/// Objects of one snapshot; beyond it completeness is not learned.
+const MAX_SNAPSHOT: usize = 200_000;
+
+/// The kind of a list's items.
+pub(crate) fn item_kind(list: &Gvk) -> Option<&str> {
+    match list.kind.strip_suffix("List") {
+        Some(kind) if list.group != "meta.k8s.io" && !kind.is_empty() => Some(kind),
+        _ => None,
+    }
+}
+
+/// Whether an object is the resource's own representation, not a view (Table, partial metadata) or a Status.
+fn is_whole(meta: &ObjectMeta) -> bool {
+    meta.gvk.group != "meta.k8s.io"
+        && !(meta.gvk.group.is_empty() && meta.gvk.kind == "Status")
+        && !meta.name.is_empty()
+}
+
+/// Metadata and revision of an object that can be cached.
+pub(crate) fn cacheable(object: &Object) -> Option<(ObjectMeta, u64)> {
+    let meta = object.meta().ok()?;
+    let revision = meta.revision().filter(|revision| *revision > 0)?;
+    is_whole(&meta).then_some((meta, revision))
+}
+
+/// Learns one list answer, page by page. Dropped without `finish`: the pages' objects stay, completeness is not recorded.
+#[derive(Debug)]
+pub struct ListLearner {
+    shared: Arc<Shared>,
+    caller: Caller,
+    query: Query,
+    seen: HashSet<Key>,
+    kind: String,
+    /// Of the first page; all pages must show the same.
+    revision: Option<u64>,
+    continue_token: String,
+    broken: bool,
+    forgotten: u64,
+}
+
+impl ListLearner {
+    pub(crate) fn new(cache: &Cache, caller: &Caller, query: &Query) -> Self {
+        let forgotten = cache.shared().forgotten_deletions(&query.gvr);
+        Self {
+            shared: cache.shared().clone(),
+            caller: caller.clone(),
+            query: query.clone(),
+            seen: HashSet::new(),
+            kind: String::new(),
+            revision: None,
+            continue_token: String::new(),
+            broken: false,
+            forgotten,
+        }
+    }
+
+    /// One page (the body of one response).
+    pub fn page(&mut self, list: SplitList) {
+        let shared = self.shared.clone();
+        let (Some(kind), Ok(revision)) = (item_kind(&list.gvk), list.resource_version.parse())
+        else {
+            shared.stats.malformed.add(1);
+            self.broken = true;
+            return;
+        };
+        self.kind = kind.to_owned();
+        if *self.revision.get_or_insert(revision) != revision {
+            self.broken = true;
+        }
+        self.continue_token = list.continue_token;
+        let mut state = shared.lock();
+        state.grant(&self.caller, &self.query);
+        for object in &list.items {
+            match cacheable(object) {
+                Some((meta, of_object)) => {
+                    state.learn(
+                        &shared.store,
+                        &self.query.gvr,
+                        &meta,
+                        of_object,
+                        object,
+                        Some(revision),
+                    );
+                    self.seen.insert(index_key(&meta.namespace, &meta.name));
+                }
+                None => {
+                    shared.stats.malformed.add(1);
+                    self.broken = true;
+                }
+            }
+        }
+        if self.seen.len() > MAX_SNAPSHOT {
+            self.broken = true;
+        }
+        drop(state);
+        shared.wake.notify_one();
+    }
+
+    /// The continue token of the last page seen; `""` when the list is whole.
+    pub fn continue_token(&self) -> &str {
+        &self.continue_token
+    }
+
+    /// Whether a request for more of `query` with this token goes on where this one stands.
+    pub(crate) fn is_continued_by(&self, query: &Query, continue_token: &str) -> bool {
+        self.query == *query && self.continue_token == continue_token
+    }
+
+    /// The last page was seen: what the query covers and the list did not hold is gone, unless learned at a newer revision.
+    pub fn finish(self) {
+        let shared = self.shared.clone();
+        let Some(revision) = self.revision else {
+            return;
+        };
+        if self.broken
+            || !self.continue_token.is_empty()
+            || shared.forgotten_deletions(&self.query.gvr) != self.forgotten
+        {
+            return;
+        }
+        shared.lock().complete(
+            &shared.store,
+            &self.query,
+            &self.kind,
+            revision,
+            &self.seen,
+        );
+        shared.wake.notify_one();
+    }
+}
+
+/// Where a watch stands.
+#[derive(Debug)]
+enum Phase {
+    /// The initial events come; the bookmark will say when they are complete.
+    Initial { seen: HashSet<Key>, forgotten: u64 },
+    /// It follows a coverage and moves it on.
+    Following { epoch: u64 },
+    /// It teaches objects only.
+    Teaching,
+}
+
+/// Learns one watch.
+#[derive(Debug)]
+pub struct WatchLearner {
+    shared: Arc<Shared>,
+    query: Query,
+    phase: Phase,
+}
+
+impl WatchLearner {
+    pub(crate) fn new(
+        cache: &Cache,
+        caller: &Caller,
+        query: &Query,
+        since: &str,
+        initial_events: bool,
+    ) -> Self {
+        let shared = cache.shared().clone();
+        let forgotten = shared.forgotten_deletions(&query.gvr);
+        let mut state = shared.lock();
+        state.grant(caller, query);
+        let phase = if initial_events {
+            Phase::Initial {
+                seen: HashSet::new(),
+                forgotten,
+            }
+        } else {
+            let since: u64 = since.parse().unwrap_or(0);
+            state
+                .resources
+                .get(&query.gvr)
+                .and_then(|r| r.coverages.exact(query))
+                .filter(|coverage| since > 0 && coverage.revision >= since)
+                .map_or(Phase::Teaching, |coverage| Phase::Following {
+                    epoch: coverage.epoch,
+                })
+        };
+        drop(state);
+        shared.wake.notify_one();
+        Self {
+            shared,
+            query: query.clone(),
+            phase,
+        }
+    }
+
+    /// One event. The bookmark annotated `k8s.io/initial-events-end` completes the query.
+    pub fn event(&mut self, event: &Event) {
+        match event.kind {
+            EventType::Added | EventType::Modified => self.alive(event),
+            EventType::Deleted => self.gone(event),
+            EventType::Bookmark => self.bookmark(event),
+            // The stream cannot be followed any more (410 and the like).
+            EventType::Error => self.phase = Phase::Teaching,
+        }
+        self.shared.wake.notify_one();
+    }
+
+    fn alive(&mut self, event: &Event) {
+        let shared = self.shared.clone();
+        let Some((meta, revision)) = cacheable(&event.object) else {
+            shared.stats.malformed.add(1);
+            self.lost();
+            return;
+        };
+        let mut state = shared.lock();
+        // Initial events show objects as they are now, in no order of revisions.
+        let observed_at = match &self.phase {
+            Phase::Following { .. } => Some(revision),
+            Phase::Initial { .. } | Phase::Teaching => None,
+        };
+        state.learn(
+            &shared.store,
+            &self.query.gvr,
+            &meta,
+            revision,
+            &event.object,
+            observed_at,
+        );
+        drop(state);
+        match &mut self.phase {
+            Phase::Initial { seen, .. } => {
+                seen.insert(index_key(&meta.namespace, &meta.name));
+                if seen.len() > MAX_SNAPSHOT {
+                    self.phase = Phase::Teaching;
+                }
+            }
+            Phase::Following { .. } => self.advance(revision),
+            Phase::Teaching => {}
+        }
+    }
+
+    fn gone(&mut self, event: &Event) {
+        let shared = self.shared.clone();
+        let Some((meta, revision)) = cacheable(&event.object) else {
+            shared.stats.malformed.add(1);
+            self.lost();
+            return;
+        };
+        let key = index_key(&meta.namespace, &meta.name);
+        // The record as last known is only needed where the object may have left a selector.
+        let stored = if self.query.is_stable() {
+            None
+        } else {
+            shared.read_stored(&self.query.gvr, &key)
+        };
+        shared
+            .lock()
+            .leave(&shared.store, &self.query, &key, revision, || stored);
+        match &mut self.phase {
+            Phase::Initial { seen, .. } => {
+                seen.remove(&key);
+            }
+            Phase::Following { .. } => self.advance(revision),
+            Phase::Teaching => {}
+        }
+    }
+
+    fn bookmark(&mut self, event: &Event) {
+        let shared = self.shared.clone();
+        let Ok(meta) = event.object.meta() else {
+            shared.stats.malformed.add(1);
+            return;
+        };
+        let Some(revision) = meta.revision() else {
+            return;
+        };
+        match &mut self.phase {
+            Phase::Initial { seen, forgotten } if is_initial_events_end(&event.object) => {
+                let seen = std::mem::take(seen);
+                let mut kind = meta.gvk.kind;
+                if meta.gvk.group == "meta.k8s.io" {
+                    kind.clear();
+                }
+                self.phase = if *forgotten == shared.forgotten_deletions(&self.query.gvr) {
+                    shared
+                        .lock()
+                        .complete(&shared.store, &self.query, &kind, revision, &seen)
+                        .map_or(Phase::Teaching, |epoch| Phase::Following { epoch })
+                } else {
+                    Phase::Teaching
+                };
+            }
+            Phase::Following { .. } => self.advance(revision),
+            Phase::Initial { .. } | Phase::Teaching => {}
+        }
+    }
+
+    /// An event could not be understood: what follows would build on a gap.
+    fn lost(&mut self) {
+        if matches!(self.phase, Phase::Following { .. }) {
+            let shared = &self.shared;
+            let query = &self.query;
+            shared
+                .lock()
+                .drop_coverages(&query.gvr, |coverage| coverage.query == *query);
+        }
+        self.phase = Phase::Teaching;
+    }
+
+    fn advance(&mut self, revision: u64) {
+        if let Phase::Following { epoch } = self.phase {
+            let mut state = self.shared.lock();
+            let moved = state
+                .resource(&self.query.gvr)
+                .coverages
+                .advance(&self.query, epoch, revision);
+            if moved {
+                state.high = state.high.max(revision);
+                state.mark_dirty(&self.query, COVERAGE_LAG);
+            }
+        }
+    }
+}

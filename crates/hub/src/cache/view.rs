@@ -1,0 +1,366 @@
+//! Reading: the cloud's state as last known, with local writes on top.
+
+use super::{
+    Cache, Listing, LocalChange, Lookup, Shared,
+    index::{Key, namespace_range},
+    record::{index_key, split_index_key},
+    state::Overlay,
+};
+use crate::{caller::Caller, query::Query};
+use std::collections::HashSet;
+use yurt_wire::{Gvk, Gvr, Object, watch::EventType};
+
+/// Why a list cannot be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Uncovered {
+    /// No complete query holds it.
+    Unknown,
+    /// It is known, but the caller was never allowed to read it.
+    Forbidden,
+}
+
+/// What a list or watch will show, by key; contents are read one at a time.
+#[derive(Clone, Debug)]
+pub(crate) struct Selection {
+    /// Kind of the objects.
+    pub(crate) gvk: Gvk,
+    /// The revision at which it is complete; 0 when the cloud told none.
+    pub(crate) revision: u64,
+    /// Deletions after this revision are all known.
+    pub(crate) since: u64,
+    /// Candidates in order; [`Cache::read_selected`] tells which belong.
+    pub(crate) keys: Vec<Key>,
+}
+
+/// A deletion, for a watch that resumes.
+#[derive(Clone, Debug)]
+pub(crate) struct Deleted {
+    pub(crate) key: Key,
+    pub(crate) revision: u64,
+}
+
+impl Shared {
+    /// The object as the node sees it, and whether it carries an exclusion for the query.
+    fn read_view(&self, gvr: &Gvr, key: &str, query: Option<&Query>) -> Option<Object> {
+        let overlay = {
+            let state = self.lock();
+            let resource = state.resources.get(gvr)?;
+            let entry = resource.objects.get(key);
+            match (entry, resource.overlays.get(key)) {
+                (None, None) => return None,
+                // A change of something that is gone shows nothing.
+                (None, Some(overlay)) => {
+                    return overlay.change.is_none().then(|| overlay.object.clone());
+                }
+                (Some(entry), Some(overlay)) if !entry.excluded => {
+                    return Some(overlay.object.clone());
+                }
+                (Some(_), overlay) => overlay.map(|overlay| overlay.object.clone()),
+            }
+        };
+        let stored = self.read_stored(gvr, key)?;
+        self.note_read(gvr, key, &stored);
+        if let Some(query) = query {
+            let excluded = stored
+                .absent_from
+                .iter()
+                .filter_map(|text| Query::from_text(text))
+                .any(|absent| absent.covers(query));
+            if excluded {
+                return None;
+            }
+        }
+        Some(overlay.unwrap_or(stored.object))
+    }
+}
+
+impl Cache {
+    /// One object, as seen by a caller.
+    pub fn get(&self, caller: &Caller, gvr: &Gvr, namespace: &str, name: &str) -> Lookup {
+        let shared = self.shared();
+        let query = Query::named(gvr.clone(), namespace, name);
+        let key = index_key(&query.namespace, name);
+        let object = shared.read_view(gvr, &key, None);
+        let state = shared.lock();
+        let allowed = state
+            .grants
+            .allows_object(caller, &query, || object.clone());
+        match object {
+            Some(object) if allowed => Lookup::Found(object),
+            Some(_) => Lookup::Forbidden,
+            None => {
+                let absent = state.resources.get(gvr).is_some_and(|resource| {
+                    resource
+                        .coverages
+                        .absent_at(&query.namespace, name)
+                        .is_some()
+                });
+                match (absent, allowed) {
+                    (true, true) => Lookup::KnownAbsent,
+                    (true, false) => Lookup::Forbidden,
+                    (false, _) => Lookup::Unknown,
+                }
+            }
+        }
+    }
+
+    /// The object whoever asks (for the hub's own work).
+    pub(crate) fn view(&self, gvr: &Gvr, namespace: &str, name: &str) -> Option<Object> {
+        self.shared()
+            .read_view(gvr, &index_key(namespace, name), None)
+    }
+
+    /// A list; `None` when no complete query covers it.
+    pub fn list(&self, caller: &Caller, query: &Query) -> Option<Listing> {
+        let selection = self.select(caller, query).ok()?;
+        let items = selection
+            .keys
+            .iter()
+            .filter_map(|key| self.read_selected(query, key))
+            .collect();
+        Some(Listing {
+            gvk: selection.gvk,
+            resource_version: selection.revision.to_string(),
+            items,
+        })
+    }
+
+    /// What a list or watch of the query holds.
+    pub(crate) fn select(&self, caller: &Caller, query: &Query) -> Result<Selection, Uncovered> {
+        let shared = self.shared();
+        let selection = self.select_any(query);
+        let allowed = {
+            let state = shared.lock();
+            state.grants.allows(caller, query)
+        } || match (query.name(), &selection) {
+            // A named list is as good as a get.
+            (Some(name), Ok(selection)) if !selection.keys.is_empty() => {
+                let object = selection
+                    .keys
+                    .first()
+                    .and_then(|key| shared.read_view(&query.gvr, key, None));
+                let identity = Query::named(query.gvr.clone(), &query.namespace, name);
+                shared
+                    .lock()
+                    .grants
+                    .allows_object(caller, &identity, || object)
+            }
+            _ => false,
+        };
+        match selection {
+            Ok(selection) if allowed => Ok(selection),
+            Ok(_) => Err(Uncovered::Forbidden),
+            Err(uncovered) => Err(uncovered),
+        }
+    }
+
+    fn select_any(&self, query: &Query) -> Result<Selection, Uncovered> {
+        let shared = self.shared();
+        let mut state = shared.lock();
+        let clock = state.tick();
+        let resource = state
+            .resources
+            .get_mut(&query.gvr)
+            .ok_or(Uncovered::Unknown)?;
+        resource.used = clock;
+        let best = resource.coverages.best(query);
+        let empty = HashSet::new();
+        let (revision, since, suspects, snapshot) = match best {
+            Some(coverage) => (
+                coverage.revision,
+                coverage.since,
+                &coverage.suspects,
+                coverage.snapshot,
+            ),
+            None => {
+                // The object itself answers a query for its name, whatever else is unknown.
+                let name = query.name().ok_or(Uncovered::Unknown)?;
+                let key = index_key(&query.namespace, name);
+                let entry = resource.objects.get(&key).ok_or(Uncovered::Unknown)?;
+                (entry.revision, entry.revision, &empty, 0)
+            }
+        };
+        let named = match query.name() {
+            Some(name) if !query.namespace.is_empty() || resource.is_cluster_scoped() => {
+                Some(index_key(&query.namespace, name))
+            }
+            _ => None,
+        };
+        let keys: Vec<Key> = match named {
+            Some(key) => (resource.objects.contains_key(&key)
+                || resource.overlays.contains_key(&key))
+            .then_some(key)
+            .into_iter()
+            .collect(),
+            None => {
+                let mut keys: Vec<Key> = namespace_range(&resource.objects, &query.namespace)
+                    .filter(|(key, entry)| {
+                        !suspects.contains(*key) || entry.revision > snapshot
+                    })
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                let created: Vec<Key> = namespace_range(&resource.overlays, &query.namespace)
+                    .filter(|(key, overlay)| {
+                        overlay.change.is_none() && !resource.objects.contains_key(*key)
+                    })
+                    .map(|(key, _)| key.clone())
+                    .collect();
+                if !created.is_empty() {
+                    keys.extend(created);
+                    keys.sort();
+                }
+                keys
+            }
+        };
+        let kind = resource.kind.clone();
+        let gvk = Gvk {
+            group: query.gvr.group.clone(),
+            version: query.gvr.version.clone(),
+            kind,
+        };
+        let since = since.max(resource.deletions.floor());
+        drop(state);
+        let mut selection = Selection {
+            gvk,
+            revision,
+            since,
+            keys,
+        };
+        self.fill_in(query, &mut selection);
+        Ok(selection)
+    }
+
+    /// What the index does not know before a record was read: the kind, and the revision of a single object.
+    fn fill_in(&self, query: &Query, selection: &mut Selection) {
+        let shared = self.shared();
+        if selection.gvk.kind.is_empty() {
+            if let Some(meta) = selection
+                .keys
+                .first()
+                .and_then(|key| shared.read_view(&query.gvr, key, None))
+                .and_then(|object| object.meta().ok())
+            {
+                shared
+                    .lock()
+                    .resource(&query.gvr)
+                    .kind
+                    .clone_from(&meta.gvk.kind);
+                selection.gvk.kind = meta.gvk.kind;
+            }
+        }
+        if selection.revision == 0 {
+            if let (Some(_), Some(key)) = (query.name(), selection.keys.first()) {
+                if let Some(stored) = shared.read_stored(&query.gvr, key) {
+                    selection.revision = stored.revision;
+                    selection.since = stored.revision;
+                }
+            }
+        }
+    }
+
+    /// The object of a selected key, if it belongs to the query.
+    pub(crate) fn read_selected(&self, query: &Query, key: &str) -> Option<Object> {
+        let object = self.shared().read_view(&query.gvr, key, Some(query))?;
+        let (namespace, name) = split_index_key(key);
+        query.matches(namespace, name, &object).then_some(object)
+    }
+
+    /// The revision of an object in the index, and the deletions after a revision.
+    pub(crate) fn changes_since(&self, query: &Query, revision: u64) -> (Vec<Key>, Vec<Deleted>) {
+        let shared = self.shared();
+        let state = shared.lock();
+        let Some(resource) = state.resources.get(&query.gvr) else {
+            return (Vec::new(), Vec::new());
+        };
+        let newer = namespace_range(&resource.objects, &query.namespace)
+            .filter(|(key, entry)| {
+                entry.revision > revision || resource.overlays.contains_key(*key)
+            })
+            .map(|(key, entry)| (entry.revision, key.clone()));
+        let mut newer: Vec<_> = newer.collect();
+        // In the order in which they happened.
+        newer.sort();
+        let deleted = resource
+            .deletions
+            .since(revision)
+            .into_iter()
+            .filter(|(key, _)| {
+                let (namespace, name) = split_index_key(key);
+                query.in_scope(namespace, name)
+            })
+            .map(|(key, revision)| Deleted { key, revision })
+            .collect();
+        (newer.into_iter().map(|(_, key)| key).collect(), deleted)
+    }
+
+    /// The highest revision the cloud ever showed.
+    pub(crate) fn high_revision(&self) -> u64 {
+        self.shared().lock().high
+    }
+
+    /// Puts a local write on top of the cloud's state; tells the watchers when the view changed.
+    pub(crate) fn set_overlay(&self, gvr: &Gvr, key: &str, overlay: Overlay, tell: bool) {
+        let shared = self.shared();
+        let previous = shared.read_view(gvr, key, None);
+        let object = overlay.object.clone();
+        let mut state = shared.lock();
+        let resource = state.resource(gvr);
+        if resource.kind.is_empty() {
+            if let Ok(meta) = object.meta() {
+                resource.kind = meta.gvk.kind;
+            }
+        }
+        resource.overlays.insert(key.into(), overlay);
+        if tell {
+            // Under the lock: watchers see changes in the order in which they were applied. Nobody listening is no error.
+            let _listeners = shared.changes.send(LocalChange {
+                gvr: gvr.clone(),
+                kind: match previous {
+                    Some(_) => EventType::Modified,
+                    None => EventType::Added,
+                },
+                object,
+                previous,
+            });
+        }
+    }
+
+    /// A local write ended (replayed or dropped): the cloud's state shows again. Watchers are told when that differs.
+    pub(crate) fn end_overlay(&self, gvr: &Gvr, key: &str, tell: bool) {
+        let shared = self.shared();
+        let previous = shared.read_view(gvr, key, None);
+        {
+            let mut state = shared.lock();
+            if state.resource(gvr).overlays.remove(key).is_none() {
+                return;
+            }
+        }
+        if !tell {
+            return;
+        }
+        let now = shared.read_view(gvr, key, None);
+        let (kind, object) = match (&previous, now) {
+            (Some(before), Some(now)) if *before == now => return,
+            (_, Some(now)) => (EventType::Modified, now),
+            (Some(before), None) => (EventType::Deleted, before.clone()),
+            (None, None) => return,
+        };
+        let _listeners = shared.changes.send(LocalChange {
+            gvr: gvr.clone(),
+            kind,
+            object,
+            previous,
+        });
+    }
+}
+
+impl super::state::Resource {
+    /// Whether the known objects have no namespace.
+    fn is_cluster_scoped(&self) -> bool {
+        self.objects
+            .keys()
+            .chain(self.overlays.keys())
+            .next()
+            .is_some_and(|key| key.starts_with('/'))
+    }
+}
