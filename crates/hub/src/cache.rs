@@ -33,8 +33,9 @@ use std::{
 };
 use tokio::sync::{broadcast, oneshot};
 use yurt_store::{Store, StoreError};
-use yurt_wire::{Gvk, Gvr, Object, list::SplitList, watch::EventType};
+use yurt_wire::{Gvk, Gvr, Object, watch::EventType};
 
+pub(crate) use open::tolerate;
 pub use learner::{ListLearner, WatchLearner};
 pub use stats::{Counter, Stats};
 pub use view::Uncovered;
@@ -115,8 +116,6 @@ pub(crate) struct Shared {
     pub(crate) wake: Condvar,
     pub(crate) changes: broadcast::Sender<LocalChange>,
     pub(crate) stats: Arc<Stats>,
-    /// Paged lists under way, oldest first.
-    paged: Mutex<Vec<(Caller, ListLearner)>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -127,9 +126,6 @@ impl std::fmt::Debug for Shared {
             .finish_non_exhaustive()
     }
 }
-
-/// Paged lists that may be under way at once.
-const MAX_PAGED: usize = 32;
 
 impl Shared {
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
@@ -277,52 +273,9 @@ impl Cache {
         shared.wake.notify_one();
     }
 
-    /// Begins to learn a list whose pages all go through the one learner. For lists that clients page over several requests use
-    /// [`Cache::learn_page`].
+    /// Begins to learn a list; all its pages must go through the one learner.
     pub fn list_learner(&self, caller: &Caller, query: &Query) -> ListLearner {
         ListLearner::new(self, caller, query)
-    }
-
-    /// Learns one response of a list that may span several requests: `continue_token` is that of the request (`""` for the
-    /// first). Pages find each other by caller, query and token; the last one completes the query.
-    pub fn learn_page(
-        &self,
-        caller: &Caller,
-        query: &Query,
-        continue_token: &str,
-        list: SplitList,
-    ) {
-        let shared = self.shared().clone();
-        let mut paged = shared
-            .paged
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut learner = if continue_token.is_empty() {
-            self.list_learner(caller, query)
-        } else {
-            let at = paged.iter().position(|(of, learner)| {
-                of == caller && learner.is_continued_by(query, continue_token)
-            });
-            match at {
-                Some(at) => paged.remove(at).1,
-                None => {
-                    // The beginning was not seen: the objects are news, completeness is not.
-                    drop(paged);
-                    self.list_learner(caller, query).page(list);
-                    return;
-                }
-            }
-        };
-        learner.page(list);
-        if learner.continue_token().is_empty() {
-            drop(paged);
-            learner.finish();
-        } else {
-            if paged.len() >= MAX_PAGED {
-                paged.remove(0);
-            }
-            paged.push((caller.clone(), learner));
-        }
     }
 
     /// Begins to learn a watch that started at `since` (`""`/`"0"` without initial events teaches objects but not completeness;

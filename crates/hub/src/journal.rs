@@ -14,6 +14,7 @@ use crate::{
         Cache,
         record::{self, index_key},
         state::Overlay,
+        tolerate,
     },
     caller::Caller,
 };
@@ -249,7 +250,7 @@ impl Journal {
     pub fn open(cache: &Cache, config: JournalConfig) -> Result<Self, StoreError> {
         let mut entries = Entries::default();
         let mut unreadable = Vec::new();
-        cache
+        tolerate(cache
             .shared()
             .store
             .scan(record::JOURNAL, &mut |key, value| {
@@ -270,7 +271,7 @@ impl Journal {
                     }
                 }
                 true
-            })?;
+            }))?;
         for ((gvr, key), kept) in &entries.map {
             if let Some(overlay) = overlay_of(cache, &kept.entry) {
                 cache.set_overlay(gvr, key, overlay, false);
@@ -332,7 +333,7 @@ impl Journal {
     pub(crate) async fn append(
         &self,
         mut new: Entry,
-        overlay: impl FnOnce(&Entry) -> Overlay,
+        overlay: impl FnOnce(&Entry) -> Option<Overlay>,
     ) -> Result<(), AppendError> {
         let inner = &self.inner;
         let gvr = new.gvr();
@@ -392,7 +393,9 @@ impl Journal {
                 inner.cache.end_overlay(gvr, index, false);
             }
         }
-        inner.cache.set_overlay(&gvr, &index, view, true);
+        if let Some(view) = view {
+            inner.cache.set_overlay(&gvr, &index, view, true);
+        }
         Ok(())
     }
 

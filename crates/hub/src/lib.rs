@@ -6,4 +6,6 @@
 
 pub mod cache;
 pub mod caller;
+pub mod journal;
+pub mod offline;
 pub mod query;

@@ -152,9 +152,15 @@ enum Phase {
     Initial { seen: HashSet<Key>, forgotten: u64 },
     /// It follows a coverage and moves it on.
     Following { epoch: u64 },
-    /// It teaches objects only.
-    Teaching,
+    /// It teaches objects only. When it began at a revision, and all its events up to `last` were learned, a coverage of the
+    /// query that turns up later (its list is learned on another task) is taken on from there.
+    Teaching { since: Option<u64>, last: u64 },
 }
+
+const DETACHED: Phase = Phase::Teaching {
+    since: None,
+    last: 0,
+};
 
 /// Learns one watch.
 #[derive(Debug)]
@@ -183,22 +189,20 @@ impl WatchLearner {
             }
         } else {
             let since: u64 = since.parse().unwrap_or(0);
-            state
-                .resources
-                .get(&query.gvr)
-                .and_then(|r| r.coverages.exact(query))
-                .filter(|coverage| since > 0 && coverage.revision >= since)
-                .map_or(Phase::Teaching, |coverage| Phase::Following {
-                    epoch: coverage.epoch,
-                })
+            Phase::Teaching {
+                since: (since > 0).then_some(since),
+                last: since,
+            }
         };
         drop(state);
         shared.wake.notify_one();
-        Self {
+        let mut learner = Self {
             shared,
             query: query.clone(),
             phase,
-        }
+        };
+        learner.join();
+        learner
     }
 
     /// One event. The bookmark annotated `k8s.io/initial-events-end` completes the query.
@@ -208,8 +212,9 @@ impl WatchLearner {
             EventType::Deleted => self.gone(event),
             EventType::Bookmark => self.bookmark(event),
             // The stream cannot be followed any more (410 and the like).
-            EventType::Error => self.phase = Phase::Teaching,
+            EventType::Error => self.phase = DETACHED,
         }
+        self.join();
         self.shared.wake.notify_one();
     }
 
@@ -224,7 +229,7 @@ impl WatchLearner {
         // Initial events show objects as they are now, in no order of revisions.
         let observed_at = match &self.phase {
             Phase::Following { .. } => Some(revision),
-            Phase::Initial { .. } | Phase::Teaching => None,
+            Phase::Initial { .. } | Phase::Teaching { .. } => None,
         };
         state.learn(
             &shared.store,
@@ -239,11 +244,11 @@ impl WatchLearner {
             Phase::Initial { seen, .. } => {
                 seen.insert(index_key(&meta.namespace, &meta.name));
                 if seen.len() > MAX_SNAPSHOT {
-                    self.phase = Phase::Teaching;
+                    self.phase = DETACHED;
                 }
             }
             Phase::Following { .. } => self.advance(revision),
-            Phase::Teaching => {}
+            Phase::Teaching { last, .. } => *last = revision.max(*last),
         }
     }
 
@@ -269,7 +274,7 @@ impl WatchLearner {
                 seen.remove(&key);
             }
             Phase::Following { .. } => self.advance(revision),
-            Phase::Teaching => {}
+            Phase::Teaching { last, .. } => *last = revision.max(*last),
         }
     }
 
@@ -293,13 +298,14 @@ impl WatchLearner {
                     shared
                         .lock()
                         .complete(&shared.store, &self.query, &kind, revision, &seen)
-                        .map_or(Phase::Teaching, |epoch| Phase::Following { epoch })
+                        .map_or(DETACHED, |epoch| Phase::Following { epoch })
                 } else {
-                    Phase::Teaching
+                    DETACHED
                 };
             }
             Phase::Following { .. } => self.advance(revision),
-            Phase::Initial { .. } | Phase::Teaching => {}
+            Phase::Teaching { last, .. } => *last = revision.max(*last),
+            Phase::Initial { .. } => {}
         }
     }
 
@@ -312,7 +318,30 @@ impl WatchLearner {
                 .lock()
                 .drop_coverages(&query.gvr, |coverage| coverage.query == *query);
         }
-        self.phase = Phase::Teaching;
+        self.phase = DETACHED;
+    }
+
+    /// Takes on a coverage of the query, when there is one that is not older than where this watch began.
+    fn join(&mut self) {
+        let Phase::Teaching {
+            since: Some(since),
+            last,
+        } = self.phase
+        else {
+            return;
+        };
+        let epoch = self
+            .shared
+            .lock()
+            .resources
+            .get(&self.query.gvr)
+            .and_then(|resource| resource.coverages.exact(&self.query))
+            .filter(|coverage| coverage.revision >= since)
+            .map(|coverage| coverage.epoch);
+        if let Some(epoch) = epoch {
+            self.phase = Phase::Following { epoch };
+            self.advance(last);
+        }
     }
 
     fn advance(&mut self, revision: u64) {

@@ -26,6 +26,7 @@ fn options() -> Options {
         garbage_share: 0.5,
         sync: true,
         compress_from: 512,
+        ..Options::default()
     }
 }
 
@@ -53,8 +54,13 @@ pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery),
     if recovery.corrupt_records > 0 {
         tracing::warn!(
             records = recovery.corrupt_records,
-            "cached records failed their checksum and were left out"
+            "cached records failed their checksum and were left out; no list is known complete any more"
         );
+        // Nobody knows which objects they were. A list that lacks a pod would make the kubelet kill it; no list does not.
+        let resources: Vec<_> = state.resources.keys().cloned().collect();
+        for gvr in resources {
+            state.drop_coverages(&gvr, |_| true);
+        }
     }
     let shared = Arc::new(Shared {
         store,
@@ -64,7 +70,6 @@ pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery),
         wake: Condvar::new(),
         changes: broadcast::channel(super::CHANGES).0,
         stats,
-        paged: Mutex::default(),
     });
     let of_thread = shared.clone();
     let thread = std::thread::Builder::new()
@@ -135,6 +140,17 @@ struct CoverageRecord {
     kind: String,
 }
 
+/// A scan leaves out corrupt records and says so at the end; what is left is good.
+pub(crate) fn tolerate(scanned: Result<(), StoreError>) -> Result<(), StoreError> {
+    match scanned {
+        Err(error @ StoreError::Corrupt { .. }) => {
+            tracing::warn!(%error, "left out");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
 fn load(store: &Store, state: &mut State) -> Result<(), StoreError> {
     for key in store.keys(record::OBJECTS) {
         if let Some((gvr, object)) = record::parse_object_record(record::OBJECTS, &key) {
@@ -142,7 +158,7 @@ fn load(store: &Store, state: &mut State) -> Result<(), StoreError> {
         }
     }
     let mut unreadable = Vec::new();
-    store.scan(record::COVERAGES, &mut |key, value| {
+    tolerate(store.scan(record::COVERAGES, &mut |key, value| {
         let query = std::str::from_utf8(&key[record::COVERAGES.len()..])
             .ok()
             .and_then(Query::from_text);
@@ -161,7 +177,7 @@ fn load(store: &Store, state: &mut State) -> Result<(), StoreError> {
             _ => unreadable.push(key.to_vec()),
         }
         true
-    })?;
+    }))?;
     for key in store.keys(record::GRANTS) {
         match record::parse_grant_record(&key) {
             Some((caller, query)) => {
@@ -170,7 +186,7 @@ fn load(store: &Store, state: &mut State) -> Result<(), StoreError> {
             None => unreadable.push(key),
         }
     }
-    store.scan(record::BEARERS, &mut |key, value| {
+    tolerate(store.scan(record::BEARERS, &mut |key, value| {
         let caller = std::str::from_utf8(&key[record::BEARERS.len()..])
             .ok()
             .and_then(Caller::from_key);
@@ -179,7 +195,7 @@ fn load(store: &Store, state: &mut State) -> Result<(), StoreError> {
             _ => unreadable.push(key.to_vec()),
         }
         true
-    })?;
+    }))?;
     for key in store.keys(record::DOCUMENTS) {
         if let Ok(name) = std::str::from_utf8(&key[record::DOCUMENTS.len()..]) {
             let clock = state.tick();

@@ -293,6 +293,22 @@ impl Cache {
         (newer.into_iter().map(|(_, key)| key).collect(), deleted)
     }
 
+    /// The kind of a resource's objects; its `kind` is empty while none was seen.
+    pub(crate) fn gvk_of(&self, gvr: &Gvr) -> Gvk {
+        let kind = self
+            .shared()
+            .lock()
+            .resources
+            .get(gvr)
+            .map(|resource| resource.kind.clone())
+            .unwrap_or_default();
+        Gvk {
+            group: gvr.group.clone(),
+            version: gvr.version.clone(),
+            kind,
+        }
+    }
+
     /// The highest revision the cloud ever showed.
     pub(crate) fn high_revision(&self) -> u64 {
         self.shared().lock().high

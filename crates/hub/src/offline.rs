@@ -1,0 +1,505 @@
+//! Answers without the cloud: reads from the cache, watches of what changes on the node, and the few writes that can be kept for
+//! later. Which, and with what outcome, is documented in `docs/offline.md`.
+
+mod discovery;
+mod page;
+mod represent;
+mod watch;
+mod write;
+
+use crate::{
+    cache::{Cache, Lookup, Uncovered},
+    caller::Caller,
+    journal::Journal,
+    query::Query,
+};
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+use represent::{Wanted, malformed, refuse};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
+use yurt_transport::{Body, channel};
+use yurt_wire::{
+    Gvk, Object, Reason, RequestInfo, Status, Verb,
+    media::{aggregated_discovery, parse_accept},
+};
+
+pub use watch::{LocalFrame, LocalWatch};
+
+/// Seconds since the epoch.
+pub(crate) fn now() -> i64 {
+    jiff::Timestamp::now().as_second()
+}
+
+/// See the module. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Offline {
+    cache: Cache,
+    journal: Journal,
+    node_name: Arc<str>,
+    /// Seconds since the epoch; 0 when not told.
+    away_since: Arc<AtomicI64>,
+}
+
+/// Frames that a client may be behind before its watch waits for it.
+const WATCH_BUFFER: usize = 16;
+
+impl Offline {
+    /// What answers for a node.
+    pub fn new(cache: Cache, journal: Journal, node_name: &str) -> Self {
+        Self {
+            cache,
+            journal,
+            node_name: node_name.into(),
+            away_since: Arc::default(),
+        }
+    }
+
+    /// Since when the cloud is away (`None`: it is there); humans are told.
+    pub fn set_away_since(&self, since: Option<SystemTime>) {
+        let seconds = since
+            .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
+            .map_or(0, |at| i64::try_from(at.as_secs()).unwrap_or(0));
+        self.away_since.store(seconds, Ordering::Relaxed);
+    }
+
+    /// Answers a request.
+    pub async fn answer(
+        &self,
+        caller: &Caller,
+        info: &RequestInfo,
+        parts: &Parts,
+        body: Bytes,
+    ) -> Response<Body> {
+        let result = match self.check_caller(caller) {
+            Ok(()) => self.route(caller, info, parts, body).await,
+            Err(status) => Err(status),
+        };
+        match result {
+            Ok(mut response) => {
+                self.warn_humans(parts, &mut response);
+                response
+            }
+            Err(status) => refuse(&status, Wanted::error_encoding(&parts.headers)),
+        }
+    }
+
+    /// Opens a watch.
+    pub fn watch(
+        &self,
+        caller: &Caller,
+        info: &RequestInfo,
+        parts: &Parts,
+    ) -> Result<LocalWatch, Box<Status>> {
+        LocalWatch::open(self, caller, info, &parts.headers)
+    }
+
+    async fn route(
+        &self,
+        caller: &Caller,
+        info: &RequestInfo,
+        parts: &Parts,
+        body: Bytes,
+    ) -> Result<Response<Body>, Box<Status>> {
+        if !info.is_resource {
+            return if parts.method == http::Method::GET || parts.method == http::Method::HEAD {
+                self.document(info, parts)
+            } else {
+                Err(self.refused(info, "is not accepted while the cloud is away"))
+            };
+        }
+        match info.verb {
+            Verb::Get if matches!(info.subresource.as_str(), "" | "status") => {
+                self.get(caller, info, parts)
+            }
+            Verb::List if info.subresource.is_empty() => {
+                let (offline, caller, info) = (self.clone(), caller.clone(), info.clone());
+                let headers = parts.headers.clone();
+                // Many records are read: not on a thread that serves others.
+                tokio::task::spawn_blocking(move || offline.list(&caller, &info, &headers))
+                    .await
+                    .map_err(|error| Box::new(Status::internal_error(error)))?
+            }
+            Verb::Watch => self.stream(caller, info, parts),
+            Verb::Create | Verb::Update | Verb::Patch => {
+                self.write(caller, info, parts, body).await
+            }
+            Verb::Get | Verb::List => Err(self.refused(
+                info,
+                "cannot be answered from the cache while the cloud is away",
+            )),
+            Verb::Delete
+            | Verb::DeleteCollection
+            | Verb::Proxy
+            | Verb::Connect
+            | Verb::Other => Err(self.refused(info, "is not accepted while the cloud is away")),
+        }
+    }
+
+    /// A bearer that the cloud never accepted is nobody.
+    fn check_caller(&self, caller: &Caller) -> Result<(), Box<Status>> {
+        if self.cache.knows(caller) {
+            Ok(())
+        } else {
+            Err(Box::new(Status::new(
+                Reason::Unauthorized,
+                format!(
+                    "node {:?} is offline and cannot verify this token: the cloud never accepted it through this node",
+                    self.node_name
+                ),
+            )))
+        }
+    }
+
+    fn get(
+        &self,
+        caller: &Caller,
+        info: &RequestInfo,
+        parts: &Parts,
+    ) -> Result<Response<Body>, Box<Status>> {
+        let wanted = Wanted::of(&parts.headers, info)?;
+        let object = self.lookup(caller, info)?;
+        let gvk = gvk_of(&object)?;
+        wanted
+            .single(StatusCode::OK, &object, &gvk, now())
+            .map_err(|error| malformed(&error))
+    }
+
+    /// The object a request names.
+    fn lookup(&self, caller: &Caller, info: &RequestInfo) -> Result<Object, Box<Status>> {
+        let gvr = info.gvr();
+        match self.cache.get(caller, &gvr, &info.namespace, &info.name) {
+            Lookup::Found(object) => Ok(object),
+            Lookup::KnownAbsent => Err(Box::new(Status::not_found(
+                &info.group,
+                &info.resource,
+                &info.name,
+            ))),
+            Lookup::Forbidden => Err(Box::new(Status::forbidden(
+                &info.group,
+                &info.resource,
+                &info.name,
+                &self.never_read(),
+            ))),
+            Lookup::Unknown => {
+                let place = if info.namespace.is_empty() || info.resource == "namespaces" {
+                    String::new()
+                } else {
+                    format!(" in namespace {:?}", info.namespace)
+                };
+                let mut status = Status::service_unavailable(format!(
+                    "node {:?} is offline, and {} {:?}{place} was never cached on it",
+                    self.node_name,
+                    qualified(&info.group, &info.resource),
+                    info.name
+                ));
+                status.name.clone_from(&info.name);
+                status.group.clone_from(&info.group);
+                status.kind.clone_from(&info.resource);
+                Err(Box::new(status))
+            }
+        }
+    }
+
+    fn never_read(&self) -> String {
+        format!(
+            "node {:?} is offline, and this caller is not known to be allowed to read it",
+            self.node_name
+        )
+    }
+
+    fn list_miss(&self, query: &Query, uncovered: Uncovered) -> Box<Status> {
+        let gvr = &query.gvr;
+        if uncovered == Uncovered::Forbidden {
+            return Box::new(Status::forbidden(
+                &gvr.group,
+                &gvr.resource,
+                query.name().unwrap_or_default(),
+                &self.never_read(),
+            ));
+        }
+        let mut what = qualified(&gvr.group, &gvr.resource);
+        if !query.namespace.is_empty() {
+            what.push_str(&format!(" in namespace {:?}", query.namespace));
+        }
+        if !query.labels.is_empty() {
+            what.push_str(&format!(" with labels {:?}", query.labels.to_string()));
+        }
+        if !query.fields.is_empty() {
+            what.push_str(&format!(" with fields {:?}", query.fields.to_string()));
+        }
+        let mut status = Status::service_unavailable(format!(
+            "node {:?} is offline, and the list of {what} was never cached completely on it",
+            self.node_name
+        ));
+        status.group.clone_from(&gvr.group);
+        status.kind.clone_from(&gvr.resource);
+        Box::new(status)
+    }
+
+    fn list(
+        &self,
+        caller: &Caller,
+        info: &RequestInfo,
+        headers: &http::HeaderMap,
+    ) -> Result<Response<Body>, Box<Status>> {
+        let options = info.list_options()?;
+        let wanted = Wanted::of(headers, info)?;
+        let query = Query::of_request(info, &options);
+        let selection = self
+            .cache
+            .select(caller, &query)
+            .map_err(|uncovered| self.list_miss(&query, uncovered))?;
+        if options.resource_version_match == "Exact"
+            && options.resource_version != selection.revision.to_string()
+        {
+            return Err(Box::new(Status::expired(format!(
+                "The resourceVersion {:?} is not the one in the cache of node {:?} ({}).",
+                options.resource_version, self.node_name, selection.revision
+            ))));
+        }
+        let mut at = if options.continue_token.is_empty() {
+            0
+        } else {
+            page::resume(
+                &options.continue_token,
+                &query.namespace,
+                selection.revision,
+                &selection.keys,
+            )?
+        };
+        let limit = match usize::try_from(options.limit) {
+            Ok(0) | Err(_) => usize::MAX,
+            Ok(limit) => limit,
+        };
+        let mut objects = Vec::new();
+        let mut last = None;
+        while at < selection.keys.len() && objects.len() < limit {
+            let key = &selection.keys[at];
+            if let Some(object) = self.cache.read_selected(&query, key) {
+                objects.push(object);
+                last = Some(key);
+            }
+            at += 1;
+        }
+        // Selectors make the rest uncertain: another page only when there is something to show on it.
+        let more = selection.keys[at..]
+            .iter()
+            .any(|key| self.cache.read_selected(&query, key).is_some());
+        let (token, remaining) = match (more, last) {
+            (true, Some(last)) => (
+                page::encode(&query.namespace, last, selection.revision),
+                (query.labels.is_empty() && query.fields.is_empty())
+                    .then(|| i64::try_from(selection.keys.len() - at).unwrap_or(i64::MAX)),
+            ),
+            _ => (String::new(), None),
+        };
+        wanted
+            .list(
+                &selection.gvk,
+                &selection.revision.to_string(),
+                &token,
+                remaining,
+                &objects,
+                now(),
+            )
+            .map_err(|error| malformed(&error))
+    }
+
+    /// A watch as a response of its own.
+    fn stream(
+        &self,
+        caller: &Caller,
+        info: &RequestInfo,
+        parts: &Parts,
+    ) -> Result<Response<Body>, Box<Status>> {
+        let mut watch = self.watch(caller, info, parts)?;
+        let content_type = HeaderValue::from_str(watch.content_type())
+            .map_err(|error| Box::new(Status::internal_error(error)))?;
+        let (client, body) = channel(WATCH_BUFFER);
+        tokio::spawn(async move {
+            loop {
+                let frame = tokio::select! {
+                    frame = watch.next() => frame,
+                    () = client.closed() => return,
+                };
+                let Some(frame) = frame else { return };
+                if client.send(Ok(frame.bytes)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let mut response = Response::new(body);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, content_type);
+        Ok(response)
+    }
+
+    /// `/version`, discovery, OpenAPI, health.
+    fn document(&self, info: &RequestInfo, parts: &Parts) -> Result<Response<Body>, Box<Status>> {
+        let path = info.path.as_str();
+        let root = path.split('/').nth(1).unwrap_or_default();
+        match root {
+            "healthz" | "livez" => return Ok(text(StatusCode::OK, "ok")),
+            "readyz" => {
+                let why = format!("[-]cloud failed: {}\nreadyz check failed\n", self.away());
+                return Ok(text(StatusCode::SERVICE_UNAVAILABLE, why));
+            }
+            _ => {}
+        }
+        let accept = parts
+            .headers
+            .get(header::ACCEPT)
+            .and_then(|value| value.to_str().ok());
+        let found = self.find_document(info, accept);
+        let Some((content_type, bytes)) = found else {
+            return Err(Box::new(Status::service_unavailable(format!(
+                "node {:?} is offline, and {path} was never cached on it",
+                self.node_name
+            ))));
+        };
+        let content_type = HeaderValue::from_str(&content_type)
+            .unwrap_or(HeaderValue::from_static("application/json"));
+        let gzip = parts
+            .headers
+            .get(header::ACCEPT_ENCODING)
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(|value| value.contains("gzip"));
+        Ok(represent::body(StatusCode::OK, content_type, vec![bytes], gzip))
+    }
+
+    fn find_document(&self, info: &RequestInfo, accept: Option<&str>) -> Option<(String, Bytes)> {
+        let trimmed = match info.path.trim_end_matches('/') {
+            "" => "/",
+            path => path,
+        };
+        let mut names = vec![info.path.clone()];
+        if trimmed != info.path {
+            names.push(trimmed.to_owned());
+        }
+        if !info.query.is_empty() {
+            names.insert(0, format!("{}?{}", info.path, info.query));
+        }
+        if let Some(version) = aggregated_discovery(accept) {
+            let form = format!("aggregated-{version}");
+            if let Some(found) = names
+                .iter()
+                .find_map(|name| self.cache.document_form(name, &form))
+            {
+                return Some(found);
+            }
+        }
+        for clause in parse_accept(accept.unwrap_or("*/*")) {
+            if clause.param("as").is_some() {
+                continue;
+            }
+            let form = match clause.media_type.as_str() {
+                "application/json" | "*/*" | "application/*" => "json",
+                other => other,
+            };
+            if let Some(found) = names
+                .iter()
+                .find_map(|name| self.cache.document_form(name, form))
+            {
+                return Some(found);
+            }
+        }
+        if let Some(derived) = self.derive(trimmed) {
+            return Some(("application/json".into(), derived));
+        }
+        // Something else than asked for is better than nothing, but never an aggregated document for who wants a legacy one.
+        names.iter().find_map(|name| {
+            let forms = self.cache.document_forms(name);
+            forms
+                .iter()
+                .filter(|form| !form.starts_with("aggregated-"))
+                .find_map(|form| self.cache.document_form(name, form))
+        })
+    }
+
+    fn derive(&self, path: &str) -> Option<Bytes> {
+        let of = discovery::aggregated_path(path)?;
+        ["aggregated-v2", "aggregated-v2beta1"]
+            .iter()
+            .filter_map(|form| self.cache.document_form(of, form))
+            .filter_map(|(_, body)| serde_json::from_slice(&body).ok())
+            .find_map(|aggregated| discovery::legacy(path, &aggregated))
+            .map(|legacy| legacy.to_string().into())
+    }
+
+    /// A refusal that names what was asked for and why it cannot be.
+    fn refused(&self, info: &RequestInfo, why: &str) -> Box<Status> {
+        let what = if info.is_resource {
+            let mut resource = info.resource.clone();
+            if !info.subresource.is_empty() {
+                resource.push('/');
+                resource.push_str(&info.subresource);
+            }
+            format!("{} of {}", info.verb.as_str(), qualified(&info.group, &resource))
+        } else {
+            format!("a request to {}", info.path)
+        };
+        let mut status = Status::service_unavailable(format!(
+            "node {:?} is offline; {what} {why}",
+            self.node_name
+        ));
+        status.name.clone_from(&info.name);
+        status.group.clone_from(&info.group);
+        status.kind.clone_from(&info.resource);
+        Box::new(status)
+    }
+
+    fn away(&self) -> String {
+        let since = self.away_since.load(Ordering::Relaxed);
+        match jiff::Timestamp::from_second(since) {
+            Ok(at) if since > 0 => format!("node {} is offline since {at}", self.node_name),
+            _ => format!("node {} is offline", self.node_name),
+        }
+    }
+
+    /// People (who ask for Tables) are told that they read a cache.
+    fn warn_humans(&self, parts: &Parts, response: &mut Response<Body>) {
+        let accept = parts
+            .headers
+            .get(header::ACCEPT)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        if !accept.contains("as=Table") {
+            return;
+        }
+        let warning = format!("299 - \"yurthub: answered from the cache: {}\"", self.away());
+        if let Ok(value) = HeaderValue::from_str(&warning) {
+            response.headers_mut().insert(header::WARNING, value);
+        }
+    }
+}
+
+fn text(code: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    represent::body(
+        code,
+        HeaderValue::from_static("text/plain; charset=utf-8"),
+        vec![body.into()],
+        false,
+    )
+}
+
+fn qualified(group: &str, resource: &str) -> String {
+    if group.is_empty() {
+        resource.to_owned()
+    } else {
+        format!("{resource}.{group}")
+    }
+}
+
+fn gvk_of(object: &Object) -> Result<Gvk, Box<Status>> {
+    object
+        .meta()
+        .map(|meta| meta.gvk)
+        .map_err(|error| malformed(&error))
+}
