@@ -35,11 +35,11 @@ use tokio::sync::{broadcast, oneshot};
 use yurt_store::{Store, StoreError};
 use yurt_wire::{Gvk, Gvr, Object, watch::EventType};
 
-pub(crate) use open::tolerate;
 pub use learner::{ListLearner, WatchLearner};
+pub(crate) use open::tolerate;
 pub use stats::{Counter, Stats};
+pub(crate) use view::Selection;
 pub use view::Uncovered;
-pub(crate) use view::{Deleted, Selection};
 
 /// Local changes that a slow watcher may be behind before it must begin anew.
 const CHANGES: usize = 1024;
@@ -334,10 +334,9 @@ impl Cache {
         let shared = self.shared();
         let mut state = shared.lock();
         state.accept(caller);
-        if let Some(bearer) =
-            state
-                .grants
-                .set_rules(caller, namespace, grants::parse_rules(rules))
+        if let Some(bearer) = state
+            .grants
+            .set_rules(caller, namespace, grants::parse_rules(rules))
         {
             state.store_bearer(caller, &bearer);
         }
@@ -388,9 +387,7 @@ impl Cache {
     pub fn document(&self, path: &str) -> Option<(String, Bytes)> {
         self.document_form(path, "json").or_else(|| {
             let forms = self.shared().lock().documents.forms(path);
-            forms
-                .iter()
-                .find_map(|form| self.document_form(path, form))
+            forms.iter().find_map(|form| self.document_form(path, form))
         })
     }
 

@@ -225,7 +225,10 @@ pub(crate) fn fill_created(object: &mut serde_json::Value, high: u64, at: i64, o
         hash.update(order.to_le_bytes());
         hash.finalize()
     };
-    let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex: String = digest[..16]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     let uid = format!(
         "{}-{}-8{}-a{}-{}",
         &hex[..8],
@@ -286,7 +289,10 @@ impl Journal {
             cache.shared().store.commit(batch).wait()?;
         }
         if !entries.map.is_empty() {
-            tracing::info!(entries = entries.map.len(), "offline writes wait for the cloud");
+            tracing::info!(
+                entries = entries.map.len(),
+                "offline writes wait for the cloud"
+            );
         }
         Ok(Self {
             inner: Arc::new(Inner {
@@ -381,7 +387,11 @@ impl Journal {
                 Kept {
                     entry,
                     bytes,
-                    durable_at: if lazy { durable_at } else { Some(Instant::now()) },
+                    durable_at: if lazy {
+                        durable_at
+                    } else {
+                        Some(Instant::now())
+                    },
                 },
             );
         }

@@ -133,11 +133,9 @@ impl Offline {
                 info,
                 "cannot be answered from the cache while the cloud is away",
             )),
-            Verb::Delete
-            | Verb::DeleteCollection
-            | Verb::Proxy
-            | Verb::Connect
-            | Verb::Other => Err(self.refused(info, "is not accepted while the cloud is away")),
+            Verb::Delete | Verb::DeleteCollection | Verb::Proxy | Verb::Connect | Verb::Other => {
+                Err(self.refused(info, "is not accepted while the cloud is away"))
+            }
         }
     }
 
@@ -371,7 +369,12 @@ impl Offline {
             .get(header::ACCEPT_ENCODING)
             .and_then(|value| value.to_str().ok())
             .is_some_and(|value| value.contains("gzip"));
-        Ok(represent::body(StatusCode::OK, content_type, vec![bytes], gzip))
+        Ok(represent::body(
+            StatusCode::OK,
+            content_type,
+            vec![bytes],
+            gzip,
+        ))
     }
 
     fn find_document(&self, info: &RequestInfo, accept: Option<&str>) -> Option<(String, Bytes)> {
@@ -441,7 +444,11 @@ impl Offline {
                 resource.push('/');
                 resource.push_str(&info.subresource);
             }
-            format!("{} of {}", info.verb.as_str(), qualified(&info.group, &resource))
+            format!(
+                "{} of {}",
+                info.verb.as_str(),
+                qualified(&info.group, &resource)
+            )
         } else {
             format!("a request to {}", info.path)
         };
@@ -473,7 +480,10 @@ impl Offline {
         if !accept.contains("as=Table") {
             return;
         }
-        let warning = format!("299 - \"yurthub: answered from the cache: {}\"", self.away());
+        let warning = format!(
+            "299 - \"yurthub: answered from the cache: {}\"",
+            self.away()
+        );
         if let Ok(value) = HeaderValue::from_str(&warning) {
             response.headers_mut().insert(header::WARNING, value);
         }

@@ -48,11 +48,6 @@ impl Documents {
             .map(|name| name[prefix.len()..].to_owned())
             .collect()
     }
-
-    /// Every path of which a form is known.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.sizes.keys().map(String::as_str)
-    }
 }
 
 /// The form of a document by its content type: `json`, `aggregated-v2`, `aggregated-v2beta1`, or the media type itself.

@@ -1,6 +1,10 @@
 //! Keeping the byte budget: the least valuable goes first, what the node itself lives on never.
 
-use super::{Shared, record::{self, split_index_key}, state::{State, Value}};
+use super::{
+    Shared,
+    record::{self, split_index_key},
+    state::{State, Value},
+};
 use crate::caller::Caller;
 use std::time::Duration;
 use yurt_wire::Gvr;
@@ -70,7 +74,9 @@ fn evict(shared: &Shared, gvr: &Gvr, excess: u64) -> u64 {
             .grants
             .observed(&Caller::Node, gvr)
             .iter()
-            .filter(|grant| !grant.fields.is_empty() && grant.fields.requirements.iter().any(|r| r.equals))
+            .filter(|grant| {
+                !grant.fields.is_empty() && grant.fields.requirements.iter().any(|r| r.equals)
+            })
             .cloned()
             .collect();
         // Oldest first: what changed lately is more likely to be asked for.

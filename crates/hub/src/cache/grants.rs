@@ -280,9 +280,7 @@ mod tests {
         let secrets = Gvr::new("", "v1", "secrets");
         assert!(!grants.allows(&caller, &Query::all(secrets.clone(), "a")));
         assert!(grants.allows(&caller, &Query::named(secrets.clone(), "a", "one")));
-        assert!(
-            !grants.allows_object(&caller, &Query::named(secrets, "a", "two"), || None)
-        );
+        assert!(!grants.allows_object(&caller, &Query::named(secrets, "a", "two"), || None));
         grants.forget(&caller);
         assert!(!grants.allows(&caller, &Query::all(pods(), "a")));
     }

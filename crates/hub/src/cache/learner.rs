@@ -1,11 +1,6 @@
 //! Learning from streams: lists page by page, watches event by event.
 
-use super::{
-    Cache, Shared,
-    index::Key,
-    record::index_key,
-    state::COVERAGE_LAG,
-};
+use super::{Cache, Shared, index::Key, record::index_key, state::COVERAGE_LAG};
 use crate::{caller::Caller, query::Query};
 use std::{collections::HashSet, sync::Arc};
 use yurt_wire::{
@@ -112,16 +107,6 @@ impl ListLearner {
         shared.wake.notify_one();
     }
 
-    /// The continue token of the last page seen; `""` when the list is whole.
-    pub fn continue_token(&self) -> &str {
-        &self.continue_token
-    }
-
-    /// Whether a request for more of `query` with this token goes on where this one stands.
-    pub(crate) fn is_continued_by(&self, query: &Query, continue_token: &str) -> bool {
-        self.query == *query && self.continue_token == continue_token
-    }
-
     /// The last page was seen: what the query covers and the list did not hold is gone, unless learned at a newer revision.
     pub fn finish(self) {
         let shared = self.shared.clone();
@@ -134,13 +119,9 @@ impl ListLearner {
         {
             return;
         }
-        shared.lock().complete(
-            &shared.store,
-            &self.query,
-            &self.kind,
-            revision,
-            &self.seen,
-        );
+        shared
+            .lock()
+            .complete(&shared.store, &self.query, &self.kind, revision, &self.seen);
         shared.wake.notify_one();
     }
 }
@@ -347,10 +328,11 @@ impl WatchLearner {
     fn advance(&mut self, revision: u64) {
         if let Phase::Following { epoch } = self.phase {
             let mut state = self.shared.lock();
-            let moved = state
-                .resource(&self.query.gvr)
-                .coverages
-                .advance(&self.query, epoch, revision);
+            let moved =
+                state
+                    .resource(&self.query.gvr)
+                    .coverages
+                    .advance(&self.query, epoch, revision);
             if moved {
                 state.high = state.high.max(revision);
                 state.mark_dirty(&self.query, COVERAGE_LAG);

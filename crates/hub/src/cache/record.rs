@@ -37,12 +37,7 @@ pub(crate) fn split_index_key(key: &str) -> (&str, &str) {
 /// A record key of one object under a prefix (`o/` or `j/`).
 pub(crate) fn object_record(prefix: &[u8], gvr: &Gvr, key: &str) -> Vec<u8> {
     let mut out = Vec::with_capacity(
-        prefix.len()
-            + gvr.group.len()
-            + gvr.version.len()
-            + gvr.resource.len()
-            + key.len()
-            + 3,
+        prefix.len() + gvr.group.len() + gvr.version.len() + gvr.resource.len() + key.len() + 3,
     );
     out.extend_from_slice(prefix);
     for part in [&gvr.group, &gvr.version, &gvr.resource] {

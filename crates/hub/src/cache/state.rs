@@ -285,7 +285,11 @@ impl State {
 
     pub(crate) fn store_bearer(&mut self, caller: &Caller, bearer: &super::grants::Bearer) {
         if let Ok(json) = serde_json::to_vec(bearer) {
-            self.enqueue(bearer_record(caller), Value::Raw(json.into()), Duration::ZERO);
+            self.enqueue(
+                bearer_record(caller),
+                Value::Raw(json.into()),
+                Duration::ZERO,
+            );
         }
     }
 

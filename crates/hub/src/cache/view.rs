@@ -194,9 +194,7 @@ impl Cache {
             .collect(),
             None => {
                 let mut keys: Vec<Key> = namespace_range(&resource.objects, &query.namespace)
-                    .filter(|(key, entry)| {
-                        !suspects.contains(*key) || entry.revision > snapshot
-                    })
+                    .filter(|(key, entry)| !suspects.contains(*key) || entry.revision > snapshot)
                     .map(|(key, _)| key.clone())
                     .collect();
                 let created: Vec<Key> = namespace_range(&resource.overlays, &query.namespace)

@@ -188,7 +188,10 @@ fn write(shared: &Shared, all: bool) -> Result<(), StoreError> {
     let (mut items, coverages) = gather(&mut shared.lock(), all);
     items.sort_by_key(|item| {
         let coverage = item.key.starts_with(record::COVERAGES);
-        (u8::from(!coverage), u8::from(!matches!(item.value, Value::Delete)))
+        (
+            u8::from(!coverage),
+            u8::from(!matches!(item.value, Value::Delete)),
+        )
     });
     let mut batch = Batch::default();
     let mut bytes = 0;

@@ -121,11 +121,6 @@ impl Change {
         }
     }
 
-    /// Whether it changes nothing.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.base == self.local
-    }
-
     /// The fresh object with the change on it; `None` when it is another object.
     pub(crate) fn apply(&self, fresh: &Value) -> Option<Value> {
         if uid(fresh) != self.uid {
@@ -147,7 +142,11 @@ impl Change {
     }
 }
 
-fn merge_map(base: &Map<String, Value>, local: &Map<String, Value>, fresh: &mut Map<String, Value>) {
+fn merge_map(
+    base: &Map<String, Value>,
+    local: &Map<String, Value>,
+    fresh: &mut Map<String, Value>,
+) {
     for (key, mine) in local {
         match (base.get(key), fresh.get_mut(key)) {
             (Some(before), _) if before == mine => {}
@@ -235,8 +234,10 @@ mod tests {
     fn last_writer_wins_by_field_and_condition() {
         let base = pod(json!({"phase": "Pending", "conditions": [
             {"type": "Ready", "status": "False"}, {"type": "PodScheduled", "status": "True"}]}));
-        let local = pod(json!({"phase": "Running", "podIP": "10.0.0.1", "conditions": [
-            {"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]}));
+        let local = pod(
+            json!({"phase": "Running", "podIP": "10.0.0.1", "conditions": [
+            {"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "True"}]}),
+        );
         let fresh = json!({"metadata": {"name": "a", "uid": "u", "resourceVersion": "9",
                 "labels": {"app": "a", "new": "1"}},
             "status": {"phase": "Pending", "qosClass": "Burstable", "conditions": [
@@ -245,18 +246,23 @@ mod tests {
         let merged = Change::between(&base, &local).apply(&fresh);
         assert_eq!(
             merged,
-            Some(json!({"metadata": {"name": "a", "uid": "u", "resourceVersion": "9",
+            Some(
+                json!({"metadata": {"name": "a", "uid": "u", "resourceVersion": "9",
                 "labels": {"app": "a", "new": "1"}},
             "status": {"phase": "Running", "podIP": "10.0.0.1", "qosClass": "Burstable", "conditions": [
                 {"type": "Ready", "status": "True"}, {"type": "DisruptionTarget", "status": "True"},
-                {"type": "PodScheduled", "status": "True", "reason": "cloud"}]}}))
+                {"type": "PodScheduled", "status": "True", "reason": "cloud"}]}})
+            )
         );
         let other = json!({"metadata": {"uid": "w"}});
         assert_eq!(Change::between(&base, &local).apply(&other), None);
     }
 
     fn tree() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![any::<bool>().prop_map(Value::from), (0..4i64).prop_map(Value::from)];
+        let leaf = prop_oneof![
+            any::<bool>().prop_map(Value::from),
+            (0..4i64).prop_map(Value::from)
+        ];
         let conditions = prop::collection::btree_map("[ABC]", 0..3i64, 0..3).prop_map(|of| {
             of.into_iter()
                 .map(|(name, status)| json!({"type": name, "status": status}))

@@ -103,10 +103,12 @@ pub(crate) fn coalesce(known: Option<Entry>, mut new: Entry) -> Entry {
                 ..
             },
         ) => Write::Create { object },
-        (Write::Change { change: first, .. }, Write::Change { change, recreate }) => Write::Change {
-            change: first.then(change),
-            recreate,
-        },
+        (Write::Change { change: first, .. }, Write::Change { change, recreate }) => {
+            Write::Change {
+                change: first.then(change),
+                recreate,
+            }
+        }
         (_, new) => new,
     };
     new

@@ -213,16 +213,43 @@ mod tests {
             Next::Drop { gone, .. } => Some(gone),
             _ => None,
         };
-        assert_eq!(gone(after(&entry, Stage::Fetch, 404, &Value::Null, 0)), Some(true));
+        assert_eq!(
+            gone(after(&entry, Stage::Fetch, 404, &Value::Null, 0)),
+            Some(true)
+        );
         let other = json!({"metadata": {"uid": "w"}});
-        assert_eq!(gone(after(&entry, Stage::Fetch, 200, &other, 0)), Some(false));
-        assert_eq!(gone(after(&entry, Stage::Update, 422, &Value::Null, 0)), Some(false));
-        assert_eq!(gone(after(&entry, Stage::Update, 403, &Value::Null, 0)), Some(false));
+        assert_eq!(
+            gone(after(&entry, Stage::Fetch, 200, &other, 0)),
+            Some(false)
+        );
+        assert_eq!(
+            gone(after(&entry, Stage::Update, 422, &Value::Null, 0)),
+            Some(false)
+        );
+        assert_eq!(
+            gone(after(&entry, Stage::Update, 403, &Value::Null, 0)),
+            Some(false)
+        );
         for code in [401, 429, 500, 503, 504] {
-            assert!(is_later(&after(&entry, Stage::Update, code, &Value::Null, 0)));
+            assert!(is_later(&after(
+                &entry,
+                Stage::Update,
+                code,
+                &Value::Null,
+                0
+            )));
         }
-        assert!(matches!(after(&entry, Stage::Update, 409, &Value::Null, 0), Next::Send(_)));
-        assert!(is_later(&after(&entry, Stage::Update, 409, &Value::Null, MAX_CONFLICTS)));
+        assert!(matches!(
+            after(&entry, Stage::Update, 409, &Value::Null, 0),
+            Next::Send(_)
+        ));
+        assert!(is_later(&after(
+            &entry,
+            Stage::Update,
+            409,
+            &Value::Null,
+            MAX_CONFLICTS
+        )));
     }
 
     #[test]
@@ -234,8 +261,17 @@ mod tests {
             },
             ..pod_entry()
         };
-        assert!(matches!(begin(&entry), Next::Send(Send { stage: Stage::Create, .. })));
-        assert_eq!(after(&entry, Stage::Create, 409, &Value::Null, 0), Next::Done(None));
+        assert!(matches!(
+            begin(&entry),
+            Next::Send(Send {
+                stage: Stage::Create,
+                ..
+            })
+        ));
+        assert_eq!(
+            after(&entry, Stage::Create, 409, &Value::Null, 0),
+            Next::Done(None)
+        );
         assert!(matches!(
             after(&entry, Stage::Create, 404, &Value::Null, 0),
             Next::Drop { gone: true, .. }

@@ -15,10 +15,15 @@ pub(crate) fn legacy(path: &str, aggregated: &Value) -> Option<Value> {
                 .flat_map(versions)
                 .filter_map(|version| version.get("version"))
                 .collect();
-            Some(json!({"kind": "APIVersions", "versions": versions, "serverAddressByClientCIDRs": []}))
+            Some(
+                json!({"kind": "APIVersions", "versions": versions, "serverAddressByClientCIDRs": []}),
+            )
         }
         ("api", Some(version), None, _) => {
-            let found = groups.iter().flat_map(versions).find(|v| is_version(v, version))?;
+            let found = groups
+                .iter()
+                .flat_map(versions)
+                .find(|v| is_version(v, version))?;
             Some(resource_list(version, found))
         }
         ("apis", None, ..) => {
@@ -88,11 +93,19 @@ fn resource_list(group_version: &str, version: &Value) -> Value {
         };
         let namespaced = resource.get("scope").and_then(Value::as_str) == Some("Namespaced");
         // A resource without an object of its own exists for its subresources only.
-        if resource.get("responseKind").is_some_and(|kind| !kind.is_null()) {
+        if resource
+            .get("responseKind")
+            .is_some_and(|kind| !kind.is_null())
+        {
             let singular = resource.get("singularResource").cloned();
             resources.push((
                 name.to_owned(),
-                api_resource(name, singular.unwrap_or_else(|| "".into()), namespaced, resource),
+                api_resource(
+                    name,
+                    singular.unwrap_or_else(|| "".into()),
+                    namespaced,
+                    resource,
+                ),
             ));
         }
         for sub in resource
@@ -176,7 +189,8 @@ mod tests {
         assert_eq!(legacy("/apis/none/v1", &aggregated), None);
         assert_eq!(legacy("/apis/apps/v2", &aggregated), None);
         assert_eq!(
-            legacy("/apis/apps", &aggregated).map(|g| g["preferredVersion"]["groupVersion"].clone()),
+            legacy("/apis/apps", &aggregated)
+                .map(|g| g["preferredVersion"]["groupVersion"].clone()),
             Some("apps/v1".into())
         );
     }

@@ -76,7 +76,10 @@ mod tests {
         let token = URL_SAFE_NO_PAD.encode(br#"{"v":"meta.k8s.io/v1","rv":7,"start":"b\u0000"}"#);
         let keys = ["n/a", "n/b", "n/c"];
         assert_eq!(resume(&token, "n", 7, &keys).ok(), Some(2));
-        assert_eq!(resume(&token, "n", 8, &keys).map_err(|s| s.code()), Err(410));
+        assert_eq!(
+            resume(&token, "n", 8, &keys).map_err(|s| s.code()),
+            Err(410)
+        );
         assert_eq!(resume("%%", "n", 7, &keys).map_err(|s| s.code()), Err(400));
         assert_eq!(resume("e30", "n", 7, &keys).map_err(|s| s.code()), Err(400));
     }

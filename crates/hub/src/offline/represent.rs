@@ -37,14 +37,19 @@ fn include_object(info: &RequestInfo) -> IncludeObject {
 impl Wanted {
     /// Reads `Accept`, `Accept-Encoding` and the query. 406 when nothing can be served.
     pub(crate) fn of(headers: &HeaderMap, info: &RequestInfo) -> Result<Self, Box<Status>> {
-        let accept = headers.get(header::ACCEPT).map(|v| v.to_str().unwrap_or("*/*"));
+        let accept = headers
+            .get(header::ACCEPT)
+            .map(|v| v.to_str().unwrap_or("*/*"));
         let mut representation = negotiate(accept, true).ok_or_else(|| {
             Box::new(Status::not_acceptable(&[
                 "application/json",
                 "application/vnd.kubernetes.protobuf",
             ]))
         })?;
-        if matches!(info.query_value("pretty").as_deref(), Some("" | "1" | "true")) {
+        if matches!(
+            info.query_value("pretty").as_deref(),
+            Some("" | "1" | "true")
+        ) {
             representation.pretty = true;
         }
         let gzip = headers
@@ -62,7 +67,9 @@ impl Wanted {
 
     /// The encoding of errors: what was asked for, JSON when that cannot be told.
     pub(crate) fn error_encoding(headers: &HeaderMap) -> Encoding {
-        let accept = headers.get(header::ACCEPT).map(|v| v.to_str().unwrap_or("*/*"));
+        let accept = headers
+            .get(header::ACCEPT)
+            .map(|v| v.to_str().unwrap_or("*/*"));
         negotiate(accept, true).map_or(Encoding::Json, |wanted| wanted.encoding)
     }
 

@@ -134,7 +134,14 @@ impl LocalWatch {
             .map_err(|uncovered| offline.list_miss(&query, uncovered))?;
         let initial = initial_events(&offline.cache, &query, &selection, &options)?;
         Ok(Self::new(
-            offline, query, wanted, &options, selection.gvk, selection.revision, changes, initial,
+            offline,
+            query,
+            wanted,
+            &options,
+            selection.gvk,
+            selection.revision,
+            changes,
+            initial,
         ))
     }
 
@@ -171,7 +178,10 @@ impl LocalWatch {
         Ok(watch)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the one place where a watch is put together")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the one place where a watch is put together"
+    )]
     fn new(
         offline: &Offline,
         query: Query,
@@ -293,8 +303,7 @@ impl LocalWatch {
             return Ok(None);
         }
         let meta = change.object.meta()?;
-        let belongs =
-            |object: &Object| self.query.matches(&meta.namespace, &meta.name, object);
+        let belongs = |object: &Object| self.query.matches(&meta.namespace, &meta.name, object);
         let was = change.previous.as_ref().is_some_and(belongs);
         let is = change.kind != EventType::Deleted && belongs(&change.object);
         if self.gvk.kind.is_empty() {

@@ -1,7 +1,10 @@
 //! Writes without the cloud: validated, applied to the node's view, journalled, acknowledged. What is taken and what is refused is
 //! the table of `docs/offline.md`; `decide` is that table.
 
-use super::{Offline, now, qualified, represent::{Wanted, malformed}};
+use super::{
+    Offline, now,
+    represent::{Wanted, malformed},
+};
 use crate::{
     cache::{Lookup, state::Overlay},
     caller::Caller,
@@ -86,7 +89,7 @@ fn decide(caller: &Caller, node_name: &str, info: &RequestInfo) -> Result<Kind, 
             Kind::NodeLease
         }
         ("" | "events.k8s.io", "events", "") => Kind::Event,
-        ("", "nodes", "status" | "") if modify => return Err(Refusal::NotOurs),
+        ("", "nodes", "status" | "") if modify && !ours => return Err(Refusal::NotOurs),
         _ => return Err(Refusal::NotWhileAway),
     };
     match caller {
@@ -137,12 +140,7 @@ fn decode_object(parts: &Parts, body: &Bytes) -> Result<Value, Box<Status>> {
 }
 
 /// An object with a patch on it.
-fn patched(
-    gvk: &Gvk,
-    current: &Value,
-    parts: &Parts,
-    body: &Bytes,
-) -> Result<Value, Box<Status>> {
+fn patched(gvk: &Gvk, current: &Value, parts: &Parts, body: &Bytes) -> Result<Value, Box<Status>> {
     let media_type = media_type(parts);
     let unsupported = || {
         Box::new(Status::unsupported_media_type(&[
@@ -386,7 +384,10 @@ impl Offline {
                 _ => "Event".into(),
             },
         };
-        let sent_kind = object.get("kind").and_then(Value::as_str).unwrap_or(&gvk.kind);
+        let sent_kind = object
+            .get("kind")
+            .and_then(Value::as_str)
+            .unwrap_or(&gvk.kind);
         if sent_kind != gvk.kind {
             return Err(bad_request(format!(
                 "the object provided is a {sent_kind}, not a {}",
@@ -402,7 +403,9 @@ impl Offline {
         let meta = meta
             .as_object_mut()
             .ok_or_else(|| bad_request("metadata is not an object"))?;
-        let namespace = meta.entry("namespace").or_insert_with(|| info.namespace.as_str().into());
+        let namespace = meta
+            .entry("namespace")
+            .or_insert_with(|| info.namespace.as_str().into());
         if namespace.as_str() == Some("") {
             *namespace = info.namespace.as_str().into();
         }
@@ -411,7 +414,12 @@ impl Offline {
                 "the namespace of the provided object does not match the namespace sent on the request",
             ));
         }
-        if meta.get("name").and_then(Value::as_str).unwrap_or_default().is_empty() {
+        if meta
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
+            .is_empty()
+        {
             let prefix = meta
                 .get("generateName")
                 .and_then(Value::as_str)
@@ -582,7 +590,8 @@ impl Offline {
 }
 
 fn is_dry_run(info: &RequestInfo) -> bool {
-    info.query_value("dryRun").is_some_and(|value| value == "All")
+    info.query_value("dryRun")
+        .is_some_and(|value| value == "All")
 }
 
 /// Five characters as a server appends them to `generateName`.
@@ -599,18 +608,34 @@ mod tests {
 
     fn decided(method: &str, path: &str) -> Result<Kind, Refusal> {
         let method = method.parse().unwrap_or(http::Method::GET);
-        decide(&Caller::Node, "edge-1", &RequestInfo::parse(&method, path, None))
+        decide(
+            &Caller::Node,
+            "edge-1",
+            &RequestInfo::parse(&method, path, None),
+        )
     }
 
     #[test]
     fn the_table_of_writes() {
         let cases = [
-            ("PATCH", "/api/v1/namespaces/d/pods/p/status", Ok(Kind::PodStatus)),
-            ("PUT", "/api/v1/namespaces/d/pods/p/status", Ok(Kind::PodStatus)),
+            (
+                "PATCH",
+                "/api/v1/namespaces/d/pods/p/status",
+                Ok(Kind::PodStatus),
+            ),
+            (
+                "PUT",
+                "/api/v1/namespaces/d/pods/p/status",
+                Ok(Kind::PodStatus),
+            ),
             ("PATCH", "/api/v1/nodes/edge-1/status", Ok(Kind::NodeStatus)),
             ("PATCH", "/api/v1/nodes/edge-1", Ok(Kind::NodeMetadata)),
-            ("PUT", "/api/v1/nodes/edge-1", Err(Refusal::NotOurs)),
-            ("PATCH", "/api/v1/nodes/edge-2/status", Err(Refusal::NotOurs)),
+            ("PUT", "/api/v1/nodes/edge-1", Err(Refusal::NotWhileAway)),
+            (
+                "PATCH",
+                "/api/v1/nodes/edge-2/status",
+                Err(Refusal::NotOurs),
+            ),
             (
                 "PUT",
                 "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge-1",
@@ -632,16 +657,32 @@ mod tests {
                 Err(Refusal::NotWhileAway),
             ),
             ("POST", "/api/v1/namespaces/d/events", Ok(Kind::Event)),
-            ("PATCH", "/apis/events.k8s.io/v1/namespaces/d/events/e", Ok(Kind::Event)),
-            ("POST", "/api/v1/namespaces/d/pods", Err(Refusal::NotWhileAway)),
-            ("PATCH", "/api/v1/namespaces/d/pods/p", Err(Refusal::NotWhileAway)),
+            (
+                "PATCH",
+                "/apis/events.k8s.io/v1/namespaces/d/events/e",
+                Ok(Kind::Event),
+            ),
+            (
+                "POST",
+                "/api/v1/namespaces/d/pods",
+                Err(Refusal::NotWhileAway),
+            ),
+            (
+                "PATCH",
+                "/api/v1/namespaces/d/pods/p",
+                Err(Refusal::NotWhileAway),
+            ),
             ("POST", "/api/v1/nodes", Err(Refusal::NotWhileAway)),
             (
                 "POST",
                 "/api/v1/namespaces/d/serviceaccounts/s/token",
                 Err(Refusal::NotWhileAway),
             ),
-            ("PUT", "/apis/apps/v1/namespaces/d/deployments/x", Err(Refusal::NotWhileAway)),
+            (
+                "PUT",
+                "/apis/apps/v1/namespaces/d/deployments/x",
+                Err(Refusal::NotWhileAway),
+            ),
         ];
         for (method, path, want) in cases {
             assert_eq!(decided(method, path), want, "{method} {path}");
@@ -676,11 +717,17 @@ mod tests {
         );
         let current = json!({"metadata": {"name": "p", "namespace": "d", "uid": "u", "resourceVersion": "5"}});
         let check = |sent: Value| check_identity(&info, &current, &sent).map_err(|s| s.code());
-        assert_eq!(check(json!({"metadata": {"name": "p", "uid": "u", "resourceVersion": "5"}})), Ok(()));
+        assert_eq!(
+            check(json!({"metadata": {"name": "p", "uid": "u", "resourceVersion": "5"}})),
+            Ok(())
+        );
         assert_eq!(check(json!({"metadata": {}})), Ok(()));
         assert_eq!(check(json!({"metadata": {"name": "q"}})), Err(400));
         assert_eq!(check(json!({"metadata": {"namespace": "e"}})), Err(400));
         assert_eq!(check(json!({"metadata": {"uid": "w"}})), Err(409));
-        assert_eq!(check(json!({"metadata": {"resourceVersion": "4"}})), Err(409));
+        assert_eq!(
+            check(json!({"metadata": {"resourceVersion": "4"}})),
+            Err(409)
+        );
     }
 }
