@@ -191,8 +191,13 @@ impl Compactor {
             if victims.is_empty() || shared.maintenance.is_stopped() {
                 break;
             }
+            let before = extent(shared);
             self.rewrite(shared, &victims)?;
             rewritten += victims.len();
+            if extent(shared) >= before {
+                // The writer is faster than this; it will wake us again.
+                break;
+            }
         }
         let unhinted = shared.index_read().unhinted();
         for (segment, len) in unhinted {
@@ -275,6 +280,12 @@ impl Compactor {
         );
         self.bury(shared)
     }
+}
+
+/// Bytes and number of the sealed segments: what compaction is to bring down.
+fn extent(shared: &Shared) -> (u64, usize) {
+    let candidates = shared.index_read().candidates();
+    (candidates.iter().map(|c| c.len).sum(), candidates.len())
 }
 
 /// Makes the outputs known and moves the index over to them.

@@ -60,6 +60,12 @@ fn in_the_child(dir: &Path) {
         let value = store.get(format!("before/{n:04}").as_bytes()).expect("get");
         assert_eq!(value.map(|v| v.len()), Some(1000));
     }
+    // What was refused takes no room.
+    let on_disk: u64 = std::fs::read_dir(dir)
+        .expect("list")
+        .map(|entry| entry.expect("entry").metadata().expect("size").len())
+        .sum();
+    assert_eq!(on_disk, store.usage().disk_bytes);
     // Room again.
     limit_files(None);
     put(&store, "after".into(), 1 << 20).expect("room again");
