@@ -450,7 +450,7 @@ impl Status {
                 out.push(b'\n');
                 out.into()
             }
-            Encoding::Protobuf => protobuf_form::encode(&self.document()).into(),
+            Encoding::Protobuf => protobuf_form::encode(&self.document()),
         }
     }
     /// As indented JSON, which kube-apiserver sends when `pretty` is asked for.
@@ -462,7 +462,7 @@ impl Status {
     pub fn from_bytes(bytes: &[u8], encoding: Encoding) -> Option<Self> {
         let document = match encoding {
             Encoding::Json => serde_json::from_slice::<Document<'_>>(bytes).ok()?,
-            Encoding::Protobuf => protobuf_form::decode(bytes)?,
+            Encoding::Protobuf => protobuf_form::decode(bytes).ok()?,
         };
         if document.kind != "Status" {
             return None;

@@ -2,200 +2,107 @@
 //! the `k8s\0` envelope. Kubernetes' generated code writes strings and numbers of its non-pointer fields even
 //! when they are empty, so that the bytes here do too.
 
-use super::{Details, Document, DocumentCause, Metadata};
+use super::{Details, Document, DocumentCause};
+use crate::protobuf::{self, Envelope, Reader, WireError, WireField, Writer};
+use bytes::Bytes;
 use std::borrow::Cow;
 
-const MAGIC: &[u8; 4] = b"k8s\0";
 /// Longest list of causes that is read; a server has no reason to send more.
 const MAX_CAUSES: usize = 1024;
 
-fn varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push((value as u8) | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn bytes_field(out: &mut Vec<u8>, number: u32, content: &[u8]) {
-    varint(out, u64::from(number << 3 | 2));
-    varint(out, content.len() as u64);
-    out.extend_from_slice(content);
-}
-
-fn int_field(out: &mut Vec<u8>, number: u32, value: i64) {
-    varint(out, u64::from(number << 3));
-    // int32 and int64 alike are sign-extended to 64 bits on the wire.
-    varint(out, value as u64);
-}
-
-pub(super) fn encode(document: &Document<'_>) -> Vec<u8> {
-    let mut list_meta = Vec::new();
+pub(super) fn encode(document: &Document<'_>) -> Bytes {
+    let mut metadata = Writer::new();
     for number in 1..=3 {
-        bytes_field(&mut list_meta, number, b"");
+        metadata.str(number, "");
     }
-    let mut status = Vec::new();
-    bytes_field(&mut status, 1, &list_meta);
-    bytes_field(&mut status, 2, document.status.as_bytes());
-    bytes_field(&mut status, 3, document.message.as_bytes());
-    bytes_field(&mut status, 4, document.reason.as_bytes());
+    let mut status = Writer::new();
+    status.bytes(1, &metadata.into_vec());
+    status.str(2, &document.status);
+    status.str(3, &document.message);
+    status.str(4, &document.reason);
     if let Some(details) = &document.details {
-        bytes_field(&mut status, 5, &encode_details(details));
+        status.bytes(5, &encode_details(details));
     }
-    int_field(&mut status, 6, document.code);
-
-    let mut type_meta = Vec::new();
-    bytes_field(&mut type_meta, 1, document.api_version.as_bytes());
-    bytes_field(&mut type_meta, 2, document.kind.as_bytes());
-
-    let mut out = MAGIC.to_vec();
-    bytes_field(&mut out, 1, &type_meta);
-    bytes_field(&mut out, 2, &status);
-    bytes_field(&mut out, 3, b"");
-    bytes_field(&mut out, 4, b"");
-    out
+    status.int(6, document.code);
+    protobuf::seal(&document.api_version, &document.kind, &status.into_vec())
 }
 
 fn encode_details(details: &Details<'_>) -> Vec<u8> {
-    let mut out = Vec::new();
-    bytes_field(&mut out, 1, details.name.as_bytes());
-    bytes_field(&mut out, 2, details.group.as_bytes());
-    bytes_field(&mut out, 3, details.kind.as_bytes());
+    let mut out = Writer::new();
+    out.str(1, &details.name);
+    out.str(2, &details.group);
+    out.str(3, &details.kind);
     for cause in &details.causes {
-        let mut bytes = Vec::new();
-        bytes_field(&mut bytes, 1, cause.reason.as_bytes());
-        bytes_field(&mut bytes, 2, cause.message.as_bytes());
-        bytes_field(&mut bytes, 3, cause.field.as_bytes());
-        bytes_field(&mut out, 4, &bytes);
+        let mut bytes = Writer::new();
+        bytes.str(1, &cause.reason);
+        bytes.str(2, &cause.message);
+        bytes.str(3, &cause.field);
+        out.bytes(4, &bytes.into_vec());
     }
-    int_field(&mut out, 5, details.retry_after_seconds);
-    bytes_field(&mut out, 6, details.uid.as_bytes());
-    out
+    out.int(5, details.retry_after_seconds);
+    out.str(6, &details.uid);
+    out.into_vec()
 }
 
-/// One field of a message. Only the wire types that a Status uses are looked into; the others are passed over.
-enum Field<'a> {
-    Int(u64),
-    Bytes(&'a [u8]),
-    Other,
+/// Text for people is shown even when it is not quite UTF-8.
+fn text<'a>(field: &WireField<'a>) -> Result<Cow<'a, str>, WireError> {
+    field.bytes().map(String::from_utf8_lossy)
 }
 
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0u64;
-        for shift in (0..64).step_by(7) {
-            let (&byte, rest) = self.0.split_first()?;
-            self.0 = rest;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte & 0x80 == 0 {
-                return Some(value);
-            }
-        }
-        None
-    }
-    fn take(&mut self, length: u64) -> Option<&'a [u8]> {
-        let (head, rest) = self.0.split_at_checked(usize::try_from(length).ok()?)?;
-        self.0 = rest;
-        Some(head)
-    }
-    /// The next field; `Some(None)` at the end, `None` when the bytes are malformed.
-    fn next(&mut self) -> Option<Option<(u64, Field<'a>)>> {
-        if self.0.is_empty() {
-            return Some(None);
-        }
-        let tag = self.varint()?;
-        let field = match tag & 7 {
-            0 => Field::Int(self.varint()?),
-            1 => self.take(8).map(|_| Field::Other)?,
-            2 => {
-                let length = self.varint()?;
-                Field::Bytes(self.take(length)?)
-            }
-            5 => self.take(4).map(|_| Field::Other)?,
-            _ => return None,
-        };
-        Some(Some((tag >> 3, field)))
-    }
-}
-
-fn text(bytes: &[u8]) -> Cow<'_, str> {
-    String::from_utf8_lossy(bytes)
-}
-
-pub(super) fn decode(bytes: &[u8]) -> Option<Document<'_>> {
-    let mut envelope = Fields(bytes.strip_prefix(MAGIC)?);
+pub(super) fn decode(bytes: &[u8]) -> Result<Document<'_>, WireError> {
+    let envelope = Envelope::open(bytes)?;
     let mut document = Document {
-        metadata: Metadata {},
+        kind: envelope.kind.into(),
+        api_version: envelope.api_version.into(),
         ..Document::default()
     };
-    while let Some((number, field)) = envelope.next()? {
-        match (number, field) {
-            (1, Field::Bytes(type_meta)) => {
-                let mut fields = Fields(type_meta);
-                while let Some((number, field)) = fields.next()? {
-                    match (number, field) {
-                        (1, Field::Bytes(b)) => document.api_version = text(b),
-                        (2, Field::Bytes(b)) => document.kind = text(b),
-                        _ => {}
-                    }
-                }
-            }
-            // What is not a Status is not looked into: its field numbers mean something else.
-            (2, Field::Bytes(raw)) if document.kind == "Status" => {
-                decode_status(raw, &mut document)?;
-            }
+    if document.kind != "Status" {
+        // The field numbers of other kinds mean something else.
+        return Ok(document);
+    }
+    let mut fields = Reader::new(envelope.raw);
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            2 => document.status = text(&field)?,
+            3 => document.message = text(&field)?,
+            4 => document.reason = text(&field)?,
+            5 => document.details = Some(decode_details(field.bytes()?)?),
+            6 => document.code = field.int()?,
             _ => {}
         }
     }
-    Some(document)
+    Ok(document)
 }
 
-fn decode_status<'a>(raw: &'a [u8], document: &mut Document<'a>) -> Option<()> {
-    let mut fields = Fields(raw);
-    while let Some((number, field)) = fields.next()? {
-        match (number, field) {
-            (2, Field::Bytes(b)) => document.status = text(b),
-            (3, Field::Bytes(b)) => document.message = text(b),
-            (4, Field::Bytes(b)) => document.reason = text(b),
-            (5, Field::Bytes(b)) => document.details = Some(decode_details(b)?),
-            (6, Field::Int(n)) => document.code = n as i64,
-            _ => {}
-        }
-    }
-    Some(())
-}
-
-fn decode_details(bytes: &[u8]) -> Option<Details<'_>> {
+fn decode_details(bytes: &[u8]) -> Result<Details<'_>, WireError> {
     let mut details = Details::default();
-    let mut fields = Fields(bytes);
-    while let Some((number, field)) = fields.next()? {
-        match (number, field) {
-            (1, Field::Bytes(b)) => details.name = text(b),
-            (2, Field::Bytes(b)) => details.group = text(b),
-            (3, Field::Bytes(b)) => details.kind = text(b),
-            (4, Field::Bytes(b)) if details.causes.len() < MAX_CAUSES => {
-                details.causes.push(decode_cause(b)?);
+    let mut fields = Reader::new(bytes);
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            1 => details.name = text(&field)?,
+            2 => details.group = text(&field)?,
+            3 => details.kind = text(&field)?,
+            4 if details.causes.len() < MAX_CAUSES => {
+                details.causes.push(decode_cause(field.bytes()?)?);
             }
-            (5, Field::Int(n)) => details.retry_after_seconds = n as i64,
-            (6, Field::Bytes(b)) => details.uid = text(b),
+            5 => details.retry_after_seconds = field.int()?,
+            6 => details.uid = text(&field)?,
             _ => {}
         }
     }
-    Some(details)
+    Ok(details)
 }
 
-fn decode_cause(bytes: &[u8]) -> Option<DocumentCause<'_>> {
+fn decode_cause(bytes: &[u8]) -> Result<DocumentCause<'_>, WireError> {
     let mut cause = DocumentCause::default();
-    let mut fields = Fields(bytes);
-    while let Some((number, field)) = fields.next()? {
-        match (number, field) {
-            (1, Field::Bytes(b)) => cause.reason = text(b),
-            (2, Field::Bytes(b)) => cause.message = text(b),
-            (3, Field::Bytes(b)) => cause.field = text(b),
+    let mut fields = Reader::new(bytes);
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            1 => cause.reason = text(&field)?,
+            2 => cause.message = text(&field)?,
+            3 => cause.field = text(&field)?,
             _ => {}
         }
     }
-    Some(cause)
+    Ok(cause)
 }
