@@ -124,6 +124,11 @@ fn push_escaped(out: &mut Vec<u8>, text: &[u8], special: impl Fn(u8) -> bool) {
     out.extend_from_slice(&text[done..]);
 }
 
+/// Appends JSON text with Go's escapes inside its strings; the characters concerned stand nowhere else.
+pub(crate) fn push_text(out: &mut Vec<u8>, text: &[u8]) {
+    push_escaped(out, text, |_| false);
+}
+
 /// Appends JSON text that came from elsewhere, checked, without the white space between its tokens.
 pub(crate) fn push_compact(out: &mut Vec<u8>, text: &[u8]) -> Result<(), serde_json::Error> {
     let text = serde_json::from_slice::<&RawValue>(text)?.get().as_bytes();

@@ -10,6 +10,9 @@ mod label_syntax;
 
 pub use label_syntax::{label_key_errors, label_value_errors};
 
+/// Comparisons that deciding on coverage may take; selectors so large that it would take more only cover themselves.
+const MAX_COMPARISONS: usize = 1_000_000;
+
 /// Why a selector does not parse; the text is what kube-apiserver's clients expect in a 400 Status.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 #[error("{0}")]
@@ -185,6 +188,10 @@ impl LabelSelector {
             requirement.matches(value)
         })
     }
+    /// Requirements and their values, counted.
+    fn values(&self) -> usize {
+        self.requirements.iter().map(|r| 1 + r.values.len()).sum()
+    }
     /// Whether it matches everything.
     pub fn is_empty(&self) -> bool {
         self.requirements.is_empty()
@@ -192,6 +199,9 @@ impl LabelSelector {
     /// Whether every object matched by `other` is surely matched by `self` (sound, not complete):
     /// each requirement of `self` follows from one of `other`.
     pub fn covers(&self, other: &Self) -> bool {
+        if self.values().saturating_mul(other.values()) > MAX_COMPARISONS {
+            return self == other;
+        }
         self.requirements
             .iter()
             .all(|own| other.requirements.iter().any(|theirs| theirs.implies(own)))
@@ -298,6 +308,14 @@ impl FieldSelector {
     }
     /// As [`LabelSelector::covers`].
     pub fn covers(&self, other: &Self) -> bool {
+        if self
+            .requirements
+            .len()
+            .saturating_mul(other.requirements.len())
+            > MAX_COMPARISONS
+        {
+            return self == other;
+        }
         let implies = |theirs: &FieldRequirement, own: &FieldRequirement| {
             theirs == own
                 || (theirs.path == own.path

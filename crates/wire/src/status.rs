@@ -3,7 +3,7 @@
 //! Messages, codes and details are those of `k8s.io/apimachinery/pkg/api/errors`, because clients match on
 //! them; the byte forms are those kube-apiserver 1.36 was recorded sending (`tests/fixtures`).
 
-use crate::Encoding;
+use crate::{Encoding, json};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{borrow::Cow, fmt};
@@ -446,7 +446,7 @@ impl Status {
     pub fn to_bytes(&self, encoding: Encoding) -> Bytes {
         match encoding {
             Encoding::Json => {
-                let mut out = html_safe(&serde_json::to_vec(&self.document()).unwrap_or_default());
+                let mut out = go_json(serde_json::to_vec(&self.document()));
                 out.push(b'\n');
                 out.into()
             }
@@ -455,7 +455,7 @@ impl Status {
     }
     /// As indented JSON, which kube-apiserver sends when `pretty` is asked for.
     pub fn to_pretty_json(&self) -> Bytes {
-        html_safe(&serde_json::to_vec_pretty(&self.document()).unwrap_or_default()).into()
+        go_json(serde_json::to_vec_pretty(&self.document())).into()
     }
     /// Reads a failure Status that a server sent; `None` when the bytes are something else, or a Status of
     /// success. Reasons not known here become the one that fits the code.
@@ -524,6 +524,14 @@ fn is_zero(n: &i64) -> bool {
     *n == 0
 }
 
+/// JSON with the escapes of Go's encoder. Writing a Status cannot fail: it has string keys only.
+fn go_json(text: serde_json::Result<Vec<u8>>) -> Vec<u8> {
+    let text = text.unwrap_or_default();
+    let mut out = Vec::with_capacity(text.len());
+    json::push_text(&mut out, &text);
+    out
+}
+
 /// `pods` or `deployments.apps`.
 fn qualified(group: &str, resource: &str) -> String {
     if group.is_empty() {
@@ -531,32 +539,6 @@ fn qualified(group: &str, resource: &str) -> String {
     } else {
         format!("{resource}.{group}")
     }
-}
-
-/// JSON as Go's encoder writes it: `<`, `>`, `&` and the two line separators escaped. These can stand only
-/// inside strings, so that the text may be rewritten byte by byte.
-pub(crate) fn html_safe(json: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(json.len() + json.len() / 16);
-    let mut rest = json;
-    while let Some((&byte, tail)) = rest.split_first() {
-        match byte {
-            b'<' => out.extend_from_slice(b"\\u003c"),
-            b'>' => out.extend_from_slice(b"\\u003e"),
-            b'&' => out.extend_from_slice(b"\\u0026"),
-            0xe2 if tail.starts_with(&[0x80, 0xa8]) || tail.starts_with(&[0x80, 0xa9]) => {
-                out.extend_from_slice(if tail[1] == 0xa8 {
-                    b"\\u2028"
-                } else {
-                    b"\\u2029"
-                });
-                rest = &tail[2..];
-                continue;
-            }
-            other => out.push(other),
-        }
-        rest = tail;
-    }
-    out
 }
 
 /// A string in double quotes as Go's `%q` shows it, which is how names stand in messages.

@@ -192,6 +192,46 @@ fn parts_are_relative_to_the_resource() {
     assert_eq!(info.gvr(), Gvr::new("", "v1", "pods"));
 }
 
+#[test]
+fn what_a_kubelet_was_recorded_asking_is_understood() {
+    let recorded = include_str!("../../tests/fixtures/node-client-requests.jsonl");
+    let mut verbs = std::collections::BTreeMap::new();
+    for line in recorded.lines() {
+        let request: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let text = |field: &str| request[field].as_str().unwrap_or_default();
+        let method: Method = text("method").parse().expect("method");
+        let (path, query) = text("path").split_once('?').unwrap_or((text("path"), ""));
+        let info = RequestInfo::parse(&method, path, Some(query));
+        assert!(info.is_resource, "{line}");
+        assert!(
+            !info.resource.is_empty() && !info.version.is_empty(),
+            "{line}"
+        );
+        let options = info.list_options().expect("valid options");
+        assert_eq!(options.watch, info.verb == Verb::Watch, "{line}");
+        if info.verb == Verb::Watch {
+            assert_eq!(options.send_initial_events, Some(true), "{line}");
+        }
+        assert!(
+            crate::media::negotiate(Some(text("accept")), true).is_some(),
+            "{line}"
+        );
+        *verbs.entry(info.verb.as_str()).or_insert(0) += 1;
+    }
+    let verbs: Vec<&str> = verbs.into_keys().collect();
+    assert_eq!(
+        verbs,
+        [
+            "create",
+            "deletecollection",
+            "get",
+            "patch",
+            "update",
+            "watch"
+        ]
+    );
+}
+
 fn options(query: &str) -> Result<ListOptions, String> {
     RequestInfo::parse(&Method::GET, "/api/v1/pods", Some(query))
         .list_options()

@@ -203,6 +203,17 @@ fn label_covers() {
 }
 
 #[test]
+fn huge_selectors_cover_only_themselves() {
+    let huge = |n: usize| {
+        let values: Vec<String> = (0..n).map(|v| v.to_string()).collect();
+        parsed(&format!("a in ({})", values.join(",")))
+    };
+    assert!(huge(600).covers(&huge(500)));
+    assert!(huge(6000).covers(&huge(6000)));
+    assert!(!huge(6000).covers(&huge(5000)));
+}
+
+#[test]
 fn field_grammar() {
     let cases = [
         ("", ""),

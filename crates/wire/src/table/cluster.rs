@@ -274,6 +274,32 @@ pub(super) const PRINTERS: &[BuiltIn] = &[
         priority_level,
     ),
     built_in(
+        "resource.k8s.io",
+        "ResourceClaim",
+        &[NAME, text("State", "What became of the claim."), AGE],
+        resource_claim,
+    ),
+    built_in(
+        "resource.k8s.io",
+        "ResourceSlice",
+        &[
+            NAME,
+            text("Node", "The node that has the devices."),
+            text("Driver", "The driver of the devices."),
+            text("Pool", "The pool of the devices."),
+            AGE,
+        ],
+        |object, now| {
+            vec![
+                object.name(),
+                json!(object.text("spec.nodeName")),
+                json!(object.text("spec.driver")),
+                json!(object.text("spec.pool.name")),
+                object.age(now),
+            ]
+        },
+    ),
+    built_in(
         "apiextensions.k8s.io",
         "CustomResourceDefinition",
         &[
@@ -604,6 +630,22 @@ fn priority_level(object: Fields<'_>, now: i64) -> Vec<Value> {
         number("spec.limited.limitResponse.queuing.queueLengthLimit"),
         object.age(now),
     ]
+}
+
+fn resource_claim(object: Fields<'_>, now: i64) -> Vec<Value> {
+    let mut states = Vec::new();
+    if object.is_being_deleted() {
+        states.push("deleted");
+    }
+    if object.exists("status.allocation") {
+        states.push("allocated");
+        if object.count("status.reservedFor") > 0 {
+            states.push("reserved");
+        }
+    } else if states.is_empty() {
+        states.push("pending");
+    }
+    vec![object.name(), json!(states.join(",")), object.age(now)]
 }
 
 fn custom_resource_definition(object: Fields<'_>, _now: i64) -> Vec<Value> {
