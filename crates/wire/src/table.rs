@@ -8,6 +8,7 @@ use crate::Gvk;
 use serde_json::{Value, json};
 
 mod age;
+mod apis;
 mod cluster;
 mod fields;
 mod jsonpath;
@@ -148,6 +149,7 @@ impl Printer {
             network::PRINTERS,
             storage::PRINTERS,
             cluster::PRINTERS,
+            apis::PRINTERS,
         ]
         .into_iter()
         .flatten()

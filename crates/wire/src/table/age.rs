@@ -57,6 +57,10 @@ impl Fields<'_> {
     pub(super) fn age(self, now: i64) -> Value {
         json!(human_since(&self.text("metadata.creationTimestamp"), now))
     }
+    /// The `Created At` cell: the creation time itself.
+    pub(super) fn created_at(self) -> Value {
+        json!(self.text("metadata.creationTimestamp"))
+    }
     /// The time since the time at a path.
     pub(super) fn since(self, path: &str, now: i64) -> String {
         human_since(&self.text(path), now)
