@@ -1,0 +1,53 @@
+//! How a server is set up.
+
+use crate::{authn::User, registry::ServiceRange, storage::WindowLimits};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+use yurt_pki::KeyPairPem;
+
+/// TLS of the listener.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The server's certificate and key.
+    pub serving: KeyPairPem,
+    /// PEM of the CA whose client certificates are accepted (CN is the user, O are the groups).
+    pub client_ca: Option<String>,
+}
+
+/// How a server is set up.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where objects are kept; `None` keeps them in memory only.
+    pub data_dir: Option<PathBuf>,
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// TLS; `None` is plain HTTP, for tests.
+    pub tls: Option<Tls>,
+    /// Static bearer tokens.
+    pub tokens: Vec<(String, User)>,
+    /// PEM of the CA that pods verify the server with (`kube-root-ca.crt` in every namespace).
+    pub root_ca: Option<String>,
+    /// The issuer named in service account tokens.
+    pub issuer: String,
+    /// The range of cluster IPs.
+    pub services: ServiceRange,
+    /// How much of the past watches can catch up on.
+    pub window: WindowLimits,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: None,
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            tls: None,
+            tokens: Vec::new(),
+            root_ca: None,
+            issuer: "https://kubernetes.default.svc.cluster.local".into(),
+            services: ServiceRange::default(),
+            window: WindowLimits::default(),
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! What namespaces and CRDs need while they live and when they go.
+//!
+//! A live namespace has the service account `default` and the config map `kube-root-ca.crt`. A namespace that is being
+//! deleted is emptied, then released; so is a CRD, whose objects go first. In Kubernetes controllers do this; here the
+//! server does, so that it is whole without any.
+
+use crate::{
+    authn::User,
+    meta,
+    registry::{CRDS, DeleteOptions, NAMESPACES, Registry, Reply, Target, strategy::CRD_FINALIZER},
+    resources::Resource,
+    storage::Key,
+};
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::CancellationToken;
+use yurt_wire::Reason;
+
+/// How soon unfinished work is looked at again.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+
+/// A target the server itself writes.
+pub(crate) fn own_target(
+    registry: &Registry,
+    group: &str,
+    version: &str,
+    plural: &str,
+    namespace: &str,
+    name: &str,
+) -> Option<Target> {
+    let catalog = registry.catalog();
+    let resource = catalog.find(group, version, plural)?.clone();
+    Some(Target {
+        resource,
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+        subresource: String::new(),
+        user: User::server(),
+        options: crate::registry::WriteOptions {
+            field_manager: "kube-apiserver".into(),
+            ..Default::default()
+        },
+    })
+}
+
+/// Works until `shutdown`.
+pub(crate) async fn run(
+    registry: Arc<Registry>,
+    root_ca: Option<String>,
+    shutdown: CancellationToken,
+) {
+    let mut namespaces = registry.storage.partition(&NAMESPACES).subscribe();
+    let mut crds = registry.storage.partition(&CRDS).subscribe();
+    let mut retry = FIRST_RETRY;
+    loop {
+        namespaces.borrow_and_update();
+        crds.borrow_and_update();
+        let finished = pass(&registry, root_ca.as_deref()).await;
+        retry = if finished {
+            FIRST_RETRY
+        } else {
+            (retry * 2).min(LAST_RETRY)
+        };
+        let again = tokio::time::sleep(retry);
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = namespaces.changed() => retry = FIRST_RETRY,
+            _ = crds.changed() => retry = FIRST_RETRY,
+            () = again, if !finished => {}
+        }
+    }
+}
+
+/// One look at everything; whether nothing is left to do.
+async fn pass(registry: &Arc<Registry>, root_ca: Option<&str>) -> bool {
+    let mut finished = true;
+    let (definitions, _) = registry.storage.list(&CRDS, "", None);
+    for definition in definitions {
+        let value = definition.value();
+        if meta::is_deleting(&value) && meta::finalizers(&value).iter().any(|f| f == CRD_FINALIZER)
+        {
+            finished &= settled(
+                release_crd(registry, &value).await,
+                "CRD",
+                meta::name(&value),
+            );
+        }
+    }
+    let (namespaces, _) = registry.storage.list(&NAMESPACES, "", None);
+    for namespace in namespaces {
+        let value = namespace.value();
+        let name = meta::name(&value);
+        let outcome = if meta::is_deleting(&value) {
+            release_namespace(registry, &value).await
+        } else {
+            furnish(registry, name, root_ca).await
+        };
+        finished &= settled(outcome, "namespace", name);
+    }
+    finished
+}
+
+fn settled(outcome: Reply<bool>, what: &str, name: &str) -> bool {
+    outcome.unwrap_or_else(|status| {
+        tracing::warn!(%status, "{what} {name}");
+        false
+    })
+}
+
+/// Deletes the objects of a resource in a namespace (`""`: everywhere); how many are left.
+async fn clear(registry: &Registry, resource: &Arc<Resource>, namespace: &str) -> Reply<usize> {
+    let (objects, _) = registry.storage.list(&resource.storage, namespace, None);
+    for object in objects {
+        let target = Target {
+            resource: resource.clone(),
+            namespace: object.key.namespace.to_string(),
+            name: object.key.name.to_string(),
+            subresource: String::new(),
+            user: User::server(),
+            options: Default::default(),
+        };
+        match registry.delete(&target, &DeleteOptions::default()).await {
+            Ok(_) => {}
+            Err(status) if status.reason == Reason::NotFound => {}
+            Err(status) => return Err(status),
+        }
+    }
+    Ok(registry
+        .storage
+        .list(&resource.storage, namespace, None)
+        .0
+        .len())
+}
+
+async fn release_namespace(registry: &Registry, namespace: &Value) -> Reply<bool> {
+    let name = meta::name(namespace);
+    let mut left = 0;
+    for resource in registry.catalog().stored().filter(|r| r.namespaced) {
+        left += clear(registry, resource, name).await?;
+    }
+    if left > 0 {
+        return Ok(false);
+    }
+    let Some(mut target) = own_target(registry, "", "v1", "namespaces", "", name) else {
+        return Ok(true);
+    };
+    target.subresource = "finalize".into();
+    let released = registry
+        .modify(&target, &|namespace: &mut Value| {
+            let finalizers = namespace["spec"]["finalizers"].as_array_mut();
+            if let Some(finalizers) = finalizers {
+                finalizers.retain(|f| f != "kubernetes");
+            }
+            Ok(())
+        })
+        .await;
+    match released {
+        Ok(_) => Ok(true),
+        Err(status) if status.reason == Reason::NotFound => Ok(true),
+        Err(status) => Err(status),
+    }
+}
+
+async fn release_crd(registry: &Registry, definition: &Value) -> Reply<bool> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let group = text(&definition["spec"]["group"]);
+    let plural = text(&definition["spec"]["names"]["plural"]);
+    let catalog = registry.catalog();
+    let resource = catalog
+        .resources()
+        .iter()
+        .find(|r| r.custom.is_some() && r.group == group && r.plural == plural);
+    if let Some(resource) = resource
+        && clear(registry, resource, "").await? > 0
+    {
+        return Ok(false);
+    }
+    let name = meta::name(definition);
+    let target = own_target(
+        registry,
+        "apiextensions.k8s.io",
+        "v1",
+        "customresourcedefinitions",
+        "",
+        name,
+    );
+    let Some(target) = target else {
+        return Ok(true);
+    };
+    let released = registry
+        .modify(&target, &|definition: &mut Value| {
+            let mut finalizers = meta::finalizers(definition);
+            finalizers.retain(|f| f != CRD_FINALIZER);
+            meta::set_finalizers(definition, &finalizers);
+            Ok(())
+        })
+        .await;
+    match released {
+        Ok(_) => Ok(true),
+        Err(status) if status.reason == Reason::NotFound => Ok(true),
+        Err(status) => Err(status),
+    }
+}
+
+/// Gives a namespace what every namespace has.
+async fn furnish(registry: &Registry, namespace: &str, root_ca: Option<&str>) -> Reply<bool> {
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+        "metadata": {"name": "default", "namespace": namespace}});
+    ensure(registry, "serviceaccounts", namespace, account).await?;
+    if let Some(pem) = root_ca {
+        let roots = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "kube-root-ca.crt", "namespace": namespace, "annotations": {
+                "kubernetes.io/description": "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters."}},
+            "data": {"ca.crt": pem}});
+        ensure(registry, "configmaps", namespace, roots).await?;
+    }
+    Ok(true)
+}
+
+/// Creates a core object unless there is one.
+async fn ensure(registry: &Registry, plural: &str, namespace: &str, object: Value) -> Reply<()> {
+    let name = meta::name(&object);
+    let Some(target) = own_target(registry, "", "v1", plural, namespace, name) else {
+        return Ok(());
+    };
+    let key = Key::new(namespace, name);
+    if registry
+        .storage
+        .get(&target.resource.storage, &key)
+        .is_some()
+    {
+        return Ok(());
+    }
+    match registry.create(&target, object, None).await {
+        Ok(_) => Ok(()),
+        Err(status)
+            if matches!(
+                status.reason,
+                Reason::AlreadyExists | Reason::NotFound | Reason::Forbidden
+            ) =>
+        {
+            Ok(())
+        }
+        Err(status) => Err(status),
+    }
+}

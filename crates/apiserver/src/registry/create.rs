@@ -1,0 +1,221 @@
+//! Creation.
+
+use super::{
+    Content, NAMESPACES, Registry, Reply, Target, Written, judge_unknown_fields, schema, strategy,
+};
+use crate::{
+    conversion, meta,
+    storage::{Expect, Key, WriteError},
+};
+use serde_json::Value;
+use yurt_wire::{Reason, Status, status::Cause};
+
+/// How often a generated name is drawn again when it is taken.
+const NAME_RETRIES: usize = 8;
+
+impl Registry {
+    /// Creates an object. `raw` is the body as sent, where it was JSON or YAML.
+    pub async fn create(
+        &self,
+        target: &Target,
+        mut object: Value,
+        raw: Option<&[u8]>,
+    ) -> Reply<Written> {
+        let warnings = judge_unknown_fields(target, &mut object, raw)?;
+        let rv = meta::text(&object, "resourceVersion");
+        if !rv.is_empty() {
+            return Err(Box::new(Status::new(
+                Reason::BadRequest,
+                "resourceVersion should not be set on objects to be created",
+            )));
+        }
+        adopt_coordinates(target, &mut object)?;
+        self.create_prepared(target, object, warnings, true).await
+    }
+
+    /// The rest of a creation; `track` is false when managed fields are complete already (server-side apply).
+    pub(super) async fn create_prepared(
+        &self,
+        target: &Target,
+        mut object: Value,
+        warnings: Vec<String>,
+        track: bool,
+    ) -> Reply<Written> {
+        self.require_namespace(target)?;
+        let generated = meta::name(&object).is_empty();
+        let prefix = meta::text(&object, "generateName").to_owned();
+        if generated && prefix.is_empty() {
+            return Err(target.invalid(
+                "",
+                vec![Cause {
+                    reason: "FieldValueRequired".into(),
+                    message: "Required value: name or generateName is required".into(),
+                    field: "metadata.name".into(),
+                }],
+            ));
+        }
+        let mut tries = 0;
+        loop {
+            if generated {
+                object["metadata"]["name"] = meta::generate_name(&prefix).into();
+            }
+            let attempt = self
+                .create_named(target, object.clone(), warnings.clone(), track)
+                .await;
+            match attempt {
+                Err(status)
+                    if generated
+                        && status.reason == Reason::AlreadyExists
+                        && tries < NAME_RETRIES =>
+                {
+                    tries += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn create_named(
+        &self,
+        target: &Target,
+        mut object: Value,
+        warnings: Vec<String>,
+        track: bool,
+    ) -> Reply<Written> {
+        let resource = &target.resource;
+        let now = meta::now();
+        let name = meta::name(&object).to_owned();
+        check_name(target, &name)?;
+        let key = Key::new(&target.namespace, &name);
+        let taken = || {
+            Box::new(Status::already_exists(
+                &resource.group,
+                &resource.plural,
+                &name,
+            ))
+        };
+        if self.storage.current(&resource.storage, &key).is_some() {
+            return Err(taken());
+        }
+        strategy::prepare_create(resource, &mut object, &now);
+        schema::apply_defaults(resource, &mut object);
+        if track {
+            let writer = schema::Writer {
+                manager: &target.options.field_manager,
+                subresource: &target.subresource,
+                now: &now,
+            };
+            schema::track(resource, None, &mut object, writer);
+        }
+        strategy::initial_state(resource, &mut object, &target.user);
+        let _allocation = self.allocate(target, None, &mut object).await?;
+        let causes = schema::validate_create(resource, &object);
+        if !causes.is_empty() {
+            return Err(target.invalid(&name, causes));
+        }
+        schema::settle(resource, &mut object, &now);
+        if target.options.dry_run {
+            return Ok(Written {
+                content: Content::Value(object),
+                created: true,
+                warnings,
+            });
+        }
+        let object = conversion::to_stored(resource, object);
+        let stored = self
+            .storage
+            .put(&resource.storage, key, Expect::Absent, object)
+            .await
+            .map_err(|error| match error {
+                WriteError::Conflict => taken(),
+                error => self.write_failed(target, &error),
+            })?;
+        self.after_write(resource);
+        Ok(Written {
+            content: Content::of(resource, stored),
+            created: true,
+            warnings,
+        })
+    }
+
+    /// The namespace must exist and must not be going away.
+    fn require_namespace(&self, target: &Target) -> Reply<()> {
+        if !target.resource.namespaced {
+            return Ok(());
+        }
+        let key = Key::new("", &target.namespace);
+        let namespace = self
+            .storage
+            .current(&NAMESPACES, &key)
+            .ok_or_else(|| Box::new(Status::not_found("", "namespaces", &target.namespace)))?;
+        if !meta::is_deleting(&namespace.value()) {
+            return Ok(());
+        }
+        let mut status = Status::forbidden(
+            &target.resource.group,
+            &target.resource.plural,
+            &target.name,
+            &format!(
+                "unable to create new content in namespace {} because it is being terminated",
+                target.namespace
+            ),
+        );
+        status.causes.push(Cause {
+            reason: "NamespaceTerminating".into(),
+            message: format!("namespace {} is being terminated", target.namespace),
+            field: "metadata.namespace".into(),
+        });
+        Err(Box::new(status))
+    }
+}
+
+/// Fills name and namespace of a body from the request and refuses bodies that say otherwise.
+pub(super) fn adopt_coordinates(target: &Target, object: &mut Value) -> Reply<()> {
+    let bad = |message: String| Err(Box::new(Status::new(Reason::BadRequest, message)));
+    let namespace = meta::text(object, "namespace");
+    if target.resource.namespaced {
+        if namespace.is_empty() {
+            object["metadata"]["namespace"] = target.namespace.clone().into();
+        } else if namespace != target.namespace {
+            return bad(format!(
+                "the namespace of the provided object does not match the namespace sent on the request ({namespace} does not match {})",
+                target.namespace
+            ));
+        }
+    } else if !namespace.is_empty() {
+        meta::remove(object, "namespace");
+    }
+    let name = meta::name(object);
+    if !target.name.is_empty() {
+        if name.is_empty() {
+            object["metadata"]["name"] = target.name.clone().into();
+        } else if name != target.name {
+            return bad(format!(
+                "the name of the object ({name}) does not match the name on the URL ({})",
+                target.name
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What no name may be, whatever the kind: it is one segment of a path. (Kinds ask for more in validation.)
+fn check_name(target: &Target, name: &str) -> Reply<()> {
+    let why = if name.len() > 253 {
+        "must be no more than 253 bytes"
+    } else if name == "." || name == ".." {
+        "may not be '.' or '..'"
+    } else if name.contains(['/', '%', '\0']) {
+        "may not contain '/' or '%'"
+    } else {
+        return Ok(());
+    };
+    Err(target.invalid(
+        name,
+        vec![Cause {
+            reason: "FieldValueInvalid".into(),
+            message: format!("Invalid value: \"{name}\": {why}"),
+            field: "metadata.name".into(),
+        }],
+    ))
+}

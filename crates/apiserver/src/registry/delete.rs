@@ -1,0 +1,236 @@
+//! Deletion: preconditions, finalizers, grace periods.
+
+use super::{Content, MAX_RETRIES, MODIFIED, Registry, Reply, Target, update::is_finished};
+use crate::{
+    conversion, meta,
+    resources::Resource,
+    storage::{Expect, WriteError},
+};
+use serde_json::Value;
+
+/// `metav1.DeleteOptions`.
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    /// Seconds until the object is gone; only pods wait.
+    pub grace_period: Option<i64>,
+    /// The uid the object must have.
+    pub uid: Option<String>,
+    /// The resourceVersion the object must have.
+    pub resource_version: Option<String>,
+    /// `Orphan`, `Background` or `Foreground`.
+    pub propagation: Option<String>,
+    /// Everything but the deletion.
+    pub dry_run: bool,
+}
+
+/// What a deletion did.
+#[derive(Clone, Debug)]
+pub struct Deleted {
+    /// The object in its last or present state.
+    pub content: Content,
+    /// Whether it is gone; otherwise it waits for finalizers or its grace period.
+    pub gone: bool,
+}
+
+/// Finalizers that stand for a propagation policy.
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+
+impl Registry {
+    /// Deletes an object, or begins to.
+    pub async fn delete(&self, target: &Target, options: &DeleteOptions) -> Reply<Deleted> {
+        for _ in 0..MAX_RETRIES {
+            if let Some(deleted) = self.try_delete(target, options).await? {
+                return Ok(deleted);
+            }
+        }
+        Err(target.conflict(MODIFIED))
+    }
+
+    async fn try_delete(&self, target: &Target, options: &DeleteOptions) -> Reply<Option<Deleted>> {
+        let resource = &target.resource;
+        let key = target.key();
+        let current = self.current(target)?;
+        let live = conversion::to_served(resource, current.value());
+        check(target, options, &live)?;
+        let expect = Expect::At(current.revision);
+        let mut dying = live.clone();
+        mark(resource, &mut dying, options, meta::now_seconds());
+        let gone = is_finished(resource, &dying);
+        if options.dry_run || (dying == live && !gone) {
+            return Ok(Some(Deleted {
+                content: Content::Value(dying),
+                gone,
+            }));
+        }
+        let written = if gone {
+            // The last state is the live one: marks of a deletion nobody waited for are not shown.
+            let last = conversion::to_stored(resource, live);
+            self.storage
+                .delete(&resource.storage, key, expect, last)
+                .await
+        } else {
+            let dying = conversion::to_stored(resource, dying);
+            self.storage
+                .put(&resource.storage, key, expect, dying)
+                .await
+        };
+        match written {
+            Ok(stored) => {
+                self.after_write(resource);
+                Ok(Some(Deleted {
+                    content: Content::of(resource, stored),
+                    gone,
+                }))
+            }
+            Err(WriteError::Conflict) => Ok(None),
+            Err(error) => Err(self.write_failed(target, &error)),
+        }
+    }
+
+    /// Deletes everything a list selects; the objects deleted or dying.
+    pub async fn delete_collection(
+        &self,
+        target: &Target,
+        selection: &yurt_wire::request::ListOptions,
+        options: &DeleteOptions,
+    ) -> Reply<Vec<Content>> {
+        let page = self.list(&target.resource, &target.namespace, selection)?;
+        let mut deleted = Vec::with_capacity(page.items.len());
+        for object in page.items {
+            let one = Target {
+                namespace: object.key.namespace.to_string(),
+                name: object.key.name.to_string(),
+                ..target.clone()
+            };
+            match self.delete(&one, options).await {
+                Ok(outcome) => deleted.push(outcome.content),
+                Err(status) if status.reason == yurt_wire::Reason::NotFound => {}
+                Err(status) => return Err(status),
+            }
+        }
+        Ok(deleted)
+    }
+}
+
+fn check(target: &Target, options: &DeleteOptions, live: &Value) -> Reply<()> {
+    let failed = |what: &str, wanted: &str, found: &str| {
+        Err(target.conflict(&format!(
+            "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+        )))
+    };
+    if let Some(uid) = &options.uid
+        && uid != meta::uid(live)
+    {
+        return failed("UID", uid, meta::uid(live));
+    }
+    let revision = meta::text(live, "resourceVersion");
+    if let Some(wanted) = &options.resource_version
+        && wanted != revision
+    {
+        return failed("ResourceVersion", wanted, revision);
+    }
+    Ok(())
+}
+
+/// Marks an object as being deleted.
+fn mark(resource: &Resource, object: &mut Value, options: &DeleteOptions, now: i64) {
+    let mut finalizers = meta::finalizers(object);
+    if let Some(policy) = &options.propagation {
+        finalizers.retain(|f| f != ORPHAN && f != FOREGROUND);
+        match policy.as_str() {
+            "Orphan" => finalizers.push(ORPHAN.into()),
+            "Foreground" => finalizers.push(FOREGROUND.into()),
+            _ => {}
+        }
+    }
+    let grace = grace_period(resource, object, options);
+    let begun = meta::is_deleting(object);
+    let waits = object["metadata"]["deletionGracePeriodSeconds"]
+        .as_i64()
+        .unwrap_or_default();
+    meta::set_finalizers(object, &finalizers);
+    if begun && grace >= waits {
+        return;
+    }
+    object["metadata"]["deletionTimestamp"] = meta::rfc3339(now + grace).into();
+    object["metadata"]["deletionGracePeriodSeconds"] = grace.into();
+    if !begun {
+        if let Some(generation) = object["metadata"]["generation"].as_i64() {
+            object["metadata"]["generation"] = (generation + 1).into();
+        }
+        if resource.group.is_empty() && resource.kind == "Namespace" {
+            object["status"]["phase"] = "Terminating".into();
+        }
+    }
+}
+
+/// Only a pod that a kubelet runs has somebody who needs time to stop it.
+fn grace_period(resource: &Resource, object: &Value, options: &DeleteOptions) -> i64 {
+    if !(resource.group.is_empty() && resource.kind == "Pod") {
+        return 0;
+    }
+    let assigned = object["spec"]["nodeName"]
+        .as_str()
+        .is_some_and(|node| !node.is_empty());
+    let over = matches!(
+        object["status"]["phase"].as_str(),
+        Some("Succeeded" | "Failed")
+    );
+    if !assigned || over {
+        return 0;
+    }
+    let own = object["spec"]["terminationGracePeriodSeconds"].as_i64();
+    options.grace_period.or(own).unwrap_or(30).max(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resources::Catalog;
+    use serde_json::json;
+
+    fn pods() -> Resource {
+        let catalog = Catalog::new(&[]);
+        Resource::clone(catalog.find("", "v1", "pods").expect("a built-in resource"))
+    }
+
+    #[test]
+    fn a_running_pod_gets_its_grace_period_and_can_be_hurried() {
+        let resource = pods();
+        let mut pod = json!({"metadata": {"name": "p", "generation": 1},
+            "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 10}, "status": {"phase": "Running"}});
+        mark(&resource, &mut pod, &DeleteOptions::default(), 100);
+        assert_eq!(pod["metadata"]["deletionTimestamp"], "1970-01-01T00:01:50Z");
+        assert_eq!(pod["metadata"]["deletionGracePeriodSeconds"], 10);
+        assert_eq!(pod["metadata"]["generation"], 2);
+        assert!(!is_finished(&resource, &pod));
+
+        let before = pod.clone();
+        mark(&resource, &mut pod, &DeleteOptions::default(), 200);
+        assert_eq!(pod, before, "a second deletion changes nothing");
+
+        let now = DeleteOptions {
+            grace_period: Some(0),
+            ..DeleteOptions::default()
+        };
+        mark(&resource, &mut pod, &now, 105);
+        assert!(is_finished(&resource, &pod));
+    }
+
+    #[test]
+    fn a_pod_nobody_runs_is_gone_at_once_unless_a_finalizer_holds_it() {
+        let resource = pods();
+        let mut pod = json!({"metadata": {"name": "p"}, "spec": {}});
+        let mut held = pod.clone();
+        mark(&resource, &mut pod, &DeleteOptions::default(), 100);
+        assert!(is_finished(&resource, &pod));
+        let foreground = DeleteOptions {
+            propagation: Some("Foreground".into()),
+            ..DeleteOptions::default()
+        };
+        mark(&resource, &mut held, &foreground, 100);
+        assert!(!is_finished(&resource, &held));
+        assert_eq!(meta::finalizers(&held), [FOREGROUND]);
+    }
+}

@@ -1,0 +1,310 @@
+//! Lists: selection, paging, and the revision they show.
+
+use super::{Registry, Reply};
+use crate::{
+    resources::Resource,
+    selectable,
+    storage::{Key, Stored, TooOld},
+};
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use yurt_wire::{
+    Reason, Status,
+    request::ListOptions,
+    selector::{FieldSelector, LabelSelector},
+    status::Cause,
+};
+
+/// Part of a list.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The objects, by namespace and name.
+    pub items: Vec<Arc<Stored>>,
+    /// The revision they show.
+    pub revision: u64,
+    /// Where the next page begins, `""` when this is the last.
+    pub continue_token: String,
+    /// Objects after this page, where known.
+    pub remaining: Option<i64>,
+}
+
+/// Which objects of a resource a list or watch is about.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    labels: LabelSelector,
+    /// Paths are those of the stored version.
+    fields: FieldSelector,
+    resource: Arc<Resource>,
+}
+
+impl Selection {
+    /// From list options; a 400 Status for fields that cannot be selected by.
+    pub fn new(resource: &Arc<Resource>, options: &ListOptions) -> Reply<Self> {
+        let mut fields = options.fields.clone();
+        for requirement in &mut fields.requirements {
+            let path = requirement.path.as_str();
+            let known = path == "metadata.name"
+                || (path == "metadata.namespace" && resource.namespaced)
+                || resource
+                    .selectable_fields
+                    .iter()
+                    .any(|f| f.trim_start_matches('.') == path);
+            if !known {
+                return Err(unknown_field(resource, options, path));
+            }
+            requirement.path = selectable::stored_path(&resource.group, path);
+        }
+        Ok(Self {
+            labels: options.labels.clone(),
+            fields,
+            resource: resource.clone(),
+        })
+    }
+
+    /// Whether an object is selected.
+    pub fn matches(&self, object: &Stored) -> bool {
+        self.labels.matches(&object.labels)
+            && (self.fields.is_empty()
+                || self
+                    .fields
+                    .matches(|path| object.field(path, &self.resource.selectable_fields)))
+    }
+
+    /// Whether everything is selected.
+    pub fn is_everything(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+}
+
+fn unknown_field(resource: &Resource, options: &ListOptions, path: &str) -> Box<Status> {
+    let why = if resource.custom.is_some() {
+        format!(
+            "\"{path}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
+        )
+    } else {
+        format!("field label not supported: {path}")
+    };
+    Box::new(Status::new(
+        Reason::BadRequest,
+        format!(
+            "Unable to find \"{}/{}, Resource={}\" that match label selector \"{}\", field selector \"{}\": {why}",
+            resource.group, resource.version, resource.plural, options.labels, options.fields
+        ),
+    ))
+}
+
+/// Where a page ended. The form is kube-apiserver's, though clients must not look inside.
+#[derive(Debug, Serialize, Deserialize)]
+struct Token {
+    v: String,
+    rv: u64,
+    start: String,
+}
+
+const TOKEN_VERSION: &str = "meta.k8s.io/v1";
+
+impl Token {
+    fn encode(revision: u64, last: &Key) -> String {
+        let token = Self {
+            v: TOKEN_VERSION.into(),
+            rv: revision,
+            start: format!("{}/{}\u{0}", last.namespace, last.name),
+        };
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
+    }
+
+    fn decode(text: &str) -> Reply<(u64, Key)> {
+        let invalid = || Box::new(Status::new(Reason::BadRequest, "continue key is not valid"));
+        let json = URL_SAFE_NO_PAD
+            .decode(text.trim_end_matches('='))
+            .map_err(|_| invalid())?;
+        let token: Self = serde_json::from_slice(&json).map_err(|_| invalid())?;
+        let start = token.start.strip_suffix('\0').ok_or_else(invalid)?;
+        let (namespace, name) = start.split_once('/').ok_or_else(invalid)?;
+        if token.v != TOKEN_VERSION || token.rv == 0 {
+            return Err(invalid());
+        }
+        Ok((token.rv, Key::new(namespace, name)))
+    }
+}
+
+/// At which revision a list is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Newest,
+    NotOlderThan(u64),
+    Exactly(u64),
+}
+
+/// (Contradictory options have been refused when they were read.)
+fn wanted_revision(options: &ListOptions) -> Reply<At> {
+    let text = options.resource_version.as_str();
+    if text.is_empty() {
+        return Ok(At::Newest);
+    }
+    let Ok(revision) = text.parse::<u64>() else {
+        return Err(Box::new(Status::bad_request(format!(
+            "resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
+        ))));
+    };
+    Ok(match options.resource_version_match.as_str() {
+        "Exact" => At::Exactly(revision),
+        // With a limit the first page has always been exact.
+        "" if options.limit > 0 && revision > 0 => At::Exactly(revision),
+        _ => At::NotOlderThan(revision),
+    })
+}
+
+impl Registry {
+    /// Lists the objects of a namespace (`""`: of all). Does not wait: see [`Registry::wait_for`].
+    pub fn list(
+        &self,
+        resource: &Arc<Resource>,
+        namespace: &str,
+        options: &ListOptions,
+    ) -> Reply<Page> {
+        let selection = Selection::new(resource, options)?;
+        let (mut items, revision, start) = if options.continue_token.is_empty() {
+            match wanted_revision(options)? {
+                At::Newest => {
+                    let (items, revision) = self.storage.list(&resource.storage, namespace, None);
+                    (items, revision, None)
+                }
+                At::NotOlderThan(wanted) => {
+                    self.reached(wanted)?;
+                    let (items, revision) = self.storage.list(&resource.storage, namespace, None);
+                    (items, revision, None)
+                }
+                At::Exactly(wanted) => {
+                    self.reached(wanted)?;
+                    let items = self
+                        .storage
+                        .list_at(&resource.storage, namespace, None, wanted)
+                        .map_err(|e| too_old(&e))?;
+                    (items, wanted, None)
+                }
+            }
+        } else {
+            if !options.resource_version.is_empty() && options.resource_version != "0" {
+                return Err(Box::new(Status::new(
+                    Reason::BadRequest,
+                    "specifying resource version is not allowed when using continue",
+                )));
+            }
+            let (revision, start) = Token::decode(&options.continue_token)?;
+            let items = self
+                .storage
+                .list_at(&resource.storage, namespace, Some(&start), revision)
+                .map_err(|_| expired_token())?;
+            (items, revision, Some(start))
+        };
+        debug_assert!(start.is_none() || !options.continue_token.is_empty());
+        if !selection.is_everything() {
+            items.retain(|object| selection.matches(object));
+        }
+        Ok(cut(
+            items,
+            revision,
+            options.limit,
+            selection.is_everything(),
+        ))
+    }
+
+    /// A revision from the future cannot be shown.
+    pub(crate) fn reached(&self, wanted: u64) -> Reply<()> {
+        let current = self.storage.revision();
+        if wanted <= current {
+            return Ok(());
+        }
+        let mut status = Status::new(
+            Reason::Timeout,
+            format!("Too large resource version: {wanted}, current: {current}"),
+        );
+        status.retry_after_seconds = Some(1);
+        status.causes.push(Cause {
+            reason: "ResourceVersionTooLarge".into(),
+            message: "Too large resource version".into(),
+            field: String::new(),
+        });
+        Err(Box::new(status))
+    }
+
+    /// Waits, for a bounded time, until the revision that list options ask for is there.
+    pub async fn wait_for(&self, options: &ListOptions) {
+        const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+        let Ok(wanted) = options.resource_version.parse::<u64>() else {
+            return;
+        };
+        if wanted <= self.storage.revision() {
+            return;
+        }
+        let mut published = self.storage.subscribe();
+        // When it does not come, the list says so.
+        let _ = tokio::time::timeout(PATIENCE, published.wait_for(|r| *r >= wanted)).await;
+    }
+}
+
+fn cut(mut items: Vec<Arc<Stored>>, revision: u64, limit: u64, countable: bool) -> Page {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let mut page = Page {
+        items: Vec::new(),
+        revision,
+        continue_token: String::new(),
+        remaining: None,
+    };
+    if limit > 0 && items.len() > limit {
+        let rest = items.len() - limit;
+        items.truncate(limit);
+        page.remaining = countable.then(|| i64::try_from(rest).unwrap_or(i64::MAX));
+        if let Some(last) = items.last() {
+            page.continue_token = Token::encode(revision, &last.key);
+        }
+    }
+    page.items = items;
+    page
+}
+
+/// 410 for a revision that has left the window.
+pub(crate) fn too_old(error: &TooOld) -> Box<Status> {
+    Box::new(Status::new(Reason::Expired, error.to_string()))
+}
+
+fn expired_token() -> Box<Status> {
+    Box::new(Status::new(
+        Reason::Expired,
+        "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_come_back() {
+        let key = Key::new("ns", "a");
+        let token = Token::encode(7, &key);
+        assert_eq!(Token::decode(&token).ok(), Some((7, key)));
+        for text in ["", "x", "e30", "!!"] {
+            assert!(Token::decode(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn revision_and_match_go_together() {
+        let options = |rv: &str, how: &str, limit| ListOptions {
+            resource_version: rv.into(),
+            resource_version_match: how.into(),
+            limit,
+            ..ListOptions::default()
+        };
+        let at = |rv, how, limit| wanted_revision(&options(rv, how, limit)).ok();
+        assert_eq!(at("", "", 0), Some(At::Newest));
+        assert_eq!(at("0", "", 5), Some(At::NotOlderThan(0)));
+        assert_eq!(at("5", "", 0), Some(At::NotOlderThan(5)));
+        assert_eq!(at("5", "", 1), Some(At::Exactly(5)));
+        assert_eq!(at("5", "Exact", 0), Some(At::Exactly(5)));
+        assert_eq!(at("x", "", 0), None);
+    }
+}

@@ -1,0 +1,190 @@
+//! Where a request meets the schema of its kind: defaults, validation, unknown fields, managed fields.
+//!
+//! Built-in kinds go by the tables of `yurt_wire::schema`, custom resources by their CRD's structural schema.
+
+use crate::{
+    crd::{self, Crd, Structural},
+    defaults,
+    managed::{self, Typing},
+    meta,
+    resources::Resource,
+    types,
+};
+use serde_json::Value;
+use yurt_wire::{Status, schema, status::Cause};
+
+/// The structural schema of a custom resource's version.
+fn structural(resource: &Resource) -> Option<&Structural> {
+    resource.crd_version()?.schema.as_ref()
+}
+
+fn is_crd(resource: &Resource) -> bool {
+    resource.storage == *super::CRDS
+}
+
+fn typing(resource: &Resource) -> Typing<'_> {
+    if let Some(structural) = structural(resource) {
+        return Typing::Crd(structural);
+    }
+    match schema::message_of(&resource.gvk()) {
+        Some(message) if resource.custom.is_none() => Typing::Builtin(message),
+        _ => Typing::Deduced,
+    }
+}
+
+/// Removes the fields of `object` that its kind does not have; the complaints about them.
+pub(super) fn unknown_fields(
+    resource: &Resource,
+    object: &mut Value,
+    _raw: Option<&[u8]>,
+) -> Vec<String> {
+    match structural(resource) {
+        Some(structural) => {
+            let complaints = structural.unknown_fields(object);
+            structural.prune(object);
+            complaints
+        }
+        None if resource.custom.is_some() => Vec::new(),
+        None => types::prune(&resource.gvk(), object)
+            .into_iter()
+            .map(|path| format!("unknown field \"{path}\""))
+            .collect(),
+    }
+}
+
+/// Fills in defaults.
+pub(super) fn apply_defaults(resource: &Resource, object: &mut Value) {
+    if let Some(structural) = structural(resource) {
+        structural.apply_defaults(object);
+    } else if resource.custom.is_none() {
+        defaults::apply_defaults(&resource.gvk(), object);
+    }
+    if is_crd(resource) {
+        crd::default_crd(object);
+    }
+}
+
+/// What is wrong with a new object.
+pub(super) fn validate_create(resource: &Resource, object: &Value) -> Vec<Cause> {
+    if let Some(structural) = structural(resource) {
+        return structural.validate(object, None);
+    }
+    if is_crd(resource) {
+        return Crd::parse(object).err().unwrap_or_default();
+    }
+    Vec::new()
+}
+
+/// What is wrong with a changed object.
+pub(super) fn validate_update(resource: &Resource, old: &Value, new: &Value) -> Vec<Cause> {
+    if let Some(structural) = structural(resource) {
+        return structural.validate(new, Some(old));
+    }
+    if is_crd(resource) {
+        return Crd::parse(new).err().unwrap_or_default();
+    }
+    Vec::new()
+}
+
+/// Who writes, for managed fields.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Writer<'a> {
+    pub(super) manager: &'a str,
+    pub(super) subresource: &'a str,
+    pub(super) now: &'a str,
+}
+
+impl<'a> Writer<'a> {
+    fn in_version<'b>(self, api_version: &'b str) -> managed::Writer<'b>
+    where
+        'a: 'b,
+    {
+        managed::Writer {
+            manager: self.manager,
+            api_version,
+            subresource: self.subresource,
+            now: self.now,
+        }
+    }
+}
+
+/// Records in `metadata.managedFields` what a create, update or patch changed.
+pub(super) fn track(
+    resource: &Resource,
+    live: Option<&Value>,
+    new: &mut Value,
+    writer: Writer<'_>,
+) {
+    let api_version = resource.api_version();
+    managed::track_update(
+        typing(resource),
+        live,
+        new,
+        &writer.in_version(&api_version),
+    );
+}
+
+/// Server-side apply.
+pub(super) fn apply(
+    resource: &Resource,
+    live: Option<&Value>,
+    config: &Value,
+    writer: Writer<'_>,
+    force: bool,
+) -> Result<Value, Box<Status>> {
+    let api_version = resource.api_version();
+    let config = own_part(resource, config, writer.subresource);
+    let writer = writer.in_version(&api_version);
+    managed::apply(typing(resource), live, &config, &writer, force)
+        .map_err(|error| Box::new(Status::from(error)))
+}
+
+/// The part of a configuration that the (sub)resource takes: the rest is not applied and not owned.
+fn own_part(resource: &Resource, config: &Value, subresource: &str) -> Value {
+    let mut config = config.clone();
+    let Some(fields) = config.as_object_mut() else {
+        return config;
+    };
+    match subresource {
+        "" if resource.has_status() => {
+            fields.remove("status");
+        }
+        "status" => {
+            fields.retain(|name, _| {
+                matches!(name.as_str(), "apiVersion" | "kind" | "metadata" | "status")
+            });
+            if let Some(metadata) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
+                metadata.retain(|name, _| {
+                    matches!(
+                        name.as_str(),
+                        "name" | "namespace" | "uid" | "resourceVersion"
+                    )
+                });
+            }
+        }
+        _ => {}
+    }
+    config
+}
+
+/// The last word on an object before it is written: for CRDs, the status that follows from the definition.
+pub(super) fn settle(resource: &Resource, object: &mut Value, now: &str) {
+    if is_crd(resource) && !meta::is_deleting(object) {
+        object["status"] = crd::establish_status(object, now);
+    }
+}
+
+/// A stored CRD in parsed form; `None` when its names are not accepted.
+pub(super) fn established(definition: &Value) -> Option<Crd> {
+    match Crd::parse(definition) {
+        Ok(parsed) => Some(parsed),
+        Err(causes) => {
+            tracing::error!(
+                name = meta::name(definition),
+                ?causes,
+                "a stored CRD is not served"
+            );
+            None
+        }
+    }
+}

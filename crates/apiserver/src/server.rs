@@ -1,0 +1,219 @@
+//! From an HTTP request to a response: routing, authentication, bounds.
+
+mod body;
+mod dispatch;
+mod respond;
+mod watch;
+
+use crate::{
+    authn::{Authenticator, User},
+    authz::{self, Attributes},
+    discovery, meta,
+    metrics::ServerMetrics,
+    registry::{Registry, Reply},
+    subresources::token,
+};
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, request::Parts};
+use respond::Wanted;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
+use yurt_transport::{Body, BoxError, Peer};
+use yurt_wire::{Reason, RequestInfo, Status, Verb, media};
+
+/// Requests at work at once, as kube-apiserver's defaults; watches do not count.
+const MAX_MUTATING: usize = 200;
+const MAX_READING: usize = 400;
+/// How long a request waits for its turn before it is sent away with 429.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Everything a request needs.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) authenticator: Authenticator,
+    /// Where clients are told to find the server.
+    pub(crate) address: String,
+    pub(crate) metrics: ServerMetrics,
+    pub(crate) shutdown: CancellationToken,
+    mutating: Semaphore,
+    reading: Semaphore,
+}
+
+impl Server {
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        authenticator: Authenticator,
+        address: String,
+        metrics: ServerMetrics,
+        shutdown: CancellationToken,
+    ) -> Self {
+        Self {
+            registry,
+            authenticator,
+            address,
+            metrics,
+            shutdown,
+            mutating: Semaphore::new(MAX_MUTATING),
+            reading: Semaphore::new(MAX_READING),
+        }
+    }
+
+    /// Answers a request.
+    pub(crate) async fn handle<B>(self: Arc<Self>, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<BoxError>,
+    {
+        let began = Instant::now();
+        let (parts, body) = request.into_parts();
+        let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
+        let wanted = Wanted::of(&parts.headers, &info.query);
+        let response = match Box::pin(self.answer(&parts, body, &info, &wanted)).await {
+            Ok(response) => response,
+            Err(status) => respond::status(&wanted, &status),
+        };
+        self.metrics
+            .observe(&info, response.status().as_u16(), began.elapsed());
+        response
+    }
+
+    async fn answer<B>(
+        &self,
+        parts: &Parts,
+        body: B,
+        info: &RequestInfo,
+        wanted: &Wanted,
+    ) -> Reply<Response<Body>>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<BoxError>,
+    {
+        let peer = parts.extensions.get::<Peer>();
+        let user =
+            self.authenticator
+                .request(peer, &parts.headers, meta::now_seconds(), |claims| {
+                    token::still_bound(&self.registry, claims)
+                })?;
+        let attributes = Attributes::of(info, &parts.method);
+        if !authz::decide(&user, &attributes).allowed {
+            return Err(authz::forbidden(&user, &attributes));
+        }
+        let _turn = self.turn(info, &parts.method).await?;
+        if info.is_resource {
+            self.resource(parts, body, info, wanted, user).await
+        } else {
+            self.path(parts, info, wanted, &user).await
+        }
+    }
+
+    /// Waits, for a bounded time, until the server has room for one more.
+    async fn turn(
+        &self,
+        info: &RequestInfo,
+        method: &http::Method,
+    ) -> Reply<Option<SemaphorePermit<'_>>> {
+        let lanes = match info.verb {
+            _ if !info.is_resource => return Ok(None),
+            Verb::Watch => return Ok(None),
+            _ if method == http::Method::GET || method == http::Method::HEAD => &self.reading,
+            _ => &self.mutating,
+        };
+        match tokio::time::timeout(TURN, lanes.acquire()).await {
+            Ok(Ok(permit)) => Ok(Some(permit)),
+            _ => Err(Box::new(Status::too_many_requests(
+                "Too many requests, please try again later.",
+                1,
+            ))),
+        }
+    }
+
+    /// What is not a resource.
+    async fn path(
+        &self,
+        parts: &Parts,
+        info: &RequestInfo,
+        wanted: &Wanted,
+        _user: &User,
+    ) -> Reply<Response<Body>> {
+        if parts.method != http::Method::GET && parts.method != http::Method::HEAD {
+            return Err(Box::new(Status::new(
+                Reason::MethodNotAllowed,
+                format!(
+                    "the server does not allow {} on {}",
+                    parts.method, info.path
+                ),
+            )));
+        }
+        let path = info.path.trim_matches('/');
+        let segments: Vec<&str> = path.split('/').collect();
+        let catalog = self.registry.catalog();
+        let json = "application/json";
+        let discovered = match segments.as_slice() {
+            [""] => Some(discovery::paths(&catalog)),
+            ["healthz" | "livez" | "readyz", ..] => {
+                return Ok(respond::text("ok", "text/plain; charset=utf-8"));
+            }
+            ["metrics"] => {
+                self.metrics.storage(&self.registry);
+                let (text, content_type) = self.metrics.render();
+                return Ok(respond::text(text, content_type));
+            }
+            ["version"] => Some(discovery::version()),
+            ["api"] | ["apis"] => {
+                let core = path == "api";
+                match media::aggregated_discovery(wanted.accept()) {
+                    Some(version) => {
+                        let list = discovery::aggregated(&catalog, core, version);
+                        let content_type = format!(
+                            "application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList"
+                        );
+                        return Ok(respond::json(wanted, &list, &content_type).await);
+                    }
+                    None if core => Some(discovery::core_versions(&self.address)),
+                    None => Some(discovery::groups(&catalog)),
+                }
+            }
+            ["api", version] => discovery::resources(&catalog, "", version),
+            ["apis", group] => discovery::group(&catalog, group),
+            ["apis", group, version] => discovery::resources(&catalog, group, version),
+            [".well-known", "openid-configuration"] => {
+                let issuer = self.authenticator.issuer().audience();
+                Some(serde_json::json!({
+                    "issuer": issuer,
+                    "jwks_uri": format!("https://{}/openid/v1/jwks", self.address),
+                    "response_types_supported": ["id_token"],
+                    "subject_types_supported": ["public"],
+                    "id_token_signing_alg_values_supported": ["ES256"],
+                }))
+            }
+            ["openid", "v1", "jwks"] => Some(self.authenticator.issuer().keys()),
+            _ => None,
+        };
+        match discovered {
+            Some(value) => Ok(respond::json(wanted, &value, json).await),
+            None => Err(no_such_path()),
+        }
+    }
+}
+
+/// What kube-apiserver says about paths it does not know.
+fn no_such_path() -> Box<Status> {
+    Box::new(Status::new(
+        Reason::NotFound,
+        "the server could not find the requested resource",
+    ))
+}
+
+/// 201 for new objects, 200 for others.
+fn code(created: bool) -> StatusCode {
+    if created {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    }
+}

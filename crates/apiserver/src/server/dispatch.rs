@@ -1,0 +1,363 @@
+//! Requests about resources: from the verb to the registry.
+
+use super::{
+    Server, body, code, no_such_path,
+    respond::{self, Wanted},
+    watch,
+};
+use crate::{
+    authn::User,
+    meta,
+    registry::{Content, FieldValidation, Reply, Target, WriteOptions, Written},
+    resources::Resource,
+    reviews,
+    subresources::{binding, eviction, scale, token},
+};
+use bytes::Bytes;
+use http::{HeaderMap, Response, StatusCode, header, request::Parts};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use yurt_transport::{Body, BoxError};
+use yurt_wire::{Gvk, RequestInfo, Status, Verb, patch::PatchType, request::query_pairs};
+
+/// Field managers are at most this long.
+const MAX_MANAGER: usize = 128;
+
+impl Server {
+    pub(super) async fn resource<B>(
+        &self,
+        parts: &Parts,
+        body: B,
+        info: &RequestInfo,
+        wanted: &Wanted,
+        user: User,
+    ) -> Reply<Response<Body>>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<BoxError>,
+    {
+        let catalog = self.registry.catalog();
+        let resource = catalog
+            .find(&info.group, &info.version, &info.resource)
+            .ok_or_else(no_such_path)?;
+        let target = target(resource, info, &parts.headers, user)?;
+        served(&target, info)?;
+        match info.verb {
+            Verb::Get => self.get(&target, wanted).await,
+            Verb::List => {
+                let options = info.list_options()?;
+                self.registry.wait_for(&options).await;
+                let page = self.registry.list(resource, &target.namespace, &options)?;
+                respond::page(wanted, resource, page).await
+            }
+            Verb::Watch => {
+                let options = info.list_options()?;
+                watch::watch(
+                    &self.registry,
+                    resource,
+                    &target.namespace,
+                    &options,
+                    wanted,
+                    self.shutdown.clone(),
+                )
+                .await
+            }
+            Verb::Create => {
+                wanted.negotiate(true, true)?;
+                let bytes = body::read(body).await?;
+                self.create(&target, &parts.headers, bytes, wanted).await
+            }
+            Verb::Update => {
+                let bytes = body::read(body).await?;
+                let decoded = body::decode(&parts.headers, bytes, &body_kind(&target))?;
+                check_types(&target, &decoded.value)?;
+                let written = self
+                    .registry
+                    .update(&target, decoded.value, decoded.raw.as_deref())
+                    .await?;
+                self.written(wanted, &target, written).await
+            }
+            Verb::Patch => {
+                let bytes = body::read(body).await?;
+                let (kind, patch) =
+                    body::decode_patch(&parts.headers, &bytes, &body_kind(&target))?;
+                check_manager(&target, kind, &info.query)?;
+                if kind == PatchType::Apply {
+                    check_types(&target, &patch)?;
+                }
+                let written = self.registry.patch(&target, kind, &patch).await?;
+                self.written(wanted, &target, written).await
+            }
+            Verb::Delete => {
+                let bytes = body::read(body).await?;
+                let options = body::delete_options(&parts.headers, &bytes, &info.query)?;
+                let deleted = self.registry.delete(&target, &options).await?;
+                if !deleted.gone || resource.returns_deleted {
+                    return respond::object(wanted, resource, deleted.content, StatusCode::OK)
+                        .await;
+                }
+                let object = deleted.content.into_value();
+                let mut details = json!({"name": target.name, "kind": resource.plural,
+                    "uid": meta::uid(&object)});
+                if !resource.group.is_empty() {
+                    details["group"] = resource.group.clone().into();
+                }
+                let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
+                    "status": "Success", "details": details});
+                respond::value(wanted, &status, StatusCode::OK).await
+            }
+            Verb::DeleteCollection => {
+                let bytes = body::read(body).await?;
+                let options = body::delete_options(&parts.headers, &bytes, &info.query)?;
+                let selection = info.list_options()?;
+                let deleted = self
+                    .registry
+                    .delete_collection(&target, &selection, &options)
+                    .await?;
+                let revision = self.registry.storage.revision();
+                respond::contents(wanted, resource, deleted, revision).await
+            }
+            Verb::Proxy | Verb::Connect | Verb::Other => Err(not_allowed(&target, info)),
+        }
+    }
+
+    async fn get(&self, target: &Target, wanted: &Wanted) -> Reply<Response<Body>> {
+        let stored = self.registry.get(target)?;
+        if target.subresource == "scale" {
+            let object = Content::of(&target.resource, stored).into_value();
+            let scale = scale::of(&target.resource, &object)?;
+            return respond::value(wanted, &scale, StatusCode::OK).await;
+        }
+        let content = Content::Stored(stored);
+        respond::object(wanted, &target.resource, content, StatusCode::OK).await
+    }
+
+    async fn create(
+        &self,
+        target: &Target,
+        headers: &HeaderMap,
+        bytes: Bytes,
+        wanted: &Wanted,
+    ) -> Reply<Response<Body>> {
+        let decoded = body::decode(headers, bytes, &body_kind(target))?;
+        let resource = &target.resource;
+        match target.subresource.as_str() {
+            "" => {}
+            "binding" => {
+                binding::bind(&self.registry, target, &decoded.value).await?;
+                return respond::value(wanted, &binding::created(), StatusCode::CREATED).await;
+            }
+            "eviction" => {
+                let mut options = body::eviction_options(&decoded.value)?;
+                options.dry_run |= target.options.dry_run;
+                eviction::evict(&self.registry, target, &decoded.value, options).await?;
+                return respond::value(wanted, &binding::created(), StatusCode::CREATED).await;
+            }
+            "token" => {
+                let issuer = self.authenticator.issuer();
+                let answer = token::request(&self.registry, issuer, target, decoded.value)?;
+                return respond::value(wanted, &answer, StatusCode::CREATED).await;
+            }
+            _ => return Err(no_such_path()),
+        }
+        let review = reviews::answer(
+            &self.registry,
+            &self.authenticator,
+            resource,
+            &target.namespace,
+            &target.user,
+            decoded.value.clone(),
+        );
+        if let Some(answer) = review {
+            return respond::value(wanted, &answer?, StatusCode::CREATED).await;
+        }
+        if resource.kind == "Binding" && resource.group.is_empty() {
+            let catalog = self.registry.catalog();
+            let pods = catalog.find("", "v1", "pods").ok_or_else(no_such_path)?;
+            let pod = Target {
+                resource: pods.clone(),
+                name: meta::name(&decoded.value).to_owned(),
+                subresource: "binding".into(),
+                ..target.clone()
+            };
+            binding::bind(&self.registry, &pod, &decoded.value).await?;
+            return respond::value(wanted, &binding::created(), StatusCode::CREATED).await;
+        }
+        check_types(target, &decoded.value)?;
+        let written = self
+            .registry
+            .create(target, decoded.value, decoded.raw.as_deref())
+            .await?;
+        self.written(wanted, target, written).await
+    }
+
+    async fn written(
+        &self,
+        wanted: &Wanted,
+        target: &Target,
+        written: Written,
+    ) -> Reply<Response<Body>> {
+        let code = code(written.created);
+        let mut response = match (target.subresource.as_str(), written.content) {
+            ("scale", content) => respond::value(wanted, &content.into_value(), code).await?,
+            (_, content) => respond::object(wanted, &target.resource, content, code).await?,
+        };
+        respond::warn(&mut response, &written.warnings);
+        Ok(response)
+    }
+}
+
+/// What a request is about, with its options.
+fn target(
+    resource: &Arc<Resource>,
+    info: &RequestInfo,
+    headers: &HeaderMap,
+    user: User,
+) -> Reply<Target> {
+    let in_path = !info.namespace.is_empty() && info.resource != "namespaces";
+    if in_path && !resource.namespaced {
+        return Err(no_such_path());
+    }
+    let namespace = if resource.namespaced {
+        info.namespace.clone()
+    } else {
+        String::new()
+    };
+    let single = !matches!(info.verb, Verb::List | Verb::Watch | Verb::DeleteCollection);
+    if resource.namespaced
+        && namespace.is_empty()
+        && (single || info.verb == Verb::DeleteCollection)
+    {
+        return Err(no_such_path());
+    }
+    let name = if single {
+        info.name.clone()
+    } else {
+        String::new()
+    };
+    Ok(Target {
+        resource: resource.clone(),
+        namespace,
+        name,
+        subresource: info.subresource.clone(),
+        user,
+        options: write_options(headers, &info.query)?,
+    })
+}
+
+fn write_options(headers: &HeaderMap, query: &str) -> Reply<WriteOptions> {
+    let mut options = WriteOptions::default();
+    for (name, value) in query_pairs(query) {
+        match name.as_str() {
+            "dryRun" => options.dry_run = body::check_dry_run(&value)?,
+            "fieldManager" => options.field_manager = value,
+            "force" => options.force = value == "true" || value == "1",
+            "fieldValidation" => {
+                options.field_validation = match value.as_str() {
+                    "" | "Warn" => FieldValidation::Warn,
+                    "Ignore" => FieldValidation::Ignore,
+                    "Strict" => FieldValidation::Strict,
+                    other => {
+                        return Err(Box::new(Status::invalid(
+                            "meta.k8s.io",
+                            "Options",
+                            "",
+                            vec![yurt_wire::status::Cause::not_supported(
+                                "fieldValidation",
+                                other,
+                                &["Ignore", "Warn", "Strict"],
+                            )],
+                        )));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    if options.field_manager.is_empty() {
+        let agent = headers
+            .get(header::USER_AGENT)
+            .and_then(|agent| agent.to_str().ok())
+            .and_then(|agent| agent.split('/').next())
+            .filter(|agent| !agent.is_empty())
+            .unwrap_or("unknown");
+        options.field_manager = agent.chars().take(MAX_MANAGER).collect();
+    } else if options.field_manager.len() > MAX_MANAGER {
+        return Err(Box::new(Status::bad_request(
+            "fieldManager: may not be longer than 128 characters",
+        )));
+    }
+    Ok(options)
+}
+
+/// Server-side apply needs to know for whom.
+fn check_manager(target: &Target, kind: PatchType, query: &str) -> Reply<()> {
+    let named = query_pairs(query)
+        .iter()
+        .any(|(name, value)| name == "fieldManager" && !value.is_empty());
+    let why = match kind {
+        PatchType::Apply if !named => {
+            yurt_wire::status::Cause::required("fieldManager", "is required for apply patch")
+        }
+        PatchType::Json | PatchType::Merge | PatchType::StrategicMerge if target.options.force => {
+            yurt_wire::status::Cause::forbidden("force", "may not be specified for non-apply patch")
+        }
+        _ => return Ok(()),
+    };
+    Err(Box::new(Status::invalid(
+        "meta.k8s.io",
+        "PatchOptions",
+        "",
+        vec![why],
+    )))
+}
+
+/// Whether the resource or subresource serves the verb.
+fn served(target: &Target, info: &RequestInfo) -> Reply<()> {
+    let verb = info.verb.as_str();
+    if target.subresource.is_empty() {
+        if target.resource.serves(verb) {
+            return Ok(());
+        }
+        return Err(not_allowed(target, info));
+    }
+    let sub = target
+        .resource
+        .subresource(&target.subresource)
+        .ok_or_else(no_such_path)?;
+    if info.parts.len() > 3 {
+        return Err(no_such_path());
+    }
+    if sub.verbs.iter().any(|v| v == verb) {
+        return Ok(());
+    }
+    Err(not_allowed(target, info))
+}
+
+fn not_allowed(target: &Target, info: &RequestInfo) -> Box<Status> {
+    Box::new(Status::method_not_allowed(
+        &target.resource.group,
+        &target.resource.plural,
+        info.verb.as_str(),
+    ))
+}
+
+/// The kind of a request's body.
+fn body_kind(target: &Target) -> Gvk {
+    match target.resource.subresource(&target.subresource) {
+        Some(sub) => Gvk {
+            group: sub.group.clone(),
+            version: sub.version.clone(),
+            kind: sub.kind.clone(),
+        },
+        None => target.resource.gvk(),
+    }
+}
+
+fn check_types(target: &Target, object: &Value) -> Reply<()> {
+    if target.subresource == "scale" {
+        crate::types::check_kind(&scale::gvk(), object)
+    } else {
+        crate::types::check(&target.resource, object)
+    }
+}

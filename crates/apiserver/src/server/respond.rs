@@ -1,0 +1,418 @@
+//! Responses: objects, lists and errors in the representation asked for.
+
+use crate::{
+    conversion, meta,
+    registry::{Content, Page, Reply},
+    resources::Resource,
+    storage::Stored,
+};
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use serde_json::{Value, json};
+use std::{io::Write, sync::Arc};
+use yurt_transport::{Body, chunks};
+use yurt_wire::{
+    Encoding, Gvk, Object, Status,
+    list::{self, ListHead},
+    media::{self, Representation, Shape},
+    object::Malformed,
+    request::query_pairs,
+    table::{self, IncludeObject, Printer},
+    transcode,
+};
+
+/// Bodies from this size on are compressed for clients that accept it, as kube-apiserver does.
+const GZIP_FROM: usize = 128 << 10;
+
+/// How a client wants its answer.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    accept: Option<String>,
+    gzip: bool,
+    pretty: bool,
+    include: IncludeObject,
+}
+
+impl Wanted {
+    /// From a request's headers and query.
+    pub(super) fn of(headers: &HeaderMap, query: &str) -> Self {
+        let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
+        let pairs = query_pairs(query);
+        let parameter = |name: &str| {
+            let found = pairs.iter().find(|(key, _)| key == name);
+            found.map(|(_, value)| value.as_str())
+        };
+        let gzip = text(header::ACCEPT_ENCODING).is_some_and(|encodings| {
+            encodings.split(',').any(|e| {
+                let mut parts = e.split(';');
+                let gzip = parts.next().is_some_and(|e| e.trim() == "gzip");
+                gzip && !parts.any(|p| p.trim() == "q=0")
+            })
+        });
+        Self {
+            accept: text(header::ACCEPT).map(str::to_owned),
+            gzip,
+            pretty: media::wants_pretty(parameter("pretty"), text(header::USER_AGENT)),
+            include: match parameter("includeObject") {
+                Some("None") => IncludeObject::None,
+                Some("Object") => IncludeObject::Object,
+                _ => IncludeObject::Metadata,
+            },
+        }
+    }
+
+    pub(super) fn accept(&self) -> Option<&str> {
+        self.accept.as_deref()
+    }
+
+    /// The representation for a resource; 406 when none fits.
+    pub(super) fn representation(&self, resource: &Resource) -> Reply<Representation> {
+        self.negotiate(transcode::has_protobuf(&resource.gvk()), true)
+    }
+
+    /// The encoding for bodies that have both, JSON when nothing fits (errors must get through).
+    pub(super) fn error_encoding(&self) -> Encoding {
+        self.negotiate(true, true)
+            .map_or(Encoding::Json, |r| r.encoding)
+    }
+
+    pub(super) fn negotiate(&self, has_protobuf: bool, shapes: bool) -> Reply<Representation> {
+        const SERVED: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf"];
+        let accept = self.accept.as_deref();
+        let chosen = media::negotiate(accept, shapes).filter(|r| {
+            has_protobuf
+                || r.encoding == Encoding::Json
+                || matches!(r.shape, Shape::PartialMetadata { .. })
+        });
+        let chosen = chosen.or_else(|| {
+            // The next best clause for a kind that has no protobuf form.
+            let rest: Vec<&str> = accept?
+                .split(',')
+                .filter(|clause| !clause.contains("protobuf"))
+                .collect();
+            (!has_protobuf && !rest.is_empty())
+                .then(|| media::negotiate(Some(&rest.join(",")), shapes))
+                .flatten()
+        });
+        let served = if has_protobuf { SERVED } else { &SERVED[..1] };
+        chosen.ok_or_else(|| Box::new(Status::not_acceptable(served)))
+    }
+
+    pub(super) fn include(&self) -> IncludeObject {
+        self.include
+    }
+}
+
+fn internal(error: Malformed) -> Box<Status> {
+    Box::new(Status::internal_error(error))
+}
+
+/// A stored object in the version served.
+pub(super) fn served(
+    resource: &Resource,
+    stored: &Stored,
+    encoding: Encoding,
+) -> Result<Object, Malformed> {
+    if resource.is_storage_version() {
+        return stored.object(encoding);
+    }
+    let value = conversion::to_served(resource, stored.value());
+    Object::from_json_value(&value, encoding)
+}
+
+fn json_object(value: &Value) -> Object {
+    Object {
+        encoding: Encoding::Json,
+        bytes: value.to_string().into(),
+    }
+}
+
+/// `PartialObjectMetadata` in an encoding; kinds without a protobuf form still have protobuf metadata.
+pub(super) fn partial(
+    resource: &Resource,
+    stored: &Stored,
+    version: &str,
+    encoding: Encoding,
+) -> Result<Object, Malformed> {
+    served(resource, stored, Encoding::Json)?
+        .to_partial_metadata(version)?
+        .to_encoding(encoding)
+}
+
+/// The printer of a resource's Tables.
+pub(super) fn printer(resource: &Resource) -> Printer {
+    match resource.crd_version() {
+        Some(version) => match &version.columns {
+            Some(columns) => Printer::from_crd_columns(columns),
+            None => Printer::from_crd_columns(&json!([])),
+        },
+        None => Printer::of(&resource.gvk()),
+    }
+}
+
+/// One object.
+pub(super) async fn object(
+    wanted: &Wanted,
+    resource: &Resource,
+    content: Content,
+    code: StatusCode,
+) -> Reply<Response<Body>> {
+    let representation = wanted.representation(resource)?;
+    let body = match &representation.shape {
+        Shape::Full => match &content {
+            Content::Stored(stored) => served(resource, stored, representation.encoding),
+            Content::Value(value) => value_object(value, representation.encoding),
+        }
+        .map_err(internal)?,
+        Shape::PartialMetadata { version, .. } => json_object(&content.into_value())
+            .to_partial_metadata(version)
+            .and_then(|o| o.to_encoding(representation.encoding))
+            .map_err(internal)?,
+        Shape::Table { version } => {
+            let value = content.into_value();
+            let head = json!({"resourceVersion": meta::text(&value, "resourceVersion")});
+            let table = table::table(
+                &printer(resource),
+                &head,
+                &[value],
+                wanted.include,
+                version,
+                true,
+                meta::now_seconds(),
+            );
+            json_object(&table)
+        }
+    };
+    Ok(finish(wanted, &representation, vec![body.bytes], code).await)
+}
+
+fn value_object(value: &Value, encoding: Encoding) -> Result<Object, Malformed> {
+    if encoding == Encoding::Json {
+        Ok(json_object(value))
+    } else {
+        Object::from_json_value(value, encoding)
+    }
+}
+
+/// A built-in value that is not stored (reviews, Status, ...), in JSON or protobuf.
+pub(super) async fn value(
+    wanted: &Wanted,
+    value: &Value,
+    code: StatusCode,
+) -> Reply<Response<Body>> {
+    let gvk = Gvk::from_api_version(
+        value["apiVersion"].as_str().unwrap_or_default(),
+        value["kind"].as_str().unwrap_or_default(),
+    );
+    let has_protobuf = transcode::has_protobuf(&gvk);
+    let mut representation = wanted.negotiate(has_protobuf, true)?;
+    representation.shape = Shape::Full;
+    let object = value_object(value, representation.encoding).map_err(internal)?;
+    Ok(finish(wanted, &representation, vec![object.bytes], code).await)
+}
+
+/// A list.
+pub(super) async fn page(
+    wanted: &Wanted,
+    resource: &Resource,
+    page: Page,
+) -> Reply<Response<Body>> {
+    let representation = wanted.representation(resource)?;
+    let encoding = representation.encoding;
+    let mut head = ListHead {
+        gvk: resource.list_gvk(),
+        resource_version: page.revision.to_string(),
+        continue_token: page.continue_token,
+        remaining: page.remaining,
+    };
+    let body = match &representation.shape {
+        Shape::Full => {
+            let items: Result<Vec<Object>, Malformed> = page
+                .items
+                .iter()
+                .map(|stored| served(resource, stored, encoding))
+                .collect();
+            list::join(&head, encoding, &items.map_err(internal)?).map_err(internal)?
+        }
+        Shape::PartialMetadata { version, .. } => {
+            let items: Result<Vec<Object>, Malformed> = page
+                .items
+                .iter()
+                .map(|stored| partial(resource, stored, version, encoding))
+                .collect();
+            head.gvk = Gvk::from_api_version(
+                &format!("meta.k8s.io/{version}"),
+                "PartialObjectMetadataList",
+            );
+            list::join(&head, encoding, &items.map_err(internal)?).map_err(internal)?
+        }
+        Shape::Table { version } => {
+            let mut meta = json!({"resourceVersion": head.resource_version});
+            if !head.continue_token.is_empty() {
+                meta["continue"] = head.continue_token.clone().into();
+            }
+            if let Some(remaining) = head.remaining {
+                meta["remainingItemCount"] = remaining.into();
+            }
+            let objects: Vec<Value> = page
+                .items
+                .iter()
+                .map(|stored| conversion::to_served(resource, stored.value()))
+                .collect();
+            let table = table::table(
+                &printer(resource),
+                &meta,
+                &objects,
+                wanted.include,
+                version,
+                true,
+                meta::now_seconds(),
+            );
+            vec![table.to_string().into()]
+        }
+    };
+    Ok(finish(wanted, &representation, body, StatusCode::OK).await)
+}
+
+/// A collection that was deleted, as a list of what it was.
+pub(super) async fn contents(
+    wanted: &Wanted,
+    resource: &Resource,
+    contents: Vec<Content>,
+    revision: u64,
+) -> Reply<Response<Body>> {
+    let items: Vec<Value> = contents.into_iter().map(Content::into_value).collect();
+    let list = json!({"apiVersion": resource.api_version(), "kind": resource.list_kind,
+        "metadata": {"resourceVersion": revision.to_string()}, "items": items});
+    value(wanted, &list, StatusCode::OK).await
+}
+
+/// An error.
+pub(super) fn status(wanted: &Wanted, status: &Status) -> Response<Body> {
+    let encoding = wanted.error_encoding();
+    let bytes = if wanted.pretty && encoding == Encoding::Json {
+        status.to_pretty_json()
+    } else {
+        status.to_bytes(encoding)
+    };
+    let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = with_headers(chunks(vec![bytes]), encoding.content_type(), code);
+    if let Some(seconds) = status.retry_after_seconds {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, seconds.into());
+    }
+    if code == StatusCode::UNAUTHORIZED {
+        response
+            .headers_mut()
+            .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// Plain JSON (discovery, version), prettified and compressed as asked.
+pub(super) async fn json(wanted: &Wanted, value: &Value, content_type: &str) -> Response<Body> {
+    let text = if wanted.pretty {
+        serde_json::to_string_pretty(value).unwrap_or_default()
+    } else {
+        value.to_string()
+    };
+    bytes(wanted, vec![text.into()], content_type, StatusCode::OK).await
+}
+
+/// Plain text.
+pub(super) fn text(text: impl Into<Bytes>, content_type: &str) -> Response<Body> {
+    with_headers(chunks(vec![text.into()]), content_type, StatusCode::OK)
+}
+
+async fn finish(
+    wanted: &Wanted,
+    representation: &Representation,
+    body: Vec<Bytes>,
+    code: StatusCode,
+) -> Response<Body> {
+    let pretty =
+        (wanted.pretty || representation.pretty) && representation.encoding == Encoding::Json;
+    let body = if pretty { prettify(body) } else { body };
+    bytes(wanted, body, representation.encoding.content_type(), code).await
+}
+
+fn prettify(body: Vec<Bytes>) -> Vec<Bytes> {
+    let whole = body.concat();
+    let pretty = serde_json::from_slice::<Value>(&whole)
+        .ok()
+        .and_then(|value| serde_json::to_vec_pretty(&value).ok());
+    vec![pretty.unwrap_or(whole).into()]
+}
+
+/// Bytes, compressed when large and wanted.
+pub(super) async fn bytes(
+    wanted: &Wanted,
+    body: Vec<Bytes>,
+    content_type: &str,
+    code: StatusCode,
+) -> Response<Body> {
+    let length: usize = body.iter().map(Bytes::len).sum();
+    if !wanted.gzip || length < GZIP_FROM {
+        return with_headers(chunks(body), content_type, code);
+    }
+    let body = Arc::new(body);
+    let plain = body.clone();
+    let zipped = tokio::task::spawn_blocking(move || gzip(&plain))
+        .await
+        .ok()
+        .and_then(Result::ok);
+    match zipped {
+        Some(zipped) => {
+            let mut response = with_headers(chunks(vec![zipped.into()]), content_type, code);
+            response
+                .headers_mut()
+                .insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            response
+        }
+        None => with_headers(chunks(body.to_vec()), content_type, code),
+    }
+}
+
+fn gzip(body: &[Bytes]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    for chunk in body {
+        encoder.write_all(chunk)?;
+    }
+    encoder.finish()
+}
+
+pub(super) fn with_headers(body: Body, content_type: &str, code: StatusCode) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    if let Ok(value) = HeaderValue::from_str(content_type) {
+        headers.insert(header::CONTENT_TYPE, value);
+    }
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, private"),
+    );
+    headers.append(header::VARY, HeaderValue::from_static("Accept"));
+    if let Ok(id) = HeaderValue::from_str(&meta::new_uid()) {
+        headers.insert("audit-id", id);
+    }
+    response
+}
+
+/// Adds `Warning` headers.
+pub(super) fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    for warning in warnings.iter().take(16) {
+        let text: String = warning
+            .chars()
+            .filter(|c| c.is_ascii() && !c.is_ascii_control())
+            .take(256)
+            .collect::<String>()
+            .replace('\\', "\\\\")
+            .replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+}
