@@ -403,4 +403,59 @@ proptest! {
         let bytes = recordings::bytes(&format!("watch-pods.{}", extension(encoding)));
         prop_assert_eq!(frames(&bytes, encoding, &sizes), frames(&bytes, encoding, &[]));
     }
+
+    #[test]
+    fn chunking_does_not_matter_for_damaged_streams_either(
+        pieces in proptest::collection::vec(prop::sample::select(PIECES), 0..12),
+        lengths in proptest::collection::vec(0u8..12, 0..12),
+        sizes in proptest::collection::vec(1usize..9, 1..5),
+        protobuf: bool,
+    ) {
+        let (encoding, stream) = if protobuf {
+            let stream = lengths.iter().flat_map(|&len| {
+                let mut frame = vec![0, 0, u8::from(len == 11), len];
+                frame.extend((0..len).map(|byte| byte * 7));
+                frame
+            });
+            (Encoding::Protobuf, stream.collect::<Vec<u8>>())
+        } else {
+            (Encoding::Json, pieces.concat().into_bytes())
+        };
+        let whole = run(encoding, &stream, &[stream.len().max(1)]);
+        prop_assert_eq!(run(encoding, &stream, &sizes), whole);
+    }
+}
+
+const PIECES: &[&str] = &[
+    r#"{"type":"ADDED","object":{}}"#,
+    r#"{"type":"BOOKMARK","object":{"a":"}\"{\\"}}"#,
+    "\n",
+    " ",
+    "\r\n",
+    "{",
+    "}",
+    "\"",
+    "[1]",
+];
+
+/// Frames, and how it ended: what was left over, or an error.
+fn run(encoding: Encoding, stream: &[u8], sizes: &[usize]) -> (Vec<Frame>, Result<usize, String>) {
+    let mut decoder = FrameDecoder::new(encoding, 80);
+    let mut frames = Vec::new();
+    let mut rest = stream;
+    let mut sizes = sizes.iter().cycle();
+    while !rest.is_empty() {
+        let (chunk, after) = rest.split_at(rest.len().min(sizes.next().copied().unwrap_or(1)));
+        rest = after;
+        decoder.push(Bytes::copy_from_slice(chunk));
+        loop {
+            match decoder.next_frame() {
+                Ok(Some(frame)) => frames.push(frame),
+                Ok(None) => break,
+                Err(error) => return (frames, Err(error.what)),
+            }
+        }
+    }
+    frames.extend(decoder.finish());
+    (frames, Ok(decoder.pending()))
 }

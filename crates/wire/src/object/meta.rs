@@ -25,8 +25,14 @@ pub(crate) enum HeadShape {
 pub(crate) fn head_shape(gvk: &Gvk) -> HeadShape {
     match gvk.kind.as_str() {
         "Status" => HeadShape::List,
-        "APIVersions" | "APIGroup" | "APIGroupList" | "APIResourceList" | "WatchEvent"
-        | "AdmissionReview" | "ConversionReview" => HeadShape::None,
+        "APIVersions"
+        | "APIGroup"
+        | "APIGroupList"
+        | "APIResourceList"
+        | "WatchEvent"
+        | "AdmissionReview"
+        | "ConversionReview"
+        | "SerializedReference" => HeadShape::None,
         "PartialObjectMetadataList" if gvk.version == "v1beta1" => HeadShape::None,
         kind if kind.ends_with("List") => HeadShape::List,
         kind if kind.ends_with("Options") => HeadShape::None,
@@ -176,4 +182,31 @@ fn read_json(bytes: &[u8]) -> Result<ObjectMeta, Malformed> {
         creation_timestamp: meta.creation_timestamp,
         deletion_timestamp: meta.deletion_timestamp,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+
+    #[test]
+    fn head_shapes_are_those_of_the_tables() {
+        for kind in schema::kinds() {
+            let gvk = Gvk {
+                group: kind.group.into(),
+                version: kind.version.into(),
+                kind: kind.kind.into(),
+            };
+            let first = kind.message.fields.iter().find(|field| {
+                field.json_name == "metadata" && field.number == 1 && field.parents == [0, 0]
+            });
+            let first = first.and_then(|field| field.message()).map(|m| m.name);
+            let shape = match first.and_then(|name| name.rsplit_once('.')) {
+                Some((_, "ObjectMeta")) => HeadShape::Object,
+                Some((_, "ListMeta")) => HeadShape::List,
+                _ => HeadShape::None,
+            };
+            assert_eq!(head_shape(&gvk), shape, "{gvk:?}");
+        }
+    }
 }

@@ -8,6 +8,7 @@ use crate::{
     schema::{self, Field, FieldKind, Message},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use std::ops::Range;
 
 /// Where the fields of a message were found on the wire, in the order of its table.
 #[derive(Clone, Copy)]
@@ -117,22 +118,22 @@ impl<'a, 'o> Decoder<'a, 'o> {
             let Ok(number) = u8::try_from(found.number) else {
                 continue;
             };
-            let mut inlined = false;
-            let place = (0..message.wire_order.len()).find_map(|step| {
-                let place = (at + step) % message.wire_order.len();
-                let field = &message.fields[usize::from(message.wire_order[place])];
-                if field.parents[..level] != parents[..level] {
-                    return None;
-                }
-                match field.parents.get(level) {
-                    Some(&parent) if parent != 0 => {
-                        inlined = parent == number;
-                        inlined.then_some(place)
+            let search = |places: Range<usize>| {
+                places.into_iter().find_map(|place| {
+                    let field = &message.fields[usize::from(message.wire_order[place])];
+                    if field.parents[..level] != parents[..level] {
+                        return None;
                     }
-                    _ => (field.number == number).then_some(place),
-                }
-            });
-            let Some(place) = place else { continue };
+                    match field.parents.get(level) {
+                        Some(&parent) if parent != 0 => (parent == number).then_some((place, true)),
+                        _ => (field.number == number).then_some((place, false)),
+                    }
+                })
+            };
+            let place = search(at..message.wire_order.len()).or_else(|| search(0..at));
+            let Some((place, inlined)) = place else {
+                continue;
+            };
             at = place;
             if inlined {
                 let mut inner = parents;

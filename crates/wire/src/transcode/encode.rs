@@ -197,6 +197,7 @@ impl Encoder {
                 let text = match value {
                     Value::Null => "0".to_owned(),
                     Value::Number(number) => number.to_string(),
+                    Value::String(text) if text.trim().is_empty() => "0".to_owned(),
                     Value::String(text) => text.trim().to_owned(),
                     other => return Err(Wrong::expected("a quantity", other)),
                 };
