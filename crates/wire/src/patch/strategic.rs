@@ -1,7 +1,7 @@
 //! Strategic merge: maps merge by field, lists by the strategy and merge key that the type declares.
 
 use super::PatchError;
-use crate::schema::{self, Field, FieldKind, Message};
+use crate::schema::{self, Field, Message};
 use serde_json::{Map, Value};
 use std::collections::{HashMap, HashSet};
 
@@ -20,8 +20,8 @@ fn malformed(text: impl Into<String>) -> PatchError {
 #[derive(Clone, Copy)]
 enum Shape {
     Message(&'static Message),
-    /// A map from strings to values of this kind.
-    Map(FieldKind),
+    /// A map from strings to messages.
+    Map(&'static Message),
     /// Scalars, free-form JSON and fields that the tables do not know: merged like any JSON.
     Unknown,
 }
@@ -36,13 +36,6 @@ struct Rule {
 }
 
 impl Shape {
-    fn of_kind(kind: FieldKind) -> Self {
-        match kind {
-            FieldKind::Message(name) => schema::message(name).map_or(Self::Unknown, Self::Message),
-            _ => Self::Unknown,
-        }
-    }
-
     fn rule(self, key: &str) -> Rule {
         let plain = |shape| Rule {
             shape,
@@ -63,16 +56,16 @@ impl Shape {
                 },
                 None => plain(Self::Unknown),
             },
-            Self::Map(kind) => plain(Self::of_kind(kind)),
+            Self::Map(values) => plain(Self::Message(values)),
             Self::Unknown => plain(Self::Unknown),
         }
     }
 
     fn of_field(field: &Field) -> Self {
-        if field.map {
-            Self::Map(field.kind)
-        } else {
-            Self::of_kind(field.kind)
+        match field.message() {
+            Some(message) if field.map => Self::Map(message),
+            Some(message) => Self::Message(message),
+            None => Self::Unknown,
         }
     }
 }
