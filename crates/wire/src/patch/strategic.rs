@@ -197,16 +197,49 @@ fn set_element_orders(
         if let Some(theirs) = &theirs {
             check_order(theirs, &order, &identity)?;
         }
-        let merged = match (own.clone(), theirs) {
+        let server_order = match (&own, &theirs) {
+            (Some(own), Some(theirs)) => server_order(own, theirs, &identity)?,
+            (Some(own), None) => own.clone(),
+            (None, _) => Vec::new(),
+        };
+        let merged = match (own, theirs) {
             (Some(own), None) => own,
             (None, Some(theirs)) => theirs.into_iter().filter_map(clean).collect(),
             (Some(own), Some(theirs)) => merge_list_field(own, theirs, &rule)?,
             (None, None) => continue,
         };
-        let sorted = in_order(merged, &order, &own.unwrap_or_default(), &identity)?;
+        let sorted = in_order(merged, &order, &server_order, &identity)?;
         original.insert(key.to_owned(), Value::Array(sorted));
     }
     Ok(())
+}
+
+/// The server's order for the final sort. kube-apiserver merges in place: the places that deleted elements leave are
+/// taken by elements new in the patch, which from then on count as the server's.
+fn server_order(
+    own: &[Value],
+    theirs: &[Value],
+    identity: &Identity,
+) -> Result<Vec<Value>, PatchError> {
+    let mut deleted = HashSet::new();
+    for element in theirs.iter().filter(|e| deletes(e)) {
+        deleted.insert(identity.read(element)?);
+    }
+    let mut order = Vec::with_capacity(own.len());
+    let mut known = HashSet::new();
+    for element in own {
+        let value = identity.read(element)?;
+        if !deleted.contains(&value) {
+            known.insert(value);
+            order.push(element.clone());
+        }
+    }
+    for element in theirs.iter().filter(|element| !is_directive(element)) {
+        if order.len() < own.len() && known.insert(identity.read(element)?) {
+            order.push(element.clone());
+        }
+    }
+    Ok(order)
 }
 
 fn as_list(value: Option<Value>, what: &str) -> Result<Option<Vec<Value>>, PatchError> {
@@ -278,6 +311,10 @@ impl Identity {
 
 fn is_directive(element: &Value) -> bool {
     element.get(DIRECTIVE).is_some()
+}
+
+fn deletes(element: &Value) -> bool {
+    element.get(DIRECTIVE).and_then(Value::as_str) == Some("delete")
 }
 
 /// The elements that a patch sets must stand in the order that its directive gives.

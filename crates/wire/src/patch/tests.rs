@@ -214,6 +214,21 @@ fn element_order_follows_the_directive() {
             {"name": "server"}, {"name": "b"}, {"name": "new", "image": "n"}, {"name": "a", "image": "i"},
         ]}}))
     );
+    // A new element takes the place that a deleted one leaves, as far as the server's own elements are concerned.
+    assert_eq!(
+        pod(
+            target.clone(),
+            json!({"spec": {
+                "$setElementOrder/containers": [{"name": "new"}, {"name": "last"}],
+                "containers": [
+                    {"name": "new"}, {"name": "last"}, {"name": "a", "$patch": "delete"}, {"name": "b", "$patch": "delete"},
+                ],
+            }})
+        ),
+        Ok(
+            json!({"spec": {"containers": [{"name": "server"}, {"name": "new"}, {"name": "last"}]}})
+        )
+    );
     let wrong_order = json!({"spec": {
         "$setElementOrder/containers": [{"name": "a"}, {"name": "b"}],
         "containers": [{"name": "b"}, {"name": "a"}],
