@@ -11,6 +11,7 @@ mod pod;
 mod tests;
 mod workload;
 
+use crate::quantity::Quantity;
 use serde_json::{Map, Value};
 use yurt_wire::Gvk;
 use yurt_wire::schema::{self, Field, FieldKind, Message};
@@ -163,6 +164,11 @@ fn normalize_message(message: &'static Message, value: &mut Value, resource: boo
         }
     });
     for field in message.fields {
+        if field.kind == FieldKind::Quantity
+            && let Some(value) = fields.get_mut(field.json_name)
+        {
+            each(field, value, canonical_quantity);
+        }
         if !fields.contains_key(field.json_name)
             && let Some(zero) = written_zero(field)
         {
@@ -178,6 +184,18 @@ fn normalize_message(message: &'static Message, value: &mut Value, resource: boo
                 normalize_message(inner, value, !is_meta, depth + 1);
             });
         }
+    }
+}
+
+/// Amounts have one spelling: `1000m` is `1`.
+fn canonical_quantity(value: &mut Value) {
+    let written = match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => return,
+    };
+    if let Some(amount) = Quantity::parse(&written) {
+        *value = Value::from(amount.to_string());
     }
 }
 

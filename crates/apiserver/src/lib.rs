@@ -17,6 +17,7 @@ mod lifecycle;
 pub mod managed;
 mod meta;
 mod metrics;
+mod quantity;
 #[cfg(test)]
 mod recorded;
 pub mod registry;

@@ -1,0 +1,508 @@
+//! Recorded objects are valid; broken ones are refused where they are broken.
+
+use super::*;
+use crate::defaults::apply_defaults;
+use crate::recorded;
+use serde_json::json;
+
+fn gvk_of(object: &Value) -> Gvk {
+    Gvk::from_api_version(text(object, "apiVersion"), text(object, "kind"))
+}
+
+#[test]
+fn recorded_objects_are_valid() {
+    for object in recorded::objects() {
+        let gvk = gvk_of(&object);
+        let name = format!("{} {}", gvk.kind, object["metadata"]["name"]);
+        assert_eq!(type_errors(&gvk, &object), Ok(()), "{name}");
+        let raw = serde_json::to_vec(&object).unwrap();
+        assert_eq!(unknown_fields(&gvk, &object, Some(&raw)), [""; 0], "{name}");
+        assert_eq!(validate_create(&gvk, &object), [], "{name}");
+        assert_eq!(validate_update(&gvk, &object, &object), [], "{name}");
+    }
+}
+
+fn pod() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "default"},
+        "spec": {"containers": [
+            {"name": "a", "image": "i:1", "ports": [{"name": "http", "containerPort": 80}],
+                "volumeMounts": [{"name": "v", "mountPath": "/v"}]},
+        ], "volumes": [{"name": "v", "emptyDir": {}}]},
+    })
+}
+
+fn deployment() -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "d", "namespace": "default"},
+        "spec": {"selector": {"matchLabels": {"a": "b"}}, "template": {
+            "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "a", "image": "i:1"}]}}},
+    })
+}
+
+fn service() -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "default"},
+        "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]}})
+}
+
+fn other(api_version: &str, kind: &str, body: Value) -> Value {
+    let mut object = body;
+    object["apiVersion"] = json!(api_version);
+    object["kind"] = json!(kind);
+    object["metadata"] = json!({"name": "x"});
+    object
+}
+
+fn defaulted(object: &Value) -> Value {
+    let mut object = object.clone();
+    let gvk = gvk_of(&object);
+    apply_defaults(&gvk, &mut object);
+    object
+}
+
+fn edited(object: &Value, pointer: &str, value: Value) -> Value {
+    let mut object = object.clone();
+    let (parent, name) = pointer.rsplit_once('/').unwrap();
+    match object.pointer_mut(parent).unwrap() {
+        Value::Object(fields) => {
+            fields.insert(name.into(), value);
+        }
+        Value::Array(items) => items.push(value),
+        _ => panic!("{pointer}"),
+    }
+    object
+}
+
+fn said(causes: Vec<Cause>) -> Vec<String> {
+    causes
+        .into_iter()
+        .map(|cause| format!("{}: {}", cause.field, cause.message))
+        .collect()
+}
+
+#[test]
+fn broken_objects_are_refused() {
+    let role = other(
+        "rbac.authorization.k8s.io/v1",
+        "Role",
+        json!({"rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]}),
+    );
+    let slice = other(
+        "discovery.k8s.io/v1",
+        "EndpointSlice",
+        json!({"addressType": "IPv4", "endpoints": [{"addresses": ["10.0.0.1"]}], "ports": []}),
+    );
+    let map = other("v1", "ConfigMap", json!({"data": {"k": "v"}}));
+    let claim = other(
+        "v1",
+        "PersistentVolumeClaim",
+        json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+    );
+    let job = other(
+        "batch/v1",
+        "Job",
+        json!({"spec": {"template": {"spec": {"restartPolicy": "Never", "containers": [{"name": "a", "image": "i:1"}]}}}}),
+    );
+    for (base, pointer, value, expected) in [
+        (
+            pod(),
+            "/metadata/name",
+            json!("P"),
+            "metadata.name: Invalid value: \"P\": a lowercase RFC 1123 subdomain",
+        ),
+        (
+            pod(),
+            "/metadata/name",
+            json!(null),
+            "metadata.name: Required value: name or generateName is required",
+        ),
+        (
+            pod(),
+            "/metadata/labels",
+            json!({"a b": "c"}),
+            "metadata.labels: Invalid value: \"a b\": name part must consist of",
+        ),
+        (
+            pod(),
+            "/metadata/labels",
+            json!({"a": "-"}),
+            "metadata.labels: Invalid value: \"-\": a valid label must be",
+        ),
+        (
+            pod(),
+            "/metadata/annotations",
+            json!({"a": "x".repeat(300_000)}),
+            "metadata.annotations: Too long: may not be more than 262144 bytes",
+        ),
+        (
+            pod(),
+            "/spec/containers",
+            json!([]),
+            "spec.containers: Required value",
+        ),
+        (
+            pod(),
+            "/spec/containers/-",
+            json!({"name": "a", "image": "x:1"}),
+            "spec.containers[1].name: Duplicate value: \"a\"",
+        ),
+        (
+            pod(),
+            "/spec/containers/-",
+            json!({"name": "B", "image": "x:1"}),
+            "spec.containers[1].name: Invalid value: \"B\": a lowercase RFC 1123 label",
+        ),
+        (
+            pod(),
+            "/spec/containers/-",
+            json!({"name": "b"}),
+            "spec.containers[1].image: Required value",
+        ),
+        (
+            pod(),
+            "/spec/containers/0/ports",
+            json!([{"containerPort": 70000}]),
+            "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+        ),
+        (
+            pod(),
+            "/spec/volumes",
+            json!([]),
+            "spec.containers[0].volumeMounts[0].name: Not found: \"v\"",
+        ),
+        (
+            pod(),
+            "/spec/volumes/-",
+            json!({"name": "v", "emptyDir": {}}),
+            "spec.volumes[1].name: Duplicate value: \"v\"",
+        ),
+        (
+            pod(),
+            "/spec/volumes/-",
+            json!({"name": "w", "emptyDir": {}, "hostPath": {"path": "/"}}),
+            "spec.volumes[1].hostPath: Forbidden: may not specify more than 1 volume type",
+        ),
+        (
+            pod(),
+            "/spec/restartPolicy",
+            json!("Sometimes"),
+            "spec.restartPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"Never\", \"OnFailure\"",
+        ),
+        (
+            pod(),
+            "/spec/containers/0/resources",
+            json!({"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}),
+            "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+        ),
+        (
+            pod(),
+            "/spec/containers/0/resources",
+            json!({"requests": {"cpu": "-1"}}),
+            "spec.containers[0].resources.requests[cpu]: Invalid value: \"-1\": must be greater than or equal to 0",
+        ),
+        (
+            pod(),
+            "/spec/containers/0/livenessProbe",
+            json!({"periodSeconds": 1}),
+            "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+        ),
+        (
+            pod(),
+            "/spec/containers/0/env",
+            json!([{"name": "a=b"}]),
+            "spec.containers[0].env[0].name: Invalid value: \"a=b\": a valid environment variable name",
+        ),
+        (
+            pod(),
+            "/spec/tolerations",
+            json!([{"operator": "Equal"}]),
+            "spec.tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists",
+        ),
+        (
+            deployment(),
+            "/spec/template/metadata/labels",
+            json!({"a": "c"}),
+            "spec.template.metadata.labels: Invalid value: {\"a\":\"c\"}: `selector` does not match template `labels`",
+        ),
+        (
+            deployment(),
+            "/spec/replicas",
+            json!(-1),
+            "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
+        ),
+        (
+            deployment(),
+            "/spec/selector",
+            json!(null),
+            "spec.selector: Required value",
+        ),
+        (
+            deployment(),
+            "/spec/strategy",
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}),
+            "spec.strategy.rollingUpdate.maxUnavailable: Invalid value: 0: may not be 0 when `maxSurge` is 0",
+        ),
+        (
+            deployment(),
+            "/spec/template/spec/restartPolicy",
+            json!("Never"),
+            "spec.template.spec.restartPolicy: Unsupported value: \"Never\": supported values: \"Always\"",
+        ),
+        (
+            job,
+            "/spec/template/spec/restartPolicy",
+            json!("Always"),
+            "spec.template.spec.restartPolicy: Unsupported value: \"Always\": supported values: \"OnFailure\", \"Never\"",
+        ),
+        (
+            service(),
+            "/spec/ports",
+            json!([]),
+            "spec.ports: Required value",
+        ),
+        (
+            service(),
+            "/spec/ports",
+            json!([{"port": 0}]),
+            "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535, inclusive",
+        ),
+        (
+            service(),
+            "/spec/ports",
+            json!([{"port": 80}, {"name": "b", "port": 81}]),
+            "spec.ports[0].name: Required value",
+        ),
+        (
+            service(),
+            "/spec/type",
+            json!("Magic"),
+            "spec.type: Unsupported value: \"Magic\"",
+        ),
+        (
+            role,
+            "/rules",
+            json!([{"apiGroups": [""], "resources": ["pods"]}]),
+            "rules[0].verbs: Required value: verbs must contain at least one value",
+        ),
+        (
+            slice,
+            "/endpoints",
+            json!([{"addresses": ["::1"]}]),
+            "endpoints[0].addresses[0]: Invalid value: \"::1\": must be a valid IP address",
+        ),
+        (
+            map,
+            "/data",
+            json!({"a b": "c"}),
+            "data[a b]: Invalid value: \"a b\": a valid config key",
+        ),
+        (
+            claim,
+            "/spec/accessModes",
+            json!([]),
+            "spec.accessModes: Required value: at least 1 access mode is required",
+        ),
+        (
+            other("v1", "Secret", json!({})),
+            "/type",
+            json!("kubernetes.io/tls"),
+            "data[tls.crt]: Required value",
+        ),
+    ] {
+        let gvk = gvk_of(&base);
+        assert_eq!(
+            said(validate_create(&gvk, &defaulted(&base))),
+            [""; 0],
+            "base of {pointer}"
+        );
+        let broken = defaulted(&edited(&base, pointer, value));
+        let causes = said(validate_create(&gvk, &broken));
+        assert!(
+            causes.iter().any(|cause| cause.starts_with(expected)),
+            "expected {expected}\nsaid {causes:#?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_immutable_stays() {
+    let secret = other(
+        "v1",
+        "Secret",
+        json!({"type": "Opaque", "data": {"k": "dg=="}, "immutable": true}),
+    );
+    let binding = other(
+        "rbac.authorization.k8s.io/v1",
+        "RoleBinding",
+        json!({"roleRef": {"kind": "Role", "name": "r", "apiGroup": "rbac.authorization.k8s.io"}}),
+    );
+    let claim = other(
+        "v1",
+        "PersistentVolumeClaim",
+        json!({"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+    );
+    for (base, pointer, value, expected) in [
+        (
+            pod(),
+            "/spec/nodeName",
+            json!("n"),
+            Some("spec: Forbidden: pod updates may not change fields other than"),
+        ),
+        (pod(), "/spec/containers/0/image", json!("i:2"), None),
+        (
+            pod(),
+            "/spec/tolerations",
+            json!([{"operator": "Exists"}]),
+            None,
+        ),
+        (pod(), "/metadata/labels", json!({"a": "b"}), None),
+        (
+            pod(),
+            "/metadata/namespace",
+            json!("other"),
+            Some("metadata.namespace: Invalid value: \"other\": field is immutable"),
+        ),
+        (
+            deployment(),
+            "/spec/selector",
+            json!({"matchLabels": {"a": "b", "c": "d"}}),
+            Some(
+                "spec.selector: Invalid value: {\"matchLabels\":{\"a\":\"b\",\"c\":\"d\"}}: field is immutable",
+            ),
+        ),
+        (deployment(), "/spec/replicas", json!(4), None),
+        (
+            service(),
+            "/spec/clusterIP",
+            json!("10.96.0.10"),
+            Some("spec.clusterIPs[0]: Invalid value: \"10.96.0.10\": may not change once set"),
+        ),
+        (service(), "/spec/ports", json!([{"port": 81}]), None),
+        (
+            secret.clone(),
+            "/data",
+            json!({}),
+            Some("data: Forbidden: field is immutable when `immutable` is set"),
+        ),
+        (
+            secret,
+            "/type",
+            json!("x/y"),
+            Some("type: Invalid value: \"x/y\": field is immutable"),
+        ),
+        (
+            binding,
+            "/roleRef",
+            json!({"kind": "Role", "name": "q"}),
+            Some(
+                "roleRef: Invalid value: {\"apiGroup\":\"rbac.authorization.k8s.io\",\"kind\":\"Role\",\"name\":\"q\"}: cannot change roleRef",
+            ),
+        ),
+        (
+            claim,
+            "/spec/accessModes",
+            json!(["ReadWriteMany"]),
+            Some("spec: Forbidden: spec is immutable after creation except"),
+        ),
+    ] {
+        let gvk = gvk_of(&base);
+        let old = defaulted(&base);
+        let new = defaulted(&edited(&base, pointer, value));
+        let causes = said(validate_update(&gvk, &old, &new));
+        match expected {
+            None => assert_eq!(causes, [""; 0], "{pointer}"),
+            Some(expected) => assert!(
+                causes.iter().any(|cause| cause.starts_with(expected)),
+                "expected {expected}\nsaid {causes:#?}"
+            ),
+        }
+    }
+    let mut deleting = pod();
+    deleting["metadata"]["deletionTimestamp"] = json!("2026-11-21T20:00:00Z");
+    let late = edited(&deleting, "/metadata/finalizers", json!(["example.com/x"]));
+    assert_eq!(
+        said(validate_update(
+            &gvk_of(&late),
+            &defaulted(&deleting),
+            &defaulted(&late)
+        )),
+        [
+            "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"example.com/x\"}"
+        ]
+    );
+}
+
+#[test]
+fn wrong_types_are_told_as_the_decoder_does() {
+    for (base, pointer, value, expected) in [
+        (
+            deployment(),
+            "/spec/replicas",
+            json!("three"),
+            "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal string into Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
+        (
+            deployment(),
+            "/spec/replicas",
+            json!(1.5),
+            "Deployment in version \"v1\" cannot be handled as a Deployment: json: cannot unmarshal number 1.5 into Go struct field DeploymentSpec.spec.replicas of type int32",
+        ),
+        (
+            pod(),
+            "/spec/containers",
+            json!({}),
+            "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal object into Go struct field PodSpec.spec.containers of type []v1.Container",
+        ),
+        (
+            pod(),
+            "/metadata/labels",
+            json!({"a": 1}),
+            "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string",
+        ),
+        (
+            pod(),
+            "/spec",
+            json!([]),
+            "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal array into Go struct field Pod.spec of type v1.PodSpec",
+        ),
+        (
+            pod(),
+            "/spec/containers/0/resources",
+            json!({"limits": {"cpu": "much"}}),
+            "Pod in version \"v1\" cannot be handled as a Pod: quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'",
+        ),
+    ] {
+        let broken = edited(&base, pointer, value);
+        assert_eq!(
+            type_errors(&gvk_of(&base), &broken),
+            Err(expected.to_owned())
+        );
+    }
+}
+
+#[test]
+fn strict_decoding_finds_strangers_and_twins() {
+    let raw = br#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p","name":"q","lables":{}},
+        "spec":{"containers":[{"name":"a","image":"i","imagePulPolicy":"x","image":"j"}]}}"#;
+    let value: Value = serde_json::from_slice(raw).unwrap();
+    let mut said = unknown_fields(&gvk_of(&value), &value, Some(raw));
+    said.sort();
+    assert_eq!(
+        said,
+        [
+            "duplicate field \"metadata.name\"",
+            "duplicate field \"spec.containers[0].image\"",
+            "unknown field \"metadata.lables\"",
+            "unknown field \"spec.containers[0].imagePulPolicy\"",
+        ]
+    );
+    assert!(duplicate_fields(b"not json").is_empty());
+}
+
+#[test]
+fn custom_resources_have_their_metadata_checked() {
+    let object = other("x.io/v1", "X", json!({"spec": {"anything": 1}}));
+    assert_eq!(validate_create(&gvk_of(&object), &object), []);
+    let broken = edited(&object, "/metadata/name", json!("A"));
+    assert_eq!(validate_create(&gvk_of(&object), &broken).len(), 1);
+}
