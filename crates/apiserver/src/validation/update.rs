@@ -49,10 +49,10 @@ pub(super) fn check(gvk: &Gvk, old: &Value, new: &Value, causes: &mut Vec<Cause>
         ("apps", "StatefulSet") => stateful_set(&old["spec"], &new["spec"], causes),
         ("apps", "ControllerRevision") => immutable(old, new, &["data"], causes),
         ("batch", "Job") => job(old, new, causes),
-        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding") => {
-            if old["roleRef"] != new["roleRef"] {
-                causes.push(invalid("roleRef", &new["roleRef"], "cannot change roleRef"));
-            }
+        ("rbac.authorization.k8s.io", "RoleBinding" | "ClusterRoleBinding")
+            if old["roleRef"] != new["roleRef"] =>
+        {
+            causes.push(invalid("roleRef", &new["roleRef"], "cannot change roleRef"));
         }
         ("storage.k8s.io", "StorageClass") => {
             for field in [

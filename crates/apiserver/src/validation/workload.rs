@@ -248,7 +248,7 @@ fn cron_job(object: &Value, causes: &mut Vec<Cause>) {
     );
     let schedule = text(spec, "schedule");
     let fields = schedule.split_whitespace().count();
-    if !schedule.is_empty() && !(schedule.starts_with('@') || fields == 5) {
+    if !(schedule.is_empty() || schedule.starts_with('@') || fields == 5) {
         causes.push(invalid(
             "spec.schedule",
             &Value::from(schedule),
