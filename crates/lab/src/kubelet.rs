@@ -1,0 +1,520 @@
+//! A simulated kubelet: speaks to its node's hub as a recorded kubelet 1.36 does, and runs nothing.
+//!
+//! It registers its node, renews the lease, reports the node's status, watches what a kubelet watches (WatchList, protobuf), and
+//! takes every pod bound to the node through the life a kubelet gives it: started, reported Running, stopped when deleted, removed.
+//! Whatever fails is tried again with growing pauses for as long as it runs; a cut link, a killed hub or a refusal never end it.
+
+mod address;
+mod api;
+mod backoff;
+mod clock;
+mod events;
+mod node;
+mod pod;
+mod pod_worker;
+mod reflector;
+
+use address::Addresses;
+use api::{Api, CallError};
+use backoff::Backoff;
+use events::Recorder;
+use jiff::Timestamp;
+use pod::Reference;
+use pod_worker::Worker;
+use reflector::{Change, Collection, Key, reflect};
+use serde_json::{Value, json};
+use std::{
+    collections::HashMap,
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    ops::RangeInclusive,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+    time::{Instant, sleep},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use yurt_wire::{Encoding, Object};
+
+/// Pods a kubelet takes by default.
+const MAX_PODS: u32 = 110;
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// How a simulated kubelet behaves.
+#[derive(Clone, Debug)]
+pub struct KubeletConfig {
+    /// Name of the node.
+    pub node_name: String,
+    /// The hub: `http://host:port`.
+    pub server: String,
+    /// Labels of the node besides the usual ones.
+    pub labels: Vec<(String, String)>,
+    /// The node's address.
+    pub address: IpAddr,
+    /// First three octets of the pods' addresses; by default made of the node's address.
+    pub pod_network: Option<[u8; 3]>,
+    /// What it asks for and sends. A kubelet's default is protobuf.
+    pub encoding: Encoding,
+    /// Between renewals of the lease.
+    pub lease_interval: Duration,
+    /// Between looks at the node's status.
+    pub status_interval: Duration,
+    /// Between reports of a status that did not change.
+    pub report_interval: Duration,
+    /// Length of its watches in seconds, drawn anew for each.
+    pub watch_seconds: RangeInclusive<u64>,
+    /// How long a pod takes to stop.
+    pub stop_time: Duration,
+    /// The longest pause between attempts.
+    pub max_pause: Duration,
+}
+
+impl KubeletConfig {
+    /// A kubelet with a kubelet's default intervals.
+    pub fn new(node_name: &str, server: &str) -> Self {
+        Self {
+            node_name: node_name.to_owned(),
+            server: server.to_owned(),
+            labels: Vec::new(),
+            address: Ipv4Addr::LOCALHOST.into(),
+            pod_network: None,
+            encoding: Encoding::Protobuf,
+            lease_interval: Duration::from_secs(10),
+            status_interval: Duration::from_secs(10),
+            report_interval: Duration::from_secs(300),
+            watch_seconds: 300..=600,
+            stop_time: Duration::from_millis(200),
+            max_pause: Duration::from_secs(2),
+        }
+    }
+
+    fn authority(&self) -> &str {
+        self.server
+            .strip_prefix("http://")
+            .unwrap_or(&self.server)
+            .trim_end_matches('/')
+    }
+
+    /// `10.` and the end of the node's address: each node of a lab has a network of its own.
+    fn pod_network(&self) -> [u8; 3] {
+        self.pod_network.unwrap_or(match self.address {
+            IpAddr::V4(address) => [10, address.octets()[2], address.octets()[3]],
+            IpAddr::V6(_) => [10, 0, 0],
+        })
+    }
+}
+
+/// What a simulated kubelet is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KubeletState {
+    /// The node is known to the API server.
+    pub registered: bool,
+    /// The API server (or the hub for it) took a status that says Ready.
+    pub ready: bool,
+    /// Pods bound to the node.
+    pub pods: usize,
+    /// Of them, shown as Running.
+    pub running: usize,
+    /// Open watches.
+    pub watches: usize,
+    /// Renewals of the lease that were taken.
+    pub renewals: u64,
+}
+
+/// Looks at a running kubelet and commands it. Cheap to clone.
+#[derive(Clone)]
+pub struct KubeletHandle {
+    kubelet: Arc<Kubelet>,
+}
+
+impl fmt::Debug for KubeletHandle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("KubeletHandle")
+            .field("node", &self.kubelet.config.node_name)
+            .field("state", &self.state())
+            .finish()
+    }
+}
+
+impl KubeletHandle {
+    /// What it is doing.
+    pub fn state(&self) -> KubeletState {
+        let kubelet = &self.kubelet;
+        let workers = kubelet.workers();
+        KubeletState {
+            registered: kubelet.registered.load(Ordering::Relaxed),
+            ready: kubelet.ready.load(Ordering::Relaxed),
+            pods: workers.len(),
+            running: workers
+                .values()
+                .filter(|worker| worker.is_running())
+                .count(),
+            watches: kubelet.watches.load(Ordering::Relaxed),
+            renewals: kubelet.renewals.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Lets a pod have a new status: the condition `lab.yurt.io/Touched` counts the touches. False when the node has no such pod.
+    pub fn touch_pod(&self, namespace: &str, name: &str) -> bool {
+        let key = (namespace.to_owned(), name.to_owned());
+        let workers = self.kubelet.workers();
+        workers.get(&key).map(Worker::touch).is_some()
+    }
+}
+
+/// A kubelet that runs nothing.
+#[derive(Debug)]
+pub struct SimulatedKubelet;
+
+impl SimulatedKubelet {
+    /// Starts one; it ends when `shutdown` is cancelled, at once and without saying good-bye, as a kubelet does.
+    pub fn start(
+        config: KubeletConfig,
+        shutdown: CancellationToken,
+    ) -> (KubeletHandle, JoinHandle<()>) {
+        let (kubelet, events) = Kubelet::new(config);
+        let handle = KubeletHandle {
+            kubelet: Arc::clone(&kubelet),
+        };
+        (handle, tokio::spawn(kubelet.run(events, shutdown)))
+    }
+
+    /// Runs one until `shutdown` is cancelled.
+    pub async fn run(config: KubeletConfig, shutdown: CancellationToken) {
+        let (kubelet, events) = Kubelet::new(config);
+        kubelet.run(events, shutdown).await;
+    }
+}
+
+struct Kubelet {
+    config: KubeletConfig,
+    api: Api,
+    recorder: Recorder,
+    addresses: Arc<Addresses>,
+    /// The node as last seen.
+    node: watch::Sender<Option<Value>>,
+    registered: AtomicBool,
+    ready: AtomicBool,
+    watches: AtomicUsize,
+    renewals: AtomicU64,
+    workers: Mutex<HashMap<Key, Worker>>,
+    /// A watch for each ConfigMap and Secret that pods read.
+    references: Mutex<HashMap<Reference, AbortOnDropHandle<()>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Maps of handles are valid after every statement.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Kubelet {
+    fn new(config: KubeletConfig) -> (Arc<Self>, tokio::sync::mpsc::Receiver<Value>) {
+        let (recorder, events) = Recorder::new(&config.node_name);
+        let kubelet = Arc::new(Self {
+            api: Api::new(config.authority(), config.encoding),
+            recorder,
+            addresses: Arc::new(Addresses::new(config.pod_network())),
+            node: watch::Sender::new(None),
+            registered: AtomicBool::new(false),
+            ready: AtomicBool::new(false),
+            watches: AtomicUsize::new(0),
+            renewals: AtomicU64::new(0),
+            workers: Mutex::default(),
+            references: Mutex::default(),
+            config,
+        });
+        (kubelet, events)
+    }
+
+    fn workers(&self) -> MutexGuard<'_, HashMap<Key, Worker>> {
+        lock(&self.workers)
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(FIRST_PAUSE, self.config.max_pause)
+    }
+
+    async fn run(
+        self: Arc<Self>,
+        events: tokio::sync::mpsc::Receiver<Value>,
+        shutdown: CancellationToken,
+    ) {
+        self.recorder.node("Starting", "Starting kubelet.");
+        let mut tasks = JoinSet::new();
+        let of = |kubelet: &Arc<Self>| Arc::clone(kubelet);
+        let kubelet = of(&self);
+        tasks.spawn(async move { events::send(&kubelet.api, events).await });
+        let kubelet = of(&self);
+        tasks.spawn(async move { kubelet.introduce().await });
+        let kubelet = of(&self);
+        tasks.spawn(async move { kubelet.keep_status().await });
+        let kubelet = of(&self);
+        tasks.spawn(async move { kubelet.keep_lease().await });
+        for collection in self.collections() {
+            let kubelet = of(&self);
+            tasks.spawn(async move {
+                let tell = |change| kubelet.take(&collection, change);
+                let most = kubelet.config.max_pause;
+                reflect(&kubelet.api, &collection, most, &kubelet.watches, tell).await;
+            });
+        }
+        shutdown.cancelled().await;
+        tasks.shutdown().await;
+        self.workers().clear();
+        lock(&self.references).clear();
+    }
+
+    /// What a kubelet watches whatever its pods are.
+    fn collections(&self) -> Vec<Collection> {
+        let name = &self.config.node_name;
+        let collection = |path: &str, fields: String, client_timeout| Collection {
+            path: path.to_owned(),
+            fields,
+            seconds: self.config.watch_seconds.clone(),
+            client_timeout,
+        };
+        vec![
+            collection(NODES, format!("metadata.name={name}"), true),
+            collection(PODS, format!("spec.nodeName={name}"), false),
+            collection("/api/v1/services", "spec.clusterIP!=None".into(), true),
+            collection("/apis/storage.k8s.io/v1/csidrivers", String::new(), true),
+            collection("/apis/node.k8s.io/v1/runtimeclasses", String::new(), true),
+        ]
+    }
+
+    /// A change in one of the collections.
+    fn take(self: &Arc<Self>, collection: &Collection, change: Change) {
+        match collection.path.as_str() {
+            PODS => match change {
+                Change::Set(key, object) => match object.to_json_value() {
+                    Ok(pod) => self.pod_set(key, pod),
+                    Err(error) => tracing::warn!(%error, "a pod that cannot be read"),
+                },
+                Change::Gone(key) => self.pod_gone(&key),
+                Change::Synced => {}
+            },
+            NODES => {
+                if let Change::Set(_, object) = change {
+                    self.node_seen(&object);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn node_seen(&self, object: &Object) {
+        match object.to_json_value() {
+            Ok(node) => drop(self.node.send_replace(Some(node))),
+            Err(error) => tracing::warn!(%error, "a node that cannot be read"),
+        }
+    }
+
+    fn pod_set(self: &Arc<Self>, key: Key, pod: Value) {
+        let mut workers = self.workers();
+        match workers.get(&key) {
+            Some(worker) if worker.uid() == pod::uid(&pod) => worker.tell(pod),
+            // New, or another pod of the same name.
+            _ => {
+                workers.insert(key, Worker::start(self, pod));
+                drop(workers);
+                self.watch_references();
+            }
+        }
+    }
+
+    fn pod_gone(self: &Arc<Self>, key: &Key) {
+        let gone = self.workers().remove(key);
+        if gone.is_some() {
+            self.watch_references();
+        }
+    }
+
+    /// Opens and closes watches so that there is one for each object that pods read.
+    fn watch_references(self: &Arc<Self>) {
+        let wanted: std::collections::HashSet<Reference> = self
+            .workers()
+            .values()
+            .flat_map(|worker| worker.references().iter().cloned())
+            .collect();
+        let mut watched = lock(&self.references);
+        watched.retain(|reference, _| wanted.contains(reference));
+        for reference in wanted {
+            watched.entry(reference).or_insert_with_key(|reference| {
+                let collection = Collection {
+                    path: format!(
+                        "/api/v1/namespaces/{}/{}",
+                        reference.namespace, reference.resource
+                    ),
+                    fields: format!("metadata.name={}", reference.name),
+                    // These live longer in a kubelet: its cache's own bounds.
+                    seconds: 1800..=3600,
+                    client_timeout: true,
+                };
+                let kubelet = Arc::clone(self);
+                AbortOnDropHandle::new(tokio::spawn(async move {
+                    let most = kubelet.config.max_pause;
+                    reflect(&kubelet.api, &collection, most, &kubelet.watches, drop).await;
+                }))
+            });
+        }
+    }
+
+    /// What a kubelet asks once when it starts; the answers do not matter here.
+    async fn introduce(&self) {
+        let name = &self.config.node_name;
+        let csi_node = format!("/apis/storage.k8s.io/v1/csinodes/{name}");
+        let slices =
+            format!("/apis/resource.k8s.io/v1/resourceslices?fieldSelector=spec.nodeName%3D{name}");
+        let options = json!({"apiVersion": "v1", "kind": "DeleteOptions"});
+        for asked in [
+            self.api.get(&format!("{csi_node}?resourceVersion=0")).await,
+            self.api.get(&csi_node).await,
+            self.api.delete(&slices, &options).await,
+        ] {
+            if let Err(error) = asked {
+                tracing::debug!(node = %name, %error, "at the start");
+            }
+        }
+    }
+
+    /// Registers the node, or finds that it is.
+    async fn register(&self) {
+        let mut backoff = self.backoff();
+        loop {
+            let node = node::registration(&self.config, Timestamp::now());
+            let registered = match self.api.create(NODES, &node).await {
+                Err(error) if error.code() == Some(409) => self.api.get(&self.node_path()).await,
+                // Nothing can be created while the link is cut; a node that is known needs not be.
+                Err(error) => self.api.get(&self.node_path()).await.map_err(|_| error),
+                created => created,
+            };
+            match registered {
+                Ok(node) => {
+                    tracing::info!(node = %self.config.node_name, "registered");
+                    self.node.send_replace(Some(node));
+                    self.registered.store(true, Ordering::Relaxed);
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(node = %self.config.node_name, %error, "cannot register");
+                    sleep(backoff.pause()).await;
+                }
+            }
+        }
+    }
+
+    fn node_path(&self) -> String {
+        format!("{NODES}/{}", self.config.node_name)
+    }
+
+    /// Reports the node's status when it changed, and from time to time.
+    async fn keep_status(&self) {
+        self.register().await;
+        let mut backoff = self.backoff();
+        let mut reported: Option<Instant> = None;
+        loop {
+            let node = self.node.borrow().clone().unwrap_or_default();
+            let (patch, changed) = node::status_patch(&node, Timestamp::now());
+            let due = reported.is_none_or(|at| at.elapsed() >= self.config.report_interval);
+            if changed || due {
+                let path = format!("{}/status?timeout=5s", self.node_path());
+                match self.api.patch(&path, &patch).await {
+                    Ok(node) => {
+                        reported = Some(Instant::now());
+                        self.node.send_replace(Some(node));
+                        self.ready.store(true, Ordering::Relaxed);
+                        backoff.reset();
+                    }
+                    Err(error) => {
+                        tracing::debug!(node = %self.config.node_name, %error, "status not taken");
+                        sleep(backoff.pause()).await;
+                        if error.code() == Some(404) {
+                            self.register().await;
+                        }
+                        continue;
+                    }
+                }
+            }
+            sleep(self.config.status_interval).await;
+        }
+    }
+
+    async fn node_uid(&self) -> Option<String> {
+        let node = self.api.get(&self.node_path()).await.ok()?;
+        node["metadata"]["uid"].as_str().map(str::to_owned)
+    }
+
+    async fn keep_lease(&self) {
+        let mut backoff = self.backoff();
+        let mut lease = None;
+        loop {
+            match self.renew(lease.take()).await {
+                Ok(renewed) => {
+                    lease = Some(renewed);
+                    self.renewals.fetch_add(1, Ordering::Relaxed);
+                    backoff.reset();
+                    sleep(self.config.lease_interval).await;
+                }
+                // Begin with the lease as it is now.
+                Err(error) => {
+                    tracing::debug!(node = %self.config.node_name, %error, "lease not renewed");
+                    sleep(backoff.pause()).await;
+                }
+            }
+        }
+    }
+
+    /// Renews the lease as we know it, else as the server knows it, else creates it.
+    async fn renew(&self, known: Option<Value>) -> Result<Value, CallError> {
+        let name = &self.config.node_name;
+        let one = format!("{LEASES}/{name}?timeout=5s");
+        let known = match known {
+            Some(lease) => Some(lease),
+            None => match self.api.get(&one).await {
+                Ok(lease) => Some(lease),
+                Err(error) if error.code() == Some(404) => None,
+                Err(error) => return Err(error),
+            },
+        };
+        // A kubelet asks for its node until the lease belongs to it.
+        let owned = known.as_ref().is_some_and(node::is_owned);
+        let uid = match owned {
+            true => None,
+            false => self.node_uid().await,
+        };
+        let (uid, now) = (uid.as_deref(), Timestamp::now());
+        match known {
+            Some(lease) => {
+                let renewed = node::renewed(lease, name, uid, now);
+                self.api.replace(&one, &renewed).await
+            }
+            None => {
+                let path = format!("{LEASES}?timeout=5s");
+                self.api.create(&path, &node::lease(name, uid, now)).await
+            }
+        }
+    }
+}
+
+const NODES: &str = "/api/v1/nodes";
+const PODS: &str = "/api/v1/pods";
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+
+/// A number that stands for some words: the same in every run (FNV-1a).
+fn fingerprint(words: &[&str]) -> u128 {
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let bytes = words.iter().flat_map(|word| word.bytes().chain([0]));
+    bytes.fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash, byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(PRIME)
+    })
+}
+
+#[cfg(test)]
+mod tests;

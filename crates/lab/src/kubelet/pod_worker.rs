@@ -1,0 +1,279 @@
+//! The task that takes one pod through its life.
+
+use super::{
+    Kubelet,
+    address::PodAddress,
+    api::CallError,
+    clock::time,
+    pod::{self, Reference, Run, Step, next_step},
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{sync::watch, time::sleep};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The task of one pod; ends when this is dropped.
+pub(super) struct Worker {
+    uid: String,
+    input: watch::Sender<Input>,
+    running: Arc<AtomicBool>,
+    references: BTreeSet<Reference>,
+    _task: AbortOnDropHandle<()>,
+}
+
+/// What a worker is told.
+#[derive(Clone)]
+struct Input {
+    pod: Arc<Value>,
+    touches: u64,
+}
+
+impl Worker {
+    pub(super) fn start(kubelet: &Arc<Kubelet>, pod: Value) -> Self {
+        let references = pod::references(&pod);
+        let uid = pod::uid(&pod).to_owned();
+        let pod = Arc::new(pod);
+        let (input, told) = watch::channel(Input {
+            pod: Arc::clone(&pod),
+            touches: 0,
+        });
+        let running = Arc::new(AtomicBool::new(false));
+        let run = pod::adopted(&pod).map(|run| (kubelet.addresses.adopt(run.ip), run));
+        let life = Life {
+            kubelet: Arc::clone(kubelet),
+            running: Arc::clone(&running),
+            current: Arc::clone(&pod),
+            seen: pod,
+            run,
+            token: None,
+        };
+        Self {
+            uid,
+            input,
+            running,
+            references,
+            _task: AbortOnDropHandle::new(tokio::spawn(life.go(told))),
+        }
+    }
+
+    pub(super) fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.running.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn references(&self) -> &BTreeSet<Reference> {
+        &self.references
+    }
+
+    /// The pod as the watch shows it now.
+    pub(super) fn tell(&self, pod: Value) {
+        self.input.send_modify(|input| input.pod = Arc::new(pod));
+    }
+
+    pub(super) fn touch(&self) {
+        self.input.send_modify(|input| input.touches += 1);
+    }
+}
+
+struct Life {
+    kubelet: Arc<Kubelet>,
+    running: Arc<AtomicBool>,
+    /// The pod as we know it: from the watch, or from the answer to our own patch.
+    current: Arc<Value>,
+    /// What the watch showed last.
+    seen: Arc<Value>,
+    run: Option<(PodAddress, Run)>,
+    token: Option<AbortOnDropHandle<()>>,
+}
+
+impl Life {
+    async fn go(mut self, mut input: watch::Receiver<Input>) {
+        let mut backoff = self.kubelet.backoff();
+        // Reports since the status was as it should be: a server that takes patches and changes nothing must not be asked for ever
+        // in a tight loop.
+        let mut reports = 0;
+        loop {
+            let told = input.borrow_and_update().clone();
+            if !Arc::ptr_eq(&told.pod, &self.seen) {
+                self.seen = Arc::clone(&told.pod);
+                if !is_older(&told.pod, &self.current) {
+                    self.current = told.pod;
+                }
+            }
+            let shown = self.run.is_some() && pod::is_running(&self.current);
+            self.running.store(shown, Ordering::Relaxed);
+            let done = match self.step(&self.current, told.touches) {
+                Step::Rest => {
+                    backoff.reset();
+                    reports = 0;
+                    None
+                }
+                Step::Start => self.start(),
+                Step::Stop => {
+                    self.stop().await;
+                    Some(Ok(()))
+                }
+                Step::Report(_) => {
+                    reports += 1;
+                    let reported = self.report(told.touches).await;
+                    Some(match reported {
+                        Ok(_) if reports > 2 => Err("the status does not stay".to_owned()),
+                        Ok(Some(pod)) => {
+                            self.current = Arc::new(pod);
+                            Ok(())
+                        }
+                        // The watch will say that the pod is gone.
+                        Ok(None) => Err("no such pod any more".to_owned()),
+                        Err(error) => Err(error.to_string()),
+                    })
+                }
+                Step::Delete => match self.delete().await {
+                    Ok(()) => None,
+                    Err(error) => Some(Err(error.to_string())),
+                },
+            };
+            match done {
+                Some(Ok(())) => {}
+                None => {
+                    if input.changed().await.is_err() {
+                        return;
+                    }
+                }
+                Some(Err(why)) => {
+                    let pause = backoff.pause();
+                    tracing::debug!(pod = %self.path(), %why, ?pause, "pod");
+                    tokio::select! {
+                        () = sleep(pause) => {}
+                        changed = input.changed() => if changed.is_err() { return },
+                    }
+                }
+            }
+        }
+    }
+
+    fn step(&self, pod: &Value, touches: u64) -> Step {
+        let run = self.run.as_ref().map(|(_, run)| run);
+        let host = self.kubelet.config.address;
+        next_step(pod, run, host, touches, Timestamp::now())
+    }
+
+    fn path(&self) -> String {
+        let meta = &self.current["metadata"];
+        format!(
+            "/api/v1/namespaces/{}/pods/{}",
+            meta["namespace"].as_str().unwrap_or_default(),
+            meta["name"].as_str().unwrap_or_default(),
+        )
+    }
+
+    fn start(&mut self) -> Option<Result<(), String>> {
+        let kubelet = &self.kubelet;
+        let address = if pod::uses_host_network(&self.current) {
+            Some(kubelet.addresses.adopt(kubelet.config.address))
+        } else {
+            kubelet.addresses.take()
+        };
+        let Some(address) = address else {
+            return Some(Err("all pod addresses are taken".to_owned()));
+        };
+        let run = Run {
+            ip: address.ip,
+            started: time(Timestamp::now()),
+            stopped: None,
+        };
+        self.run = Some((address, run));
+        if let Some((path, request)) = pod::token_request(&self.current) {
+            let kubelet = Arc::clone(kubelet);
+            // A simulated container does without its token; a real one would wait for it.
+            self.token = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+                if let Err(error) = kubelet.api.create(&path, &request).await {
+                    tracing::debug!(%path, %error, "no token");
+                }
+            })));
+        }
+        for container in self.containers() {
+            let name = container["name"].as_str().unwrap_or_default();
+            let image = container["image"].as_str().unwrap_or_default();
+            let pulled = format!(
+                "Container image \"{image}\" already present on machine and can be accessed by the pod"
+            );
+            let say = |reason, message| {
+                let recorder = &self.kubelet.recorder;
+                recorder.container(&self.current, name, reason, message);
+            };
+            say("Pulled", pulled);
+            say("Created", "Container created".to_owned());
+            say("Started", "Container started".to_owned());
+        }
+        Some(Ok(()))
+    }
+
+    fn containers(&self) -> &[Value] {
+        let containers = self.current["spec"]["containers"].as_array();
+        containers.map(Vec::as_slice).unwrap_or_default()
+    }
+
+    async fn stop(&mut self) {
+        for container in self.containers() {
+            let name = container["name"].as_str().unwrap_or_default();
+            let message = format!("Stopping container {name}");
+            let recorder = &self.kubelet.recorder;
+            recorder.container(&self.current, name, "Killing", message);
+        }
+        let grace = self.current["metadata"]["deletionGracePeriodSeconds"].as_u64();
+        let grace = Duration::from_secs(grace.unwrap_or(30));
+        sleep(self.kubelet.config.stop_time.min(grace)).await;
+        if let Some((_, run)) = &mut self.run {
+            run.stopped = Some(time(Timestamp::now()));
+        }
+    }
+
+    /// Writes the status as a kubelet does: reads the pod, and patches what differs. `None`: the pod is not there any more.
+    async fn report(&self, touches: u64) -> Result<Option<Value>, CallError> {
+        let api = &self.kubelet.api;
+        let path = self.path();
+        let fresh = match api.get(&path).await {
+            Ok(pod) => pod,
+            Err(error) if error.code() == Some(404) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        if pod::uid(&fresh) != pod::uid(&self.current) {
+            return Ok(None);
+        }
+        match self.step(&fresh, touches) {
+            Step::Report(patch) => api.patch(&format!("{path}/status"), &patch).await.map(Some),
+            _ => Ok(Some(fresh)),
+        }
+    }
+
+    async fn delete(&self) -> Result<(), CallError> {
+        let options = json!({
+            "apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
+            "preconditions": {"uid": pod::uid(&self.current)},
+        });
+        match self.kubelet.api.delete(&self.path(), &options).await {
+            Ok(_) => Ok(()),
+            // Gone, or another pod of the same name: the watch will tell.
+            Err(error) if matches!(error.code(), Some(404 | 409)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Whether the watch is behind an answer we had. Offline the hub keeps the cloud's revision, so equal ones are news.
+fn is_older(pod: &Value, than: &Value) -> bool {
+    let revision =
+        |pod: &Value| -> Option<u64> { pod["metadata"]["resourceVersion"].as_str()?.parse().ok() };
+    matches!((revision(pod), revision(than)), (Some(pod), Some(than)) if pod < than)
+}
