@@ -73,6 +73,10 @@ impl Coverages {
             if revision >= coverage.revision {
                 coverage.revision = revision;
                 coverage.snapshot = revision;
+                if !suspects.is_empty() {
+                    // When these left was not seen.
+                    coverage.since = revision;
+                }
                 coverage.suspects = suspects;
             }
             return (coverage.epoch, None);

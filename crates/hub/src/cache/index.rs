@@ -43,9 +43,9 @@ pub(crate) fn upsert(
         Some(entry) if revision > entry.revision => Upsert::Store,
         Some(entry) if revision < entry.revision => Upsert::Older,
         Some(entry) => {
+            // An excluded object changed at a later revision: this is old news, in whatever encoding.
             let better = entry.encoding == Encoding::Json && encoding == Encoding::Protobuf;
-            // Seen alive again at the same revision: an exclusion was about another moment.
-            if better || entry.excluded {
+            if better && !entry.excluded {
                 Upsert::Store
             } else {
                 Upsert::Same
@@ -68,11 +68,19 @@ pub(crate) fn upsert(
 /// The latest deletions of one resource: refuses late news of the dead, and tells a resuming watch what went.
 #[derive(Debug, Default)]
 pub(crate) struct Deletions {
-    at: HashMap<Key, u64>,
+    at: HashMap<Key, Gone>,
     order: VecDeque<(Key, u64)>,
     /// Deletions up to this revision may have been forgotten.
     floor: u64,
     forgotten: u64,
+}
+
+/// One deletion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Gone {
+    revision: u64,
+    /// Whether the object is known not to exist, rather than to have left the only selector through which it was seen.
+    certain: bool,
 }
 
 /// Deletions remembered for one resource.
@@ -80,15 +88,18 @@ pub(crate) const MAX_DELETIONS: usize = 1024;
 
 impl Deletions {
     /// Remembers one.
-    pub(crate) fn record(&mut self, key: &str, revision: u64) {
-        if self.at.get(key).is_some_and(|known| *known >= revision) {
-            return;
+    pub(crate) fn record(&mut self, key: &str, revision: u64, certain: bool) {
+        if let Some(known) = self.at.get_mut(key) {
+            if known.revision >= revision {
+                known.certain |= certain && known.revision == revision;
+                return;
+            }
         }
-        self.at.insert(key.into(), revision);
+        self.at.insert(key.into(), Gone { revision, certain });
         self.order.push_back((key.into(), revision));
         while self.order.len() > MAX_DELETIONS {
             if let Some((key, revision)) = self.order.pop_front() {
-                if self.at.get(&key) == Some(&revision) {
+                if self.at(&key) == Some(revision) {
                     self.at.remove(&key);
                     self.floor = self.floor.max(revision);
                     self.forgotten += 1;
@@ -104,7 +115,12 @@ impl Deletions {
 
     /// The revision of an object's deletion.
     pub(crate) fn at(&self, key: &str) -> Option<u64> {
-        self.at.get(key).copied()
+        self.at.get(key).map(|gone| gone.revision)
+    }
+
+    /// Whether an object is known not to exist.
+    pub(crate) fn is_certain(&self, key: &str) -> bool {
+        self.at.get(key).is_some_and(|gone| gone.certain)
     }
 
     /// How many were forgotten so far: a list during which this grows may bring the dead back.
@@ -122,7 +138,7 @@ impl Deletions {
         let mut out: Vec<_> = self
             .order
             .iter()
-            .filter(|(key, at)| *at > revision && self.at.get(key) == Some(at))
+            .filter(|(key, at)| *at > revision && self.at(key) == Some(*at))
             .cloned()
             .collect();
         out.sort_by_key(|(_, at)| *at);
@@ -189,7 +205,7 @@ mod tests {
     fn deletions_are_bounded_and_say_so() {
         let mut deletions = Deletions::default();
         for revision in 1..=(MAX_DELETIONS as u64 + 10) {
-            deletions.record(&format!("a/{revision}"), revision);
+            deletions.record(&format!("a/{revision}"), revision, true);
         }
         assert_eq!(deletions.floor(), 10);
         assert_eq!(deletions.forgotten(), 10);

@@ -1,6 +1,11 @@
 //! Learning from streams: lists page by page, watches event by event.
 
-use super::{Cache, Shared, index::Key, record::index_key, state::COVERAGE_LAG};
+use super::{
+    Cache, Shared,
+    index::Key,
+    record::index_key,
+    state::{COVERAGE_LAG, Left},
+};
 use crate::{caller::Caller, query::Query};
 use std::{collections::HashSet, sync::Arc};
 use yurt_wire::{
@@ -247,9 +252,14 @@ impl WatchLearner {
         } else {
             shared.read_stored(&self.query.gvr, &key)
         };
-        shared
-            .lock()
-            .leave(&shared.store, &self.query, &key, revision, || stored);
+        shared.lock().leave(
+            &shared.store,
+            &self.query,
+            &key,
+            revision,
+            Left::ByEvent,
+            || stored,
+        );
         match &mut self.phase {
             Phase::Initial { seen, .. } => {
                 seen.remove(&key);

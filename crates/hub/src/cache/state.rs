@@ -73,6 +73,15 @@ pub(crate) struct Pending {
     pub(crate) generation: u64,
 }
 
+/// How it shows that an object left a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// A DELETED event, with the revision at which it happened.
+    ByEvent,
+    /// A complete list did not hold it: it happened at some revision up to the list's.
+    InSnapshot,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -319,6 +328,23 @@ impl State {
         if decision != Upsert::Store {
             return decision;
         }
+        // News that comes late: a selector that is complete at a later revision and should have held this, but does not, knows
+        // that it changed since.
+        let absent_from: Vec<String> = if existing.is_some_and(|e| e.revision == revision) {
+            Vec::new()
+        } else {
+            resource
+                .coverages
+                .iter()
+                .filter(|coverage| {
+                    coverage.revision >= revision
+                        && !coverage.query.is_identity()
+                        && coverage.query.matches(&meta.namespace, &meta.name, object)
+                })
+                .map(|coverage| coverage.query.to_text())
+                .collect()
+        };
+        let excluded = !absent_from.is_empty();
         let mut object = object.clone();
         let mut delay = Duration::ZERO;
         if is_lease && existing.is_some() {
@@ -328,7 +354,7 @@ impl State {
         }
         let stored = Stored {
             revision,
-            absent_from: Vec::new(),
+            absent_from,
             object: object.clone(),
         };
         let record = record::object_record(record::OBJECTS, gvr, &key);
@@ -347,7 +373,7 @@ impl State {
             Entry {
                 revision,
                 encoding: object.encoding,
-                excluded: false,
+                excluded,
             },
         );
         if let Some(overlay) = resource.overlays.get(&key) {
@@ -401,13 +427,16 @@ impl State {
         query: &Query,
         key: &str,
         revision: u64,
+        seen: Left,
         stored: impl FnOnce() -> Option<Stored>,
     ) {
         let gvr = &query.gvr;
         let (namespace, name) = split_index_key(key);
         self.high = self.high.max(revision);
         let Some(entry) = self.resolve(store, gvr, key) else {
-            self.resource(gvr).deletions.record(key, revision);
+            self.resource(gvr)
+                .deletions
+                .record(key, revision, query.is_stable());
             return;
         };
         if entry.revision > revision || (entry.revision == revision && !query.is_stable()) {
@@ -415,7 +444,14 @@ impl State {
         }
         let resource = self.resource(gvr);
         match coverage::leave(&resource.coverages, query, namespace, name) {
-            Leave::Remove => self.remove(gvr, key, revision),
+            Leave::Remove => {
+                let at = match seen {
+                    // It may live on outside the selector, changed at any revision after the one known.
+                    Left::InSnapshot if !query.is_stable() => entry.revision + 1,
+                    Left::InSnapshot | Left::ByEvent => revision,
+                };
+                self.remove(gvr, key, at, query.is_stable());
+            }
             Leave::Exclude => match stored() {
                 Some(mut stored) => {
                     let text = query.to_text();
@@ -431,16 +467,16 @@ impl State {
                         entry.excluded = true;
                     }
                 }
-                None => self.remove(gvr, key, revision),
+                None => self.remove(gvr, key, revision, query.is_stable()),
             },
         }
     }
 
-    /// Takes an object out for good.
-    pub(crate) fn remove(&mut self, gvr: &Gvr, key: &str, revision: u64) {
+    /// Takes an object out. `certain`: it does not exist, rather than having left the selector through which it was seen.
+    pub(crate) fn remove(&mut self, gvr: &Gvr, key: &str, revision: u64, certain: bool) {
         let resource = self.resource(gvr);
         resource.objects.remove(key);
-        resource.deletions.record(key, revision);
+        resource.deletions.record(key, revision, certain);
         let record = record::object_record(record::OBJECTS, gvr, key);
         self.enqueue(record, Value::Delete, Duration::ZERO);
     }
@@ -461,7 +497,7 @@ impl State {
         let known = |key: &Key| {
             let (namespace, name) = split_index_key(key);
             resource.objects.contains_key(key)
-                || resource.deletions.at(key).is_some()
+                || resource.deletions.is_certain(key)
                 || resource.coverages.absent_at(namespace, name).is_some()
         };
         // Events are bounded by count, and lists of them may lack the oldest.
@@ -491,7 +527,7 @@ impl State {
             match self.resolve(store, &query.gvr, &key) {
                 Some(entry) if entry.revision <= revision => {
                     if query.is_identity() {
-                        self.remove(&query.gvr, &key, revision);
+                        self.remove(&query.gvr, &key, revision, true);
                     } else {
                         suspects.insert(key);
                     }
@@ -518,7 +554,7 @@ impl State {
     pub(crate) fn absent(&mut self, store: &Store, query: &Query, key: &str) {
         if self.resolve(store, &query.gvr, key).is_some() {
             let revision = self.high;
-            self.remove(&query.gvr, key, revision);
+            self.remove(&query.gvr, key, revision, true);
         }
         let clock = self.tick();
         let resource = self.resource(&query.gvr);

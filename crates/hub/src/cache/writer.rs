@@ -4,7 +4,7 @@
 use super::{
     Shared, eviction,
     record::{self, split_index_key},
-    state::{State, Value},
+    state::{Left, State, Value},
 };
 use crate::query::Query;
 use std::{
@@ -160,7 +160,14 @@ fn resolve_suspects(shared: &Shared) {
             let (namespace, name) = split_index_key(&key);
             if stored.revision <= snapshot && query.matches(namespace, name, &stored.object) {
                 let mut state = shared.lock();
-                state.leave(&shared.store, &query, &key, snapshot, || Some(stored));
+                state.leave(
+                    &shared.store,
+                    &query,
+                    &key,
+                    snapshot,
+                    Left::InSnapshot,
+                    || Some(stored),
+                );
             }
         }
         let mut state = shared.lock();
