@@ -1,0 +1,118 @@
+//! How long a caller waits, read from its request.
+
+use std::time::Duration;
+use yurt_wire::{RequestInfo, Verb, request::query_pairs};
+
+/// A caller that names no `timeout` is taken to wait as long as kube-apiserver lets a request last.
+pub const DEFAULT_WAIT: Duration = Duration::from_secs(60);
+/// Streams of logs, exec and the like may take long to begin (`logs -f` of a container that is still starting).
+const LONG_RUNNING_WAIT: Duration = Duration::from_secs(600);
+/// A watch answers its head at once, or the server is in trouble.
+const WATCH_WAIT: Duration = Duration::from_secs(30);
+/// Left of the caller's own time so that the answer from the cache still reaches it.
+const MARGIN: Duration = Duration::from_millis(500);
+
+/// How long the hub may wait for the head of the cloud's answer: the caller's `timeout` query less a margin, within
+/// bounds by the kind of request.
+pub fn head_wait(info: &RequestInfo) -> Duration {
+    let bound = match info.verb {
+        Verb::Watch => WATCH_WAIT,
+        Verb::Connect | Verb::Proxy => LONG_RUNNING_WAIT,
+        _ if matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy") => {
+            LONG_RUNNING_WAIT
+        }
+        _ => DEFAULT_WAIT,
+    };
+    // For a watch `timeout` is the length of the stream, not the wait for its head.
+    if info.verb == Verb::Watch || info.query.is_empty() {
+        return bound;
+    }
+    let asked = query_pairs(&info.query)
+        .into_iter()
+        .find(|(name, _)| name == "timeout")
+        .and_then(|(_, value)| parse_go_duration(&value))
+        .filter(|asked| !asked.is_zero());
+    match asked {
+        // A very short wait still gets half of itself.
+        Some(asked) => asked.saturating_sub(MARGIN).max(asked / 2).min(bound),
+        None => bound,
+    }
+}
+
+/// Reads a duration as Go prints it (`9m19s`, `1.5h`, `300ms`); `None` when it is not one, is negative, or
+/// does not fit.
+pub fn parse_go_duration(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    if rest.is_empty() {
+        return None;
+    }
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
+        let (number, tail) = rest.split_at(digits);
+        let number: f64 = number.parse().ok()?;
+        let letters = tail.bytes().take_while(|b| !b.is_ascii_digit() && *b != b'.').count();
+        let (unit, tail) = tail.split_at(letters);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "µs" | "μs" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
+        rest = tail;
+    }
+    Some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn go_durations() {
+        assert_eq!(parse_go_duration("9m19s"), Some(Duration::from_secs(559)));
+        assert_eq!(parse_go_duration("1.5h"), Some(Duration::from_secs(5400)));
+        assert_eq!(parse_go_duration("300ms"), Some(Duration::from_millis(300)));
+        assert_eq!(parse_go_duration("0"), Some(Duration::ZERO));
+        for bad in ["", "5", "-5s", "5x", "s", "..s", "1e9h"] {
+            assert_eq!(parse_go_duration(bad), None, "{bad}");
+        }
+    }
+
+    fn wait(path: &str, query: &str) -> Duration {
+        head_wait(&RequestInfo::parse(&http::Method::GET, path, Some(query)))
+    }
+
+    #[test]
+    fn the_caller_hears_before_it_gives_up() {
+        let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n";
+        assert_eq!(wait(lease, "timeout=5s"), Duration::from_millis(4500));
+        assert_eq!(wait(lease, "timeout=600ms"), Duration::from_millis(300));
+        assert_eq!(wait(lease, "timeout=nonsense"), DEFAULT_WAIT);
+        assert_eq!(wait("/api/v1/pods", "watch=true&timeout=9m19s"), WATCH_WAIT);
+        assert_eq!(
+            wait("/api/v1/namespaces/a/pods/b/log", "follow=true"),
+            LONG_RUNNING_WAIT
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in "\\PC{0,24}") {
+            let _ = parse_go_duration(&text);
+        }
+        #[test]
+        fn seconds_round_trip(seconds in 0u64..1_000_000) {
+            let text = format!("{}h{}m{}s", seconds / 3600, seconds % 3600 / 60, seconds % 60);
+            prop_assert_eq!(parse_go_duration(&text), Some(Duration::from_secs(seconds)));
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! Who a request comes from, and which headers it may carry to the cloud (design rule R4: identity is never lent).
+
+use crate::caller::Caller;
+use base64::Engine;
+use http::{HeaderMap, HeaderName, header};
+use sha2::{Digest, Sha256};
+use yurt_transport::Peer;
+use yurt_wire::{Reason, Status};
+
+/// Prefix of the WebSocket subprotocol that carries a bearer token (a browser cannot set `Authorization`).
+const WEBSOCKET_BEARER: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// A caller and how it may act.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Who.
+    pub caller: Caller,
+    /// The request asks the cloud to act as somebody else. What comes back is that somebody's: never cached, and never
+    /// answered locally.
+    pub impersonates: bool,
+}
+
+/// Finds out who is calling. `401` when a request has no identity that may be used, `403` when it wants to impersonate
+/// without credentials of its own.
+pub fn identify(headers: &HeaderMap, peer: Option<&Peer>) -> Result<Identity, Box<Status>> {
+    let impersonates = headers.keys().any(is_impersonation);
+    if let Some(token) = bearer(headers)? {
+        return Ok(Identity {
+            caller: Caller::Bearer(hash(&token)),
+            impersonates,
+        });
+    }
+    // The node's own certificate is for the node's own processes: plain text, from this machine.
+    let local = peer.is_some_and(|peer| !peer.tls && peer.addr.ip().to_canonical().is_loopback());
+    if !local {
+        return Err(unauthorized(
+            "Unauthorized: this listener serves callers with a bearer token of their own",
+        ));
+    }
+    if impersonates {
+        return Err(Box::new(Status::new(
+            Reason::Forbidden,
+            "impersonation needs credentials of your own; the node's are not lent for it",
+        )));
+    }
+    Ok(Identity {
+        caller: Caller::Node,
+        impersonates,
+    })
+}
+
+/// The 401 of a request without a usable identity.
+pub fn unauthorized(message: &str) -> Box<Status> {
+    Box::new(Status::new(Reason::Unauthorized, message))
+}
+
+/// The first 32 hex digits of a token's SHA-256.
+pub fn hash(token: &str) -> String {
+    use std::fmt::Write;
+    let digest = Sha256::digest(token.as_bytes());
+    digest.iter().take(16).fold(String::with_capacity(32), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn bearer(headers: &HeaderMap) -> Result<Option<String>, Box<Status>> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    if let Some(value) = values.next() {
+        if values.next().is_some() {
+            return Err(unauthorized("Unauthorized: more than one Authorization header"));
+        }
+        let token = value.to_str().ok().and_then(|text| {
+            let (scheme, token) = text.trim().split_once(' ')?;
+            let token = token.trim();
+            (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then(|| token.to_owned())
+        });
+        return match token {
+            Some(token) => Ok(Some(token)),
+            None => Err(unauthorized("Unauthorized: only bearer tokens are understood")),
+        };
+    }
+    for value in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
+        for protocol in value.to_str().unwrap_or_default().split(',') {
+            if let Some(encoded) = protocol.trim().strip_prefix(WEBSOCKET_BEARER) {
+                let token = base64::engine::general_purpose::URL_SAFE_NO_PAD
+                    .decode(encoded.trim_end_matches('='))
+                    .ok()
+                    .and_then(|bytes| String::from_utf8(bytes).ok())
+                    .filter(|token| !token.is_empty());
+                return token
+                    .map(Some)
+                    .ok_or_else(|| unauthorized("Unauthorized: the bearer subprotocol is malformed"));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn is_impersonation(name: &HeaderName) -> bool {
+    name.as_str().starts_with("impersonate-")
+}
+
+/// Headers of one hop (RFC 9110 section 7.6.1), which are never passed on.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+];
+
+/// Removes the headers that end at this hop, incl. those that `Connection` names. `upgrade` keeps `Connection` and `Upgrade` as
+/// an upgrade needs them.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|text| text.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    let upgrade_to = upgrade.then(|| headers.get(header::UPGRADE).cloned()).flatten();
+    for name in named.iter().chain(&HOP_BY_HOP).chain([&header::UPGRADE]) {
+        headers.remove(name);
+    }
+    if let Some(value) = upgrade_to {
+        headers.insert(header::CONNECTION, http::HeaderValue::from_static("Upgrade"));
+        headers.insert(header::UPGRADE, value);
+    }
+}
+
+/// Makes a caller's headers fit to be sent to the cloud: hop-by-hop headers and everything by which a proxy would vouch
+/// for a user or an address is gone.
+pub fn clean_request(headers: &mut HeaderMap, upgrade: bool) {
+    strip_hop_by_hop(headers, upgrade);
+    headers.remove(header::HOST);
+    headers.remove(header::FORWARDED);
+    headers.remove(header::EXPECT);
+    let vouching: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().starts_with("x-remote-") || name.as_str().starts_with("x-forwarded-"))
+        .cloned()
+        .collect();
+    for name in vouching {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        map
+    }
+
+    fn peer(addr: &str, tls: bool) -> Peer {
+        Peer {
+            addr: addr.parse().unwrap(),
+            local: "127.0.0.1:10261".parse().unwrap(),
+            certificate: None,
+            tls,
+        }
+    }
+
+    #[test]
+    fn the_nodes_identity_is_for_plain_loopback_only() {
+        let none = headers(&[]);
+        let caller = |peer: Option<Peer>| identify(&none, peer.as_ref()).map(|i| i.caller);
+        assert_eq!(caller(Some(peer("127.0.0.1:5", false))), Ok(Caller::Node));
+        assert_eq!(caller(Some(peer("127.3.2.1:5", false))), Ok(Caller::Node));
+        assert_eq!(caller(Some(peer("[::1]:5", false))), Ok(Caller::Node));
+        assert_eq!(caller(Some(peer("[::ffff:127.0.0.1]:5", false))), Ok(Caller::Node));
+        for refused in [Some(peer("127.0.0.1:5", true)), Some(peer("10.0.0.8:5", false)), None] {
+            assert_eq!(caller(refused).unwrap_err().reason, Reason::Unauthorized);
+        }
+    }
+
+    #[test]
+    fn a_token_is_an_identity_of_its_own() {
+        let peer = peer("127.0.0.1:5", false);
+        let one = identify(&headers(&[("authorization", "Bearer abc")]), Some(&peer)).unwrap();
+        let Caller::Bearer(hash) = &one.caller else { panic!("{one:?}") };
+        assert_eq!(hash, "ba7816bf8f01cfea414140de5dae2223");
+        assert_eq!(
+            identify(&headers(&[("authorization", "bearer  abc ")]), None).unwrap(),
+            one
+        );
+        // The websocket form of the same token.
+        let websocket = "base64url.bearer.authorization.k8s.io.YWJj, v4.channel.k8s.io";
+        assert_eq!(
+            identify(&headers(&[("sec-websocket-protocol", websocket)]), Some(&peer)).unwrap(),
+            one
+        );
+        for bad in ["Basic dTpw", "Bearer", "Bearer ", "x"] {
+            let refused = identify(&headers(&[("authorization", bad)]), Some(&peer)).unwrap_err();
+            assert_eq!(refused.reason, Reason::Unauthorized, "{bad}");
+        }
+        let two = headers(&[("authorization", "Bearer a"), ("authorization", "Bearer b")]);
+        assert!(identify(&two, Some(&peer)).is_err());
+    }
+
+    #[test]
+    fn impersonation_needs_own_credentials() {
+        let peer = peer("127.0.0.1:5", false);
+        let refused = identify(&headers(&[("impersonate-user", "admin")]), Some(&peer)).unwrap_err();
+        assert_eq!(refused.reason, Reason::Forbidden);
+        let own = headers(&[("impersonate-extra-a", "b"), ("authorization", "Bearer abc")]);
+        assert!(identify(&own, Some(&peer)).unwrap().impersonates);
+    }
+
+    #[test]
+    fn only_end_to_end_headers_pass() {
+        let mut map = headers(&[
+            ("host", "x"),
+            ("connection", "keep-alive, X-Hop"),
+            ("x-hop", "1"),
+            ("te", "trailers"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "websocket"),
+            ("x-remote-user", "system:admin"),
+            ("x-remote-group", "system:masters"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("accept", "application/json"),
+            ("authorization", "Bearer abc"),
+        ]);
+        clean_request(&mut map, false);
+        let mut left: Vec<_> = map.keys().map(|k| k.as_str()).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "authorization"]);
+    }
+
+    #[test]
+    fn an_upgrade_keeps_what_it_needs() {
+        let mut map = headers(&[("connection", "upgrade, x-hop"), ("x-hop", "1"), ("upgrade", "SPDY/3.1")]);
+        clean_request(&mut map, true);
+        assert_eq!(map.get("connection").unwrap(), "Upgrade");
+        assert_eq!(map.get("upgrade").unwrap(), "SPDY/3.1");
+        assert_eq!(map.len(), 2);
+    }
+}
