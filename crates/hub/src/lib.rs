@@ -1,11 +1,34 @@
 //! The node proxy: an edge node that outlives its cloud link.
 //!
-//! Start with [`query::Query`] (what a caller wants, apart from representation), then `route` (who answers),
-//! `upstream` and `link` (the cloud side), `cache` (what the node knows), `offline` (answers without the cloud),
-//! `journal` (what the node wrote meanwhile), `proxy` (the pipeline that ties them together).
+//! Start with [`query::Query`] (what a caller wants, apart from representation), then [`route`] (who answers),
+//! [`upstream`] and [`link`] (the cloud side), [`cache`] (what the node knows), [`offline`] (answers without the cloud),
+//! [`journal`] (what the node wrote meanwhile), [`proxy`] (the pipeline that ties them together), [`relay`] (watches that go
+//! on over a cut), [`server`] (listeners, and how it all starts).
 
+pub mod backing;
 pub mod cache;
 pub mod caller;
+pub mod certificates;
+pub mod config;
+pub mod deadline;
+pub mod identity;
 pub mod journal;
+pub mod link;
+pub mod metrics;
 pub mod offline;
+pub mod prefetch;
+pub mod proxy;
 pub mod query;
+pub mod reconnect;
+pub mod relay;
+pub mod route;
+pub mod server;
+pub mod tee;
+pub mod upgrade;
+pub mod upstream;
+
+pub use config::{Config, ConfigError, HubArgs};
+pub use server::{HubError, run};
+
+/// How the hub names itself to API servers.
+pub const USER_AGENT: &str = concat!("yurthub/", env!("CARGO_PKG_VERSION"));

@@ -140,7 +140,8 @@ impl Link {
 
     /// Takes in what happened; gives the new state when it changed.
     pub fn input(&mut self, now: Instant, input: Input) -> Option<State> {
-        if let Input::Answered { rtt } = input {
+        // Probes of a link that is not up pay for connecting too.
+        if let (State::Up, Input::Answered { rtt }) = (self.state, input) {
             self.rtt = Some(match self.rtt {
                 Some(old) => (old * 7 + rtt) / 8,
                 None => rtt,

@@ -1,0 +1,469 @@
+//! What the hub counts. Names of OpenYurt's hub are kept where they mean the same; label values are bounded.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+};
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+use yurt_wire::{RequestInfo, Verb};
+
+/// Distinct client components that get a label of their own; later ones are counted as `other`.
+const MAX_CLIENTS: usize = 64;
+/// Distinct resources that get a label of their own.
+const MAX_RESOURCES: usize = 128;
+/// Longest label value.
+const MAX_LABEL: usize = 64;
+
+/// Labels of one kind of request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RequestLabels {
+    client: String,
+    verb: &'static str,
+    resource: String,
+    subresources: String,
+}
+
+/// A server of the cloud.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ServerLabel {
+    server: String,
+}
+
+/// Why something happened.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// All metrics of the hub. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    clients: Mutex<HashSet<String>>,
+    resources: Mutex<HashSet<String>>,
+    in_flight: Family<RequestLabels, Gauge>,
+    in_flight_total: Gauge,
+    traffic: Family<RequestLabels, Gauge<u64, AtomicU64>>,
+    server_healthy: Family<ServerLabel, Gauge>,
+    server_rtt: Family<ServerLabel, Gauge<f64, AtomicU64>>,
+    server_down: Family<ServerLabel, Counter>,
+    offline: Gauge,
+    offline_seconds: Counter<f64, AtomicU64>,
+    local: Family<ReasonLabel, Counter>,
+    refused: Family<ReasonLabel, Counter>,
+    retries: Counter,
+    unlearned: Family<ReasonLabel, Counter>,
+    watches: Gauge,
+    watches_local: Gauge,
+    watches_resumed: Counter,
+    watches_cut: Counter,
+    upgrades: Gauge,
+    replayed: Counter,
+    dropped: Counter,
+    pending: Gauge,
+    cache_records: Gauge,
+    cache_bytes: Gauge,
+    cache_disk_bytes: Gauge,
+}
+
+/// Why an answer did not reach the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unlearned {
+    /// It is not what it says it is.
+    Undecodable,
+    /// It is larger than may be held.
+    TooLarge,
+    /// Too many answers wait to be learned.
+    Busy,
+}
+
+impl Unlearned {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Undecodable => "undecodable",
+            Self::TooLarge => "too_large",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+impl Metrics {
+    /// Metrics registered in `registry`.
+    pub fn registered(registry: &mut prometheus_client::registry::Registry) -> Self {
+        let metrics = Self::default();
+        let m = &metrics.inner;
+        let hub = registry.sub_registry_with_prefix("node_yurthub");
+        hub.register(
+            "in_flight_requests_collector",
+            "Requests under way",
+            m.in_flight.clone(),
+        );
+        hub.register(
+            "in_flight_requests_total",
+            "Requests under way, all together",
+            m.in_flight_total.clone(),
+        );
+        // A gauge by type, because a counter's name would get a `_total` that OpenYurt's has not.
+        hub.register(
+            "proxy_traffic_collector",
+            "Bytes of response bodies sent to clients; only grows",
+            m.traffic.clone(),
+        );
+        hub.register(
+            "server_healthy_status",
+            "1 while the API server answers",
+            m.server_healthy.clone(),
+        );
+        hub.register(
+            "server_round_trip_seconds",
+            "Smoothed round trip of probes",
+            m.server_rtt.clone(),
+        );
+        hub.register(
+            "server_down_transitions",
+            "How often the link to the API server went down",
+            m.server_down.clone(),
+        );
+        hub.register("offline", "1 while no API server answers", m.offline.clone());
+        hub.register(
+            "offline_seconds",
+            "Time spent without any API server",
+            m.offline_seconds.clone(),
+        );
+        hub.register(
+            "local_answers",
+            "Requests answered by the node itself",
+            m.local.clone(),
+        );
+        hub.register(
+            "refused_requests",
+            "Requests refused by the hub",
+            m.refused.clone(),
+        );
+        hub.register(
+            "retried_requests",
+            "Requests sent to another API server after one failed",
+            m.retries.clone(),
+        );
+        hub.register(
+            "unlearned_answers",
+            "Answers passed on to the client that the cache could not take",
+            m.unlearned.clone(),
+        );
+        hub.register("watches", "Watches of clients", m.watches.clone());
+        hub.register(
+            "watches_local",
+            "Watches of clients that are served by the node itself now",
+            m.watches_local.clone(),
+        );
+        hub.register(
+            "watches_resumed",
+            "Watches resumed in the cloud without the client's notice",
+            m.watches_resumed.clone(),
+        );
+        hub.register(
+            "watches_cut",
+            "Watches ended because the client took nothing any more",
+            m.watches_cut.clone(),
+        );
+        hub.register("upgrades", "Upgraded connections (exec, ...)", m.upgrades.clone());
+        hub.register(
+            "replayed_writes",
+            "Writes of offline times brought to the cloud",
+            m.replayed.clone(),
+        );
+        hub.register(
+            "dropped_writes",
+            "Writes of offline times that the cloud had no use for any more",
+            m.dropped.clone(),
+        );
+        hub.register(
+            "pending_writes",
+            "Writes waiting for the cloud",
+            m.pending.clone(),
+        );
+        hub.register("cache_records", "Records in the cache", m.cache_records.clone());
+        hub.register(
+            "cache_live_bytes",
+            "Bytes of live records in the cache",
+            m.cache_bytes.clone(),
+        );
+        hub.register(
+            "cache_disk_bytes",
+            "Bytes of the cache on disk",
+            m.cache_disk_bytes.clone(),
+        );
+        metrics
+    }
+
+    /// A request begins. It ends when the guard is dropped.
+    pub fn begin(&self, info: &RequestInfo, user_agent: &str) -> InFlight {
+        let labels = RequestLabels {
+            client: bounded(&self.inner.clients, component(user_agent), MAX_CLIENTS),
+            verb: verb(info.verb),
+            resource: if info.is_resource {
+                bounded(&self.inner.resources, info.resource.clone(), MAX_RESOURCES)
+            } else {
+                String::new()
+            },
+            subresources: subresource(&info.subresource).to_owned(),
+        };
+        let gauge = self.inner.in_flight.get_or_create(&labels).clone();
+        let traffic = self.inner.traffic.get_or_create(&labels).clone();
+        gauge.inc();
+        self.inner.in_flight_total.inc();
+        InFlight {
+            gauge,
+            total: self.inner.in_flight_total.clone(),
+            traffic,
+        }
+    }
+
+    /// Requests under way, all together.
+    pub fn in_flight(&self) -> i64 {
+        self.inner.in_flight_total.get()
+    }
+
+    /// The state of a server's link.
+    pub fn server(&self, server: &str, up: bool) {
+        let label = ServerLabel { server: server.to_owned() };
+        self.inner.server_healthy.get_or_create(&label).set(i64::from(up));
+        let down = self.inner.server_down.get_or_create(&label);
+        if !up {
+            down.inc();
+        }
+    }
+
+    /// The round trip to a server.
+    pub fn server_rtt(&self, server: &str, seconds: f64) {
+        let label = ServerLabel { server: server.to_owned() };
+        self.inner.server_rtt.get_or_create(&label).set(seconds);
+    }
+
+    /// The node went offline or came back; `seconds` were spent offline when it came back.
+    pub fn offline(&self, offline: bool, seconds: f64) {
+        self.inner.offline.set(i64::from(offline));
+        self.inner.offline_seconds.inc_by(seconds);
+    }
+
+    /// A request was answered locally.
+    pub fn local(&self, reason: &'static str) {
+        self.inner.local.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A request was refused by the hub itself.
+    pub fn refused(&self, reason: &'static str) {
+        self.inner.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// A request goes to another server.
+    pub fn retried(&self) {
+        self.inner.retries.inc();
+    }
+
+    /// An answer passed the cache by.
+    pub fn unlearned(&self, why: Unlearned) {
+        self.inner
+            .unlearned
+            .get_or_create(&ReasonLabel { reason: why.as_str() })
+            .inc();
+    }
+
+    /// How many answers passed the cache by for this reason.
+    pub fn unlearned_count(&self, why: Unlearned) -> u64 {
+        self.inner
+            .unlearned
+            .get_or_create(&ReasonLabel { reason: why.as_str() })
+            .get()
+    }
+
+    /// Watches of clients.
+    pub fn watches(&self) -> &Gauge {
+        &self.inner.watches
+    }
+
+    /// Watches served locally now.
+    pub fn watches_local(&self) -> &Gauge {
+        &self.inner.watches_local
+    }
+
+    /// Watches resumed.
+    pub fn watches_resumed(&self) -> &Counter {
+        &self.inner.watches_resumed
+    }
+
+    /// Watches cut.
+    pub fn watches_cut(&self) -> &Counter {
+        &self.inner.watches_cut
+    }
+
+    /// Upgraded connections.
+    pub fn upgrades(&self) -> &Gauge {
+        &self.inner.upgrades
+    }
+
+    /// A replay brought `sent` writes to the cloud and dropped `dropped`.
+    pub fn replayed(&self, sent: u64, dropped: u64) {
+        self.inner.replayed.inc_by(sent);
+        self.inner.dropped.inc_by(dropped);
+    }
+
+    /// Sizes, read when metrics are asked for.
+    pub fn sizes(&self, pending: usize, usage: yurt_store::Usage) {
+        let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.inner.pending.set(number(pending as u64));
+        self.inner.cache_records.set(number(usage.records));
+        self.inner.cache_bytes.set(number(usage.live_bytes));
+        self.inner.cache_disk_bytes.set(number(usage.disk_bytes));
+    }
+}
+
+/// One request under way.
+#[derive(Debug)]
+pub struct InFlight {
+    gauge: Gauge,
+    total: Gauge,
+    traffic: Gauge<u64, AtomicU64>,
+}
+
+impl InFlight {
+    /// Bytes went to the client.
+    pub fn sent(&self, bytes: usize) {
+        self.traffic.inc_by(bytes as u64);
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.gauge.dec();
+        self.total.dec();
+    }
+}
+
+/// A gauge held up by one while this lives.
+#[derive(Debug)]
+pub struct Held(Gauge);
+
+impl Held {
+    /// Raises the gauge until dropped.
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The component of a user agent: what stands before the first `/`, lower case, bounded.
+pub fn component(user_agent: &str) -> String {
+    user_agent
+        .split('/')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_LABEL)
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
+/// Registers a label value while there is room for new ones.
+fn bounded(known: &Mutex<HashSet<String>>, value: String, most: usize) -> String {
+    let value: String = value.chars().take(MAX_LABEL).collect();
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    if known.contains(&value) {
+        value
+    } else if known.len() < most {
+        known.insert(value.clone());
+        value
+    } else {
+        "other".to_owned()
+    }
+}
+
+fn verb(verb: Verb) -> &'static str {
+    match verb {
+        Verb::Get => "get",
+        Verb::List => "list",
+        Verb::Watch => "watch",
+        Verb::Create => "create",
+        Verb::Update => "update",
+        Verb::Patch => "patch",
+        Verb::Delete => "delete",
+        Verb::DeleteCollection => "deletecollection",
+        Verb::Proxy => "proxy",
+        Verb::Connect => "connect",
+        Verb::Other => "other",
+    }
+}
+
+/// Subresources come from the path and so from the client: only the well-known ones get their own label.
+fn subresource(name: &str) -> &str {
+    const KNOWN: [&str; 12] = [
+        "", "status", "log", "exec", "attach", "portforward", "proxy", "scale", "token", "eviction", "binding",
+        "approval",
+    ];
+    KNOWN.into_iter().find(|known| *known == name).unwrap_or("other")
+}
+
+/// Milliseconds since an origin, kept in an atomic: when something was last seen.
+#[derive(Debug, Default)]
+pub(crate) struct LastSeen(AtomicU64);
+
+impl LastSeen {
+    pub(crate) fn set(&self, since_origin: std::time::Duration) {
+        let millis = u64::try_from(since_origin.as_millis()).unwrap_or(u64::MAX);
+        self.0.fetch_max(millis, Ordering::Relaxed);
+    }
+    pub(crate) fn get(&self) -> std::time::Duration {
+        std::time::Duration::from_millis(self.0.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components() {
+        assert_eq!(component("kubelet/v1.36.0 (linux/amd64)"), "kubelet");
+        assert_eq!(component("Go-http-client/2.0"), "go-http-client");
+        assert_eq!(component(""), "");
+        assert_eq!(component(&"x".repeat(500)).len(), MAX_LABEL);
+    }
+
+    #[test]
+    fn labels_are_bounded_whatever_clients_send() {
+        let mut registry = prometheus_client::registry::Registry::default();
+        let metrics = Metrics::registered(&mut registry);
+        for i in 0..1000 {
+            let path = format!("/api/v1/namespaces/a/things{i}/b/sub{i}");
+            let info = RequestInfo::parse(&http::Method::GET, &path, None);
+            metrics.begin(&info, &format!("agent{i}/1"));
+        }
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        let series = text
+            .lines()
+            .filter(|l| l.starts_with("node_yurthub_in_flight_requests_collector{"))
+            .count();
+        assert!((2..=MAX_CLIENTS + MAX_RESOURCES + 2).contains(&series), "{series}");
+        assert!(text.contains("client=\"other\""));
+        assert!(text.contains("\nnode_yurthub_in_flight_requests_total 0\n"), "{text}");
+    }
+}

@@ -1,0 +1,151 @@
+//! What clients need to talk to the API at all - versions, discovery, the index of OpenAPI - fetched beforehand, so that a
+//! client that first comes while the link is cut is served as well.
+
+use crate::{
+    caller::Caller,
+    proxy::{Hub, document_key},
+    route::Mode,
+    upstream::{Outgoing, OutgoingBody},
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use serde::Deserialize;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+/// Between looks at what the API servers offer.
+const EVERY: Duration = Duration::from_secs(600);
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(15);
+/// Time for one document.
+const WAIT: Duration = Duration::from_secs(15);
+/// Largest document.
+const MOST_BYTES: usize = 8 << 20;
+/// Group versions looked at.
+const MOST_VERSIONS: usize = 512;
+const JSON: &str = "application/json";
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
+
+/// Fetches at start, whenever the link comes back, and now and then, until shutdown.
+pub async fn run(hub: Arc<Hub>) {
+    let mut modes = hub.modes();
+    loop {
+        let complete = tokio::select! {
+            () = hub.shutdown.cancelled() => return,
+            _ = modes.wait_for(|mode| *mode == Mode::Online) => {
+                tokio::select! {
+                    () = hub.shutdown.cancelled() => return,
+                    complete = fetch_all(&hub) => complete,
+                }
+            }
+        };
+        let pause = if complete { EVERY } else { RETRY };
+        modes.mark_unchanged();
+        tokio::select! {
+            () = hub.shutdown.cancelled() => return,
+            () = tokio::time::sleep(pause.mul_f64(0.9 + 0.2 * fastrand::f64())) => {}
+            _ = modes.changed() => {}
+        }
+    }
+}
+
+/// True when nothing was missing.
+async fn fetch_all(hub: &Hub) -> bool {
+    let mut complete = fetch(hub, "/version", JSON).await.is_some();
+    let core = fetch(hub, "/api", JSON).await;
+    let groups = fetch(hub, "/apis", JSON).await;
+    complete &= core.is_some() && groups.is_some();
+    // Servers older than 1.26 answer these in the legacy form, which is known already.
+    complete &= fetch(hub, "/api", AGGREGATED).await.is_some();
+    complete &= fetch(hub, "/apis", AGGREGATED).await.is_some();
+    // Not every server has it.
+    fetch(hub, "/openapi/v3", JSON).await;
+    for path in versions(core.as_ref(), groups.as_ref()) {
+        complete &= fetch(hub, &path, JSON).await.is_some();
+    }
+    complete
+}
+
+/// Fetches one document and gives it to the cache. `None` when it could not be had; a refusal counts as an answer.
+async fn fetch(hub: &Hub, path: &str, accept: &'static str) -> Option<Bytes> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+    headers.insert(header::USER_AGENT, HeaderValue::from_static(crate::USER_AGENT));
+    let request = Outgoing {
+        method: Method::GET,
+        uri: path.parse().ok()?,
+        headers,
+        body: OutgoingBody::Held(Bytes::new()),
+        wait: WAIT,
+        safe: true,
+    };
+    let (response, _) = hub.upstreams.send(&Caller::Node, request).await.ok()?;
+    let status = response.status();
+    if status != StatusCode::OK {
+        return (!status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS).then(Bytes::new);
+    }
+    let content_type = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or(JSON)
+        .to_owned();
+    let body = tokio::time::timeout(WAIT, yurt_transport::collect(response.into_body(), MOST_BYTES))
+        .await
+        .ok()?
+        .ok()?;
+    hub.cache.learn_document(&document_key(path), &content_type, body.clone());
+    Some(body)
+}
+
+/// The paths of all group versions that the two legacy documents name.
+fn versions(core: Option<&Bytes>, groups: Option<&Bytes>) -> BTreeSet<String> {
+    #[derive(Deserialize)]
+    struct Core {
+        versions: Vec<String>,
+    }
+    #[derive(Deserialize)]
+    struct Groups {
+        groups: Vec<Group>,
+    }
+    #[derive(Deserialize)]
+    struct Group {
+        versions: Vec<Version>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Version {
+        group_version: String,
+    }
+    let core = core
+        .and_then(|bytes| serde_json::from_slice::<Core>(bytes).ok())
+        .map_or_else(Vec::new, |core| core.versions);
+    let groups = groups
+        .and_then(|bytes| serde_json::from_slice::<Groups>(bytes).ok())
+        .map_or_else(Vec::new, |groups| groups.groups);
+    let core = core.into_iter().map(|version| format!("/api/{version}"));
+    let groups = groups
+        .into_iter()
+        .flat_map(|group| group.versions)
+        .map(|version| format!("/apis/{}", version.group_version));
+    core.chain(groups)
+        .filter(|path| path.len() < 512 && path.parse::<http::Uri>().is_ok())
+        .take(MOST_VERSIONS)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_recorded_discovery() {
+        let core = Bytes::from_static(include_bytes!("../tests/fixtures/discovery-api.json"));
+        let groups = Bytes::from_static(include_bytes!("../tests/fixtures/discovery-apis.json"));
+        let paths = versions(Some(&core), Some(&groups));
+        for path in ["/api/v1", "/apis/apps/v1", "/apis/coordination.k8s.io/v1"] {
+            assert!(paths.contains(path), "{path}: {paths:?}");
+        }
+        let garbage = Bytes::from_static(b"{");
+        assert!(versions(Some(&garbage), None).is_empty());
+    }
+}

@@ -1,0 +1,545 @@
+//! The pipeline: what happens to one request, from its first byte to who answers it.
+
+use crate::{
+    backing::Backing,
+    cache::Cache,
+    caller::Caller,
+    config::Bounds,
+    deadline,
+    identity::{self, Identity},
+    journal::Journal,
+    metrics::{InFlight, Metrics},
+    offline::Offline,
+    relay::{self, Watched},
+    route::{self, Facts, Mode, Way},
+    tee::{Passing, Subject, Tee, Teacher},
+    upgrade,
+    upstream::{Outgoing, OutgoingBody, SendError, Server, Upstreams},
+};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header,
+    request::Parts,
+};
+use http_body::Body as _;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use yurt_transport::{Body, ClientError, CollectError, Peer, ResponseBody};
+use yurt_wire::{
+    Encoding, Reason, RequestInfo, Status, Verb,
+    media::{Representation, negotiate},
+    request::ListOptions,
+};
+
+/// How long a client may take to send a body that must be held before it is sent on.
+const UPLOAD: Duration = Duration::from_secs(60);
+/// Between looks at what a bearer may do.
+const REVIEW_EVERY: Duration = Duration::from_secs(600);
+/// Bearers whose last review is remembered.
+const MOST_REVIEWED: usize = 1024;
+/// Reviewed for the rules that hold everywhere: no namespace can have this name.
+const EVERYWHERE: &str = "*";
+
+/// Everything that serving needs, shared by all requests.
+#[derive(Debug)]
+pub struct Hub {
+    /// Name of the node.
+    pub node_name: String,
+    /// The cloud.
+    pub upstreams: Arc<Upstreams>,
+    /// What the node knows.
+    pub cache: Cache,
+    /// What the node wrote while the cloud was away.
+    pub journal: Journal,
+    /// Answers without the cloud.
+    pub offline: Offline,
+    /// Objects behind views.
+    pub backing: Backing,
+    /// Feeds the cache.
+    pub teacher: Teacher,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Sizes and times.
+    pub bounds: Bounds,
+    /// Length of a local watch that names none.
+    pub min_request_timeout: Duration,
+    /// Whether the cloud is there.
+    pub mode: watch::Receiver<Mode>,
+    /// When each bearer's rules were asked for.
+    pub reviewed: Mutex<HashMap<Caller, Instant>>,
+    /// Tasks to wait for at shutdown.
+    pub tasks: TaskTracker,
+    /// Ends everything.
+    pub shutdown: CancellationToken,
+}
+
+/// One request, understood.
+struct Call {
+    identity: Identity,
+    info: RequestInfo,
+    options: ListOptions,
+    representation: Option<Representation>,
+    parts: Parts,
+    in_flight: InFlight,
+}
+
+impl Hub {
+    /// Whether the cloud is there now.
+    pub fn mode(&self) -> Mode {
+        *self.mode.borrow()
+    }
+
+    /// To wait for the cloud.
+    pub fn modes(&self) -> watch::Receiver<Mode> {
+        self.mode.clone()
+    }
+
+    /// Answers one request.
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let accept = parts.headers.get(header::ACCEPT).cloned();
+        match self.answer(parts, body).await {
+            Ok(response) => response,
+            Err(status) => {
+                self.metrics.refused(status.reason.as_str());
+                tracing::debug!(code = status.code(), message = %status, "refused");
+                refusal(&status, accept.as_ref())
+            }
+        }
+    }
+
+    async fn answer(self: &Arc<Self>, mut parts: Parts, body: Incoming) -> Result<Response<Body>, Box<Status>> {
+        let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
+        let agent = text(&parts.headers, header::USER_AGENT);
+        let in_flight = self.metrics.begin(&info, agent);
+        if self.metrics.in_flight() > self.bounds.in_flight as i64 {
+            let mut status = Status::new(Reason::TooManyRequests, "too many requests under way on this node");
+            status.retry_after_seconds = Some(1);
+            return Err(Box::new(status));
+        }
+        let identity = identity::identify(&parts.headers, parts.extensions.get::<Peer>())?;
+        let upgrade = upgrade::is_upgrade(&parts.headers);
+        let options = match info.verb {
+            Verb::List | Verb::Watch if info.is_resource => info.list_options()?,
+            _ => ListOptions::default(),
+        };
+        let accept = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        let representation = negotiate(accept, true);
+        let way = route::decide(Facts {
+            info: &info,
+            mode: self.mode(),
+            upgrade,
+            impersonates: identity.impersonates,
+            journal_pending: self.journal.pending() > 0,
+        });
+        if way == Way::Upgrade {
+            let wait = deadline::head_wait(&info);
+            return upgrade::serve(self, &identity.caller, parts, wait, in_flight).await;
+        }
+        // Nothing below switches protocols.
+        parts.extensions.remove::<hyper::upgrade::OnUpgrade>();
+        let call = Call {
+            identity,
+            info,
+            options,
+            representation,
+            parts,
+            in_flight,
+        };
+        match way {
+            Way::Upgrade | Way::Unavailable => Err(self.unavailable("only the cloud can answer this")),
+            Way::Relay => self.watch(call).await,
+            Way::Local => {
+                let body = self.hold(&call.parts.headers, body).await?;
+                self.locally(&call, body).await
+            }
+            Way::Cloud { fallback } => self.forward(call, body, fallback).await,
+        }
+    }
+
+    fn unavailable(&self, why: &str) -> Box<Status> {
+        let mut status = Status::new(
+            Reason::ServiceUnavailable,
+            format!("node {} has no link to the cloud: {why}", self.node_name),
+        );
+        status.retry_after_seconds = Some(5);
+        Box::new(status)
+    }
+
+    async fn watch(self: &Arc<Self>, call: Call) -> Result<Response<Body>, Box<Status>> {
+        let mut headers = call.parts.headers.clone();
+        identity::clean_request(&mut headers, false);
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let representation = call.representation.as_ref();
+        let learnable = route::is_cacheable(&call.info, call.identity.impersonates)
+            && representation.is_some_and(|r| r.shape == yurt_wire::media::Shape::Full);
+        self.known_offline(&call.identity.caller)?;
+        let watched = Watched {
+            query: learnable.then(|| route::query(&call.info, &call.options)),
+            view: route::is_view(&call.info, representation, call.identity.impersonates),
+            caller: call.identity.caller,
+            info: call.info,
+            parts: call.parts,
+            headers,
+            options: call.options,
+            in_flight: call.in_flight,
+        };
+        relay::serve(self, watched).await
+    }
+
+    /// Without the cloud, a bearer counts only if the cloud once accepted it.
+    fn known_offline(&self, caller: &Caller) -> Result<(), Box<Status>> {
+        if self.mode() == Mode::Offline && !self.cache.knows(caller) {
+            return Err(identity::unauthorized(
+                "Unauthorized: the node has no link to the cloud and never saw this token accepted",
+            ));
+        }
+        Ok(())
+    }
+
+    async fn locally(&self, call: &Call, body: Bytes) -> Result<Response<Body>, Box<Status>> {
+        if !self.cache.knows(&call.identity.caller) {
+            return Err(identity::unauthorized(
+                "Unauthorized: the node has no link to the cloud and never saw this token accepted",
+            ));
+        }
+        self.metrics.local(if call.parts.method.is_safe() { "read" } else { "write" });
+        let mut response = self
+            .offline
+            .answer(&call.identity.caller, &call.info, &call.parts, body)
+            .await;
+        // People should know that what they see may be old; components need not hear it with every read.
+        let agent = text(&call.parts.headers, header::USER_AGENT);
+        if call.parts.method.is_safe() && agent.starts_with("kubectl") && response.status().is_success() {
+            let warning = format!("299 - \"node {} has no link to the cloud: answered from its cache\"", self.node_name);
+            if let Ok(value) = HeaderValue::from_str(&warning) {
+                response.headers_mut().append(header::WARNING, value);
+            }
+        }
+        Ok(response)
+    }
+
+    async fn forward(
+        self: &Arc<Self>,
+        call: Call,
+        body: Incoming,
+        fallback: bool,
+    ) -> Result<Response<Body>, Box<Status>> {
+        let too_large = Arc::new(AtomicBool::new(false));
+        let (body, held) = self.take_body(&call.parts.headers, body, fallback, &too_large).await?;
+        let mut headers = call.parts.headers.clone();
+        identity::clean_request(&mut headers, false);
+        let subject = self.subject(&call);
+        let view = route::is_view(&call.info, call.representation.as_ref(), call.identity.impersonates);
+        if subject.is_some() || call.parts.method.is_safe() {
+            // What the cache reads must be in an encoding that it knows; the client gets no other than it accepts.
+            let gzip = text(&headers, header::ACCEPT_ENCODING)
+                .split(',')
+                .any(|coding| coding.trim().eq_ignore_ascii_case("gzip"));
+            let coding = if gzip { "gzip" } else { "identity" };
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(coding));
+        }
+        let outgoing = Outgoing {
+            method: call.parts.method.clone(),
+            uri: call.parts.uri.clone(),
+            headers,
+            body,
+            wait: deadline::head_wait(&call.info),
+            safe: call.parts.method.is_safe(),
+        };
+        let view_headers = view.then(|| outgoing.headers.clone());
+        let (response, server) = match self.upstreams.send(&call.identity.caller, outgoing).await {
+            Ok(answer) => answer,
+            Err(_) if too_large.load(Ordering::Relaxed) => return Err(too_large_status(self.bounds.request_body)),
+            Err(error) => return self.instead(&call, held, fallback, error).await,
+        };
+        let status = response.status();
+        if !call.identity.impersonates {
+            self.learn_acceptance(&call.identity.caller, status, &call.info, &call.parts.headers);
+        }
+        if status.is_success()
+            && let Some(headers) = view_headers
+        {
+            self.backing.read(&call.identity.caller, &call.info, &headers);
+        }
+        let subject = match status {
+            _ if call.parts.method == Method::HEAD => None,
+            StatusCode::OK | StatusCode::CREATED | StatusCode::ACCEPTED => subject,
+            StatusCode::NOT_FOUND => route::teaches_not_found(&call.info, call.identity.impersonates),
+            _ => None,
+        };
+        let tee = subject.and_then(|subject| self.tee(&call.identity.caller, subject, response.headers()));
+        Ok(self.pass(response, server, tee, call.in_flight))
+    }
+
+    /// What a successful answer would teach.
+    fn subject(&self, call: &Call) -> Option<Subject> {
+        if !call.info.is_resource {
+            let document = !call.identity.impersonates && route::is_document(&call.parts.method, &call.info.path);
+            return document.then(|| Subject::Document {
+                path: document_key(&call.info.path),
+                content_type: String::new(),
+            });
+        }
+        route::teaches(
+            &call.info,
+            &call.options,
+            call.representation.as_ref(),
+            call.identity.impersonates,
+        )
+    }
+
+    fn tee(&self, caller: &Caller, mut subject: Subject, headers: &HeaderMap) -> Option<Tee> {
+        let gzip = match text(headers, header::CONTENT_ENCODING) {
+            "" | "identity" => false,
+            "gzip" => true,
+            _ => return None,
+        };
+        let kind = text(headers, header::CONTENT_TYPE);
+        let encoding = match &mut subject {
+            Subject::Document { content_type, .. } => {
+                kind.clone_into(content_type);
+                Encoding::Json
+            }
+            _ => Encoding::from_content_type(kind)?,
+        };
+        Some(self.teacher.tee(caller.clone(), subject, encoding, gzip))
+    }
+
+    /// No API server answered.
+    async fn instead(
+        &self,
+        call: &Call,
+        held: Option<Bytes>,
+        fallback: bool,
+        error: SendError,
+    ) -> Result<Response<Body>, Box<Status>> {
+        let failure = match error {
+            SendError::NoIdentity => {
+                return Err(identity::unauthorized(
+                    "Unauthorized: this node has no certificate for the cloud; bring a bearer token",
+                ));
+            }
+            // The link just went: as if the request had come a moment later.
+            SendError::NoServer => {
+                return match held {
+                    Some(body) if !call.identity.impersonates => self.locally(call, body).await,
+                    _ => Err(self.unavailable("only the cloud can answer this")),
+                };
+            }
+            SendError::Failed(failure) => failure,
+        };
+        if fallback && let Some(body) = held {
+            let response = self.locally(call, body).await?;
+            if response.status().is_success() || !self.upstreams.reachable() {
+                return Ok(response);
+            }
+        }
+        tracing::info!(path = %call.info.path, error = %failure, "the cloud did not answer");
+        let (reason, message) = match &failure {
+            ClientError::Timeout { .. } => (Reason::Timeout, "it is not known whether the request was carried out"),
+            ClientError::Broken { .. } => (Reason::ServerTimeout, "it is not known whether the request was carried out"),
+            ClientError::Connect { .. } | ClientError::Tls { .. } => {
+                (Reason::ServiceUnavailable, "the request was not sent")
+            }
+        };
+        let detail = if call.parts.method.is_safe() { "" } else { message };
+        let joint = if detail.is_empty() { "" } else { "; " };
+        Err(Box::new(Status::new(reason, format!("{failure}{joint}{detail}"))))
+    }
+
+    /// Passes an answer of the cloud on.
+    pub fn pass(
+        &self,
+        response: Response<ResponseBody>,
+        server: Arc<Server>,
+        tee: Option<Tee>,
+        in_flight: InFlight,
+    ) -> Response<Body> {
+        let (mut head, body) = response.into_parts();
+        identity::strip_hop_by_hop(&mut head.headers, false);
+        head.version = http::Version::HTTP_11;
+        head.extensions = http::Extensions::new();
+        Response::from_parts(head, Passing::new(body, server, tee, in_flight).boxed_unsync())
+    }
+
+    /// What the status of an answer says about a bearer and its rights; asks once in a while what it may do at all.
+    pub fn learn_acceptance(
+        self: &Arc<Self>,
+        caller: &Caller,
+        status: StatusCode,
+        info: &RequestInfo,
+        headers: &HeaderMap,
+    ) {
+        if status == StatusCode::FORBIDDEN
+            && info.is_resource
+            && matches!(info.verb, Verb::Get | Verb::List | Verb::Watch)
+            && let Ok(options) = info.list_options()
+        {
+            self.cache.learn_forbidden(caller, &route::query(info, &options));
+        }
+        if !matches!(caller, Caller::Bearer(_)) {
+            return;
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            self.cache.forget_bearer(caller);
+            return;
+        }
+        let due = {
+            let mut reviewed = self.reviewed.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let due = reviewed
+                .get(caller)
+                .is_none_or(|at| now.saturating_duration_since(*at) >= REVIEW_EVERY);
+            if due {
+                if reviewed.len() >= MOST_REVIEWED {
+                    reviewed.clear();
+                }
+                reviewed.insert(caller.clone(), now);
+            }
+            due
+        };
+        // A server error says nothing about the token.
+        if !due || status.is_server_error() {
+            return;
+        }
+        self.cache.accept_bearer(caller);
+        let (hub, caller) = (self.clone(), caller.clone());
+        let mut own = HeaderMap::new();
+        if let Some(authorization) = headers.get(header::AUTHORIZATION) {
+            own.insert(header::AUTHORIZATION, authorization.clone());
+        }
+        self.tasks.spawn(async move {
+            tokio::select! {
+                () = hub.review(&caller, own) => {}
+                () = hub.shutdown.cancelled() => {}
+            }
+        });
+    }
+
+    /// Asks the cloud, as the bearer itself, what it may do everywhere.
+    async fn review(&self, caller: &Caller, mut headers: HeaderMap) {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(crate::USER_AGENT));
+        let review = serde_json::json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectRulesReview",
+            "spec": { "namespace": EVERYWHERE },
+        });
+        let outgoing = Outgoing {
+            method: Method::POST,
+            uri: http::Uri::from_static("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"),
+            headers,
+            body: OutgoingBody::Held(review.to_string().into()),
+            wait: Duration::from_secs(10),
+            safe: true,
+        };
+        let answer = async {
+            let (response, _) = self.upstreams.send(caller, outgoing).await.ok()?;
+            if !response.status().is_success() {
+                return None;
+            }
+            let body = yurt_transport::collect(response.into_body(), 1 << 20).await.ok()?;
+            let review: serde_json::Value = serde_json::from_slice(&body).ok()?;
+            review.get("status").cloned()
+        };
+        if let Ok(Some(status)) = tokio::time::timeout(Duration::from_secs(20), answer).await {
+            self.cache.learn_rules(caller, &status);
+        }
+    }
+
+    /// Reads a body that must be known before it can be answered.
+    async fn hold(&self, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Box<Status>> {
+        if body.is_end_stream() {
+            return Ok(Bytes::new());
+        }
+        if announced(headers) > self.bounds.request_body as u64 {
+            return Err(too_large_status(self.bounds.request_body));
+        }
+        match tokio::time::timeout(UPLOAD, yurt_transport::collect(body, self.bounds.request_body)).await {
+            Ok(Ok(bytes)) => Ok(bytes),
+            Ok(Err(CollectError::TooLarge(limit))) => Err(too_large_status(limit)),
+            Ok(Err(CollectError::Broken(error))) => Err(Box::new(Status::new(
+                Reason::BadRequest,
+                format!("the request body broke off: {error}"),
+            ))),
+            Err(_) => Err(Box::new(Status::new(
+                Reason::Timeout,
+                format!("the request body did not come within {UPLOAD:?}"),
+            ))),
+        }
+    }
+
+    /// Holds small bodies and those the node may have to understand itself, streams the others.
+    async fn take_body(
+        &self,
+        headers: &HeaderMap,
+        body: Incoming,
+        must_hold: bool,
+        too_large: &Arc<AtomicBool>,
+    ) -> Result<(OutgoingBody, Option<Bytes>), Box<Status>> {
+        let size = body.size_hint().exact();
+        let limit = self.bounds.request_body;
+        if size.unwrap_or(0) > limit as u64 {
+            return Err(too_large_status(limit));
+        }
+        if must_hold || size.is_some_and(|size| size <= self.bounds.replayable_body as u64) {
+            let bytes = self.hold(headers, body).await?;
+            return Ok((OutgoingBody::Held(bytes.clone()), Some(bytes)));
+        }
+        let flag = too_large.clone();
+        let limited = Limited::new(body, limit).map_err(move |error| {
+            if error.is::<LengthLimitError>() {
+                flag.store(true, Ordering::Relaxed);
+            }
+            error
+        });
+        Ok((OutgoingBody::Stream(limited.boxed_unsync()), None))
+    }
+}
+
+/// The key of a document: its path without a slash at the end.
+pub(crate) fn document_key(path: &str) -> String {
+    path.trim_end_matches('/').to_owned()
+}
+
+fn text(headers: &HeaderMap, name: header::HeaderName) -> &str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+fn announced(headers: &HeaderMap) -> u64 {
+    text(headers, header::CONTENT_LENGTH).parse().unwrap_or(0)
+}
+
+fn too_large_status(limit: usize) -> Box<Status> {
+    Box::new(Status::new(
+        Reason::RequestEntityTooLarge,
+        format!("the request body is larger than {limit} bytes"),
+    ))
+}
+
+/// A Status as a response, in an encoding that the client accepts.
+pub fn refusal(status: &Status, accept: Option<&HeaderValue>) -> Response<Body> {
+    let accept = accept.and_then(|value| value.to_str().ok());
+    let encoding = negotiate(accept, true).map_or(Encoding::Json, |r| r.encoding);
+    let mut response = Response::new(yurt_transport::full(status.to_bytes(encoding)));
+    *response.status_mut() = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoding.content_type()));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    if let Some(seconds) = status.retry_after_seconds {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}

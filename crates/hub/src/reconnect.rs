@@ -1,0 +1,170 @@
+//! What happens when the link comes and goes: the mode of the whole hub, and the replay of what was written meanwhile.
+
+use crate::{
+    caller::Caller,
+    journal::{Cloud, Journal},
+    metrics::Metrics,
+    route::Mode,
+    upstream::{Outgoing, OutgoingBody, SendError, Upstreams},
+};
+use bytes::Bytes;
+use http::{Request, Response};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use yurt_transport::{ClientError, CollectError};
+
+/// How long the return to the cloud may wait for the replay, so that clients do not see their own writes undone for a moment.
+/// After it, the replay goes on beside.
+const REPLAY_FIRST: Duration = Duration::from_secs(1);
+/// Between attempts to replay what is left.
+const REPLAY_PAUSE: Duration = Duration::from_secs(2);
+/// Largest answer to a replayed write.
+const REPLAY_ANSWER: usize = 4 << 20;
+
+/// The cloud as the journal needs it: the node's own identity, any API server.
+#[derive(Clone, Debug)]
+pub struct NodeCloud(pub Arc<Upstreams>);
+
+impl Cloud for NodeCloud {
+    fn call(
+        &self,
+        request: Request<Bytes>,
+        timeout: Duration,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, ClientError>> + Send + '_>> {
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let outgoing = Outgoing {
+                safe: parts.method.is_safe(),
+                method: parts.method,
+                uri: parts.uri,
+                headers: parts.headers,
+                body: OutgoingBody::Held(body),
+                wait: timeout,
+            };
+            let (response, server) = match self.0.send(&Caller::Node, outgoing).await {
+                Ok(answer) => answer,
+                Err(SendError::Failed(error)) => return Err(error),
+                Err(error @ (SendError::NoServer | SendError::NoIdentity)) => {
+                    return Err(ClientError::Connect {
+                        authority: "the cloud".into(),
+                        source: error.to_string().into(),
+                    });
+                }
+            };
+            let (parts, body) = response.into_parts();
+            let authority = || server.authority().to_owned();
+            match tokio::time::timeout(timeout, yurt_transport::collect(body, REPLAY_ANSWER)).await {
+                Ok(Ok(body)) => {
+                    server.heard();
+                    Ok(Response::from_parts(parts, body))
+                }
+                Ok(Err(error @ CollectError::TooLarge(_))) => Err(ClientError::Broken {
+                    authority: authority(),
+                    source: error.into(),
+                }),
+                Ok(Err(error)) => {
+                    server.suspect();
+                    Err(ClientError::Broken {
+                        authority: authority(),
+                        source: error.into(),
+                    })
+                }
+                Err(_) => Err(ClientError::Timeout {
+                    authority: authority(),
+                    after: timeout,
+                }),
+            }
+        })
+    }
+}
+
+/// Keeps `mode` true until `shutdown`: offline as soon as no server can be reached; online again when one can and what was
+/// written meanwhile had its chance to be replayed.
+pub async fn supervise(
+    upstreams: Arc<Upstreams>,
+    journal: Journal,
+    mode: watch::Sender<Mode>,
+    metrics: Metrics,
+    shutdown: CancellationToken,
+) {
+    let mut changes = upstreams.changes();
+    let mut offline_since: Option<Instant> = None;
+    let cloud = NodeCloud(upstreams.clone());
+    loop {
+        changes.borrow_and_update();
+        if !upstreams.reachable() {
+            if offline_since.is_none() {
+                offline_since = Some(Instant::now());
+                metrics.offline(true, 0.0);
+                mode.send_replace(Mode::Offline);
+                tracing::warn!("no API server answers: the node answers from what it knows");
+            }
+            tokio::select! {
+                _ = changes.changed() => {}
+                () = shutdown.cancelled() => return,
+            }
+            continue;
+        }
+        let pending = journal.pending();
+        if pending > 0 && upstreams.up() {
+            let began = Instant::now();
+            let replay = replay(&journal, &cloud, &metrics);
+            tokio::pin!(replay);
+            // The replay is not given up half-way: a write whose answer nobody reads would be sent again.
+            let in_time = tokio::select! {
+                () = &mut replay => true,
+                () = tokio::time::sleep(REPLAY_FIRST), if offline_since.is_some() => false,
+                () = shutdown.cancelled() => return,
+            };
+            if in_time {
+                tracing::debug!(took = ?began.elapsed(), "replayed");
+            } else {
+                come_back(&mode, &metrics, &mut offline_since);
+                tokio::select! {
+                    () = &mut replay => {}
+                    () = shutdown.cancelled() => return,
+                }
+            }
+        }
+        if upstreams.reachable() {
+            come_back(&mode, &metrics, &mut offline_since);
+        }
+        let left = journal.pending() > 0;
+        tokio::select! {
+            _ = changes.changed() => {}
+            () = tokio::time::sleep(REPLAY_PAUSE), if left => {}
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+fn come_back(mode: &watch::Sender<Mode>, metrics: &Metrics, offline_since: &mut Option<Instant>) {
+    if let Some(since) = offline_since.take() {
+        let lasted = since.elapsed();
+        metrics.offline(false, lasted.as_secs_f64());
+        tracing::info!(offline_for = ?lasted, "the cloud is back");
+        mode.send_replace(Mode::Online);
+    }
+}
+
+async fn replay(journal: &Journal, cloud: &NodeCloud, metrics: &Metrics) {
+    let before = journal.pending();
+    let report = journal.replay(cloud).await;
+    metrics.replayed(report.applied as u64, report.dropped.len() as u64);
+    for reason in &report.dropped {
+        tracing::warn!(reason, "a write of the offline time is dropped");
+    }
+    tracing::info!(
+        before,
+        applied = report.applied,
+        dropped = report.dropped.len(),
+        kept = report.kept,
+        stopped = report.stopped,
+        "writes of the offline time replayed"
+    );
+}

@@ -1,0 +1,345 @@
+//! Feeding the cache beside a stream: the client's bytes go by untouched while a bounded copy of them is held, which is
+//! decoded and learned after the client has everything. Never slows the client: what does not fit is counted and not learned.
+
+use crate::{
+    cache::Cache,
+    caller::Caller,
+    metrics::{InFlight, Metrics, Unlearned},
+    query::Query,
+    upstream::Server,
+};
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as _, Frame, SizeHint};
+use std::{
+    io::Read,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+use tokio::sync::mpsc;
+use yurt_transport::{BoxError, ResponseBody};
+use yurt_wire::{Encoding, Gvr, Object, list};
+
+/// Answers that wait to be learned.
+const QUEUE: usize = 512;
+/// Answers above this size are decoded where they hold up nothing else.
+const HEAVY: usize = 128 << 10;
+/// A compressed answer may grow to this multiple of the bound on held bytes.
+const INFLATION: usize = 4;
+
+/// What an answer teaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// One object of a resource.
+    Object(Gvr),
+    /// A 404 or a delete: when the body is a Status, the object is gone.
+    Absence {
+        /// Resource.
+        gvr: Gvr,
+        /// Namespace.
+        namespace: String,
+        /// Name.
+        name: String,
+    },
+    /// One page of a list.
+    List {
+        /// What was asked for.
+        query: Query,
+        /// The `continue` the page was asked for with, `""` for the first.
+        continued: String,
+    },
+    /// A non-resource document, under its key in the cache.
+    Document {
+        /// The key.
+        path: String,
+        /// Its content type.
+        content_type: String,
+    },
+}
+
+/// One answer to learn from.
+#[derive(Debug)]
+pub struct Lesson {
+    /// Who got it.
+    pub caller: Caller,
+    /// What it is.
+    pub subject: Subject,
+    /// Encoding of the body.
+    pub encoding: Encoding,
+    /// Whether the body is compressed with gzip.
+    pub gzip: bool,
+    /// The body as it came.
+    pub body: Vec<Bytes>,
+}
+
+/// Hands lessons to the one task that learns.
+#[derive(Clone, Debug)]
+pub struct Teacher {
+    lessons: mpsc::Sender<(Lesson, Reserved)>,
+    held: Arc<AtomicUsize>,
+    most_held: usize,
+    most_one: usize,
+    metrics: Metrics,
+}
+
+/// Bytes reserved from the bound on all held answers; given back on drop.
+#[derive(Debug)]
+pub struct Reserved {
+    held: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Reserved {
+    fn grow(&mut self, bytes: usize, most: usize) -> bool {
+        let grown = self
+            .held
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |held| {
+                held.checked_add(bytes).filter(|sum| *sum <= most)
+            })
+            .is_ok();
+        if grown {
+            self.bytes += bytes;
+        }
+        grown
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.held.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Teacher {
+    /// A teacher and the task that learns into `cache` until all handles are dropped. `most_one` bounds one answer,
+    /// `most_held` all together, in bytes.
+    pub fn new(
+        cache: Cache,
+        metrics: Metrics,
+        most_one: usize,
+        most_held: usize,
+    ) -> (Self, impl Future<Output = ()> + Send) {
+        let (lessons, mut queue) = mpsc::channel::<(Lesson, Reserved)>(QUEUE);
+        let teacher = Self {
+            lessons,
+            held: Arc::default(),
+            most_held,
+            most_one,
+            metrics: metrics.clone(),
+        };
+        let learning = async move {
+            let limit = most_one.saturating_mul(INFLATION);
+            while let Some((lesson, reserved)) = queue.recv().await {
+                let learned = if reserved.bytes > HEAVY {
+                    let cache = cache.clone();
+                    let work = tokio::task::spawn_blocking(move || learn(&cache, lesson, limit));
+                    match work.await {
+                        Ok(learned) => learned,
+                        // The runtime is going down.
+                        Err(_) => return,
+                    }
+                } else {
+                    learn(&cache, lesson, limit)
+                };
+                if let Err(why) = learned {
+                    metrics.unlearned(why);
+                }
+                drop(reserved);
+            }
+        };
+        (teacher, learning)
+    }
+
+    /// Begins to hold an answer.
+    pub fn tee(&self, caller: Caller, subject: Subject, encoding: Encoding, gzip: bool) -> Tee {
+        Tee {
+            lesson: Some(Lesson {
+                caller,
+                subject,
+                encoding,
+                gzip,
+                body: Vec::new(),
+            }),
+            reserved: Some(Reserved {
+                held: self.held.clone(),
+                bytes: 0,
+            }),
+            teacher: self.clone(),
+        }
+    }
+}
+
+/// A bounded copy of one answer on its way to the client.
+#[derive(Debug)]
+pub struct Tee {
+    lesson: Option<Lesson>,
+    reserved: Option<Reserved>,
+    teacher: Teacher,
+}
+
+impl Tee {
+    /// A chunk went by.
+    pub fn push(&mut self, chunk: &Bytes) {
+        let (Some(lesson), Some(reserved)) = (&mut self.lesson, &mut self.reserved) else {
+            return;
+        };
+        let too_large = reserved.bytes + chunk.len() > self.teacher.most_one;
+        if too_large || !reserved.grow(chunk.len(), self.teacher.most_held) {
+            self.teacher.metrics.unlearned(if too_large {
+                Unlearned::TooLarge
+            } else {
+                Unlearned::Busy
+            });
+            self.lesson = None;
+            self.reserved = None;
+            return;
+        }
+        lesson.body.push(chunk.clone());
+    }
+
+    /// The answer is complete.
+    pub fn finish(&mut self) {
+        if let (Some(lesson), Some(reserved)) = (self.lesson.take(), self.reserved.take())
+            && self.teacher.lessons.try_send((lesson, reserved)).is_err()
+        {
+            self.teacher.metrics.unlearned(Unlearned::Busy);
+        }
+    }
+}
+
+fn learn(cache: &Cache, lesson: Lesson, limit: usize) -> Result<(), Unlearned> {
+    let Lesson {
+        caller,
+        subject,
+        encoding,
+        gzip,
+        body,
+    } = lesson;
+    let body = if gzip { inflate(&body, limit)? } else { join(&body) };
+    if let Subject::Document { path, content_type } = subject {
+        cache.learn_document(&path, &content_type, body);
+        return Ok(());
+    }
+    if let Subject::List { query, continued } = subject {
+        let split = list::split(&body, encoding).map_err(|_| Unlearned::Undecodable)?;
+        cache.learn_page(&caller, &query, &continued, split);
+        return Ok(());
+    }
+    let object = Object {
+        encoding,
+        bytes: body,
+    };
+    let meta = object.meta().map_err(|_| Unlearned::Undecodable)?;
+    let status = meta.gvk.kind == "Status" && meta.gvk.version == "v1" && meta.gvk.group.is_empty();
+    match subject {
+        Subject::Object(gvr) if !status && !meta.name.is_empty() => {
+            cache.learn_object(&caller, &gvr, &object);
+        }
+        Subject::Absence { gvr, namespace, name } if status => {
+            cache.learn_absent(&caller, &gvr, &namespace, &name);
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// One buffer of its own: what is learned must not keep the connection's read buffers alive.
+fn join(chunks: &[Bytes]) -> Bytes {
+    let mut joined = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+    for chunk in chunks {
+        joined.extend_from_slice(chunk);
+    }
+    joined.freeze()
+}
+
+fn inflate(chunks: &[Bytes], limit: usize) -> Result<Bytes, Unlearned> {
+    let compressed = join(chunks);
+    let mut inflated = Vec::new();
+    flate2::read::MultiGzDecoder::new(&compressed[..])
+        .take(limit as u64 + 1)
+        .read_to_end(&mut inflated)
+        .map_err(|_| Unlearned::Undecodable)?;
+    if inflated.len() > limit {
+        return Err(Unlearned::TooLarge);
+    }
+    Ok(inflated.into())
+}
+
+/// The body of an answer on its way from the cloud to the client.
+#[derive(Debug)]
+pub struct Passing {
+    body: ResponseBody,
+    server: Arc<Server>,
+    tee: Option<Tee>,
+    in_flight: InFlight,
+}
+
+impl Passing {
+    /// Passes `body` on, untouched.
+    pub fn new(body: ResponseBody, server: Arc<Server>, tee: Option<Tee>, in_flight: InFlight) -> Self {
+        let mut passing = Self {
+            body,
+            server,
+            tee,
+            in_flight,
+        };
+        passing.check_end();
+        passing
+    }
+
+    /// A server may not be asked for the end when the body already knows it.
+    fn check_end(&mut self) {
+        if self.body.is_end_stream()
+            && let Some(mut tee) = self.tee.take()
+        {
+            tee.finish();
+        }
+    }
+}
+
+impl http_body::Body for Passing {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        let polled = Pin::new(&mut this.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.server.heard();
+                if let Some(data) = frame.data_ref() {
+                    this.in_flight.sent(data.len());
+                    if let Some(tee) = &mut this.tee {
+                        tee.push(data);
+                    }
+                }
+                this.check_end();
+            }
+            Poll::Ready(Some(Err(_))) => {
+                this.tee = None;
+                this.server.suspect();
+            }
+            Poll::Ready(None) => {
+                if let Some(mut tee) = this.tee.take() {
+                    tee.finish();
+                }
+            }
+            Poll::Pending => {}
+        }
+        polled.map(|frame| frame.map(|frame| frame.map_err(BoxError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

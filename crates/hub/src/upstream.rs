@@ -1,0 +1,437 @@
+//! The API servers: sending requests to those that are up, and finding out which are.
+
+mod probe;
+
+use crate::{
+    caller::Caller,
+    config::LbMode,
+    link::{Input, Link, State},
+    metrics::{LastSeen, Metrics},
+};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, Uri};
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use yurt_transport::{Body, Client, ClientError, ClientOptions, ResponseBody};
+
+/// Time to connect for requests. Longer than it takes to notice that the link is down.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Time to connect for probes: an attempt whose packets were lost must soon be followed by a new one.
+const PROBE_CONNECT: Duration = Duration::from_secs(2);
+
+/// How the API servers are reached under each identity.
+#[derive(Clone, Debug)]
+pub struct CloudTls {
+    /// With the node's certificate; `None` when the node has none.
+    pub node: Option<Arc<rustls::ClientConfig>>,
+    /// Without a certificate, for callers with a token of their own.
+    pub bearer: Arc<rustls::ClientConfig>,
+}
+
+/// One API server.
+#[derive(Debug)]
+pub struct Server {
+    authority: String,
+    node: Option<Client>,
+    bearer: Client,
+    /// A connection of its own for probes, so that one stuck connection does not speak for the server.
+    second: Client,
+    origin: Instant,
+    heard: LastSeen,
+    link: Mutex<Link>,
+    state: watch::Sender<State>,
+    nudge: Notify,
+    reachable: watch::Sender<bool>,
+    metrics: Metrics,
+}
+
+/// What a server looks like from here, for `/v1/status`.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServerStatus {
+    /// `host:port`.
+    pub server: String,
+    /// `starting`, `up` or `down`.
+    pub state: &'static str,
+    /// Seconds in this state.
+    pub for_seconds: f64,
+    /// Smoothed round trip of probes.
+    pub rtt_milliseconds: Option<f64>,
+    /// Whether a probe is overdue.
+    pub suspect: bool,
+}
+
+impl Server {
+    fn client(&self, caller: &Caller) -> Option<&Client> {
+        match caller {
+            Caller::Node => self.node.as_ref(),
+            Caller::Bearer(_) => Some(&self.bearer),
+        }
+    }
+
+    /// `host:port`.
+    pub fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// Bytes came from the server.
+    pub fn heard(&self) {
+        self.heard.set(self.origin.elapsed());
+    }
+
+    /// Whether bytes came from the server after `moment`.
+    pub fn heard_since(&self, moment: Instant) -> bool {
+        self.origin + self.heard.get() > moment
+    }
+
+    /// Something failed on the way to or from the server.
+    pub fn suspect(&self) {
+        self.input(Instant::now(), Input::Suspicion);
+        self.nudge.notify_one();
+    }
+
+    /// Its state.
+    pub fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    /// Resolves when the link is down.
+    pub async fn went_down(&self) {
+        // The sender lives as long as self.
+        let _ = self.state.subscribe().wait_for(|state| *state == State::Down).await;
+    }
+
+    fn link(&self) -> MutexGuard<'_, Link> {
+        // A link is valid after every statement.
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn input(&self, now: Instant, input: Input) {
+        let (change, lasted) = {
+            let mut link = self.link();
+            let lasted = now.saturating_duration_since(link.since());
+            (link.input(now, input), lasted)
+        };
+        match change {
+            Some(State::Down) => {
+                tracing::warn!(server = %self.authority, up_for = ?lasted, cause = ?input, "link down");
+                self.metrics.server(&self.authority, false);
+                self.state.send_replace(State::Down);
+                // Streams on it would hang until the kernel gives up; they end now, and their relays take over.
+                self.reset();
+            }
+            Some(state) => {
+                tracing::info!(server = %self.authority, was_down_for = ?lasted, "link up");
+                self.metrics.server(&self.authority, true);
+                self.state.send_replace(state);
+            }
+            None => return,
+        }
+        self.reachable.send_modify(|_| {});
+    }
+
+    fn reset(&self) {
+        for client in self.node.iter().chain([&self.bearer, &self.second]) {
+            client.reset();
+        }
+    }
+
+    fn status(&self) -> ServerStatus {
+        let link = self.link();
+        ServerStatus {
+            server: self.authority.clone(),
+            state: link.state().as_str(),
+            for_seconds: link.since().elapsed().as_secs_f64(),
+            rtt_milliseconds: link.rtt().map(|rtt| rtt.as_secs_f64() * 1e3),
+            suspect: link.suspect(),
+        }
+    }
+}
+
+/// All API servers of the cloud.
+#[derive(Debug)]
+pub struct Upstreams {
+    servers: Vec<Arc<Server>>,
+    mode: LbMode,
+    cursor: AtomicUsize,
+    reachable: watch::Sender<bool>,
+    metrics: Metrics,
+}
+
+/// A request on its way to the cloud.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Method.
+    pub method: Method,
+    /// Path and query.
+    pub uri: Uri,
+    /// End-to-end headers.
+    pub headers: HeaderMap,
+    /// Body.
+    pub body: OutgoingBody,
+    /// How long to wait for the head of the answer, over all servers tried.
+    pub wait: Duration,
+    /// Whether the request changes nothing, so that it may be sent twice.
+    pub safe: bool,
+}
+
+/// A request body.
+#[derive(Debug)]
+pub enum OutgoingBody {
+    /// Held, can be sent again.
+    Held(Bytes),
+    /// Streams from the client, can be sent once.
+    Stream(Body),
+}
+
+impl OutgoingBody {
+    fn take(&mut self) -> Option<Body> {
+        match self {
+            Self::Held(bytes) if bytes.is_empty() => Some(yurt_transport::empty()),
+            Self::Held(bytes) => Some(yurt_transport::full(bytes.clone())),
+            Self::Stream(_) => match std::mem::replace(self, Self::Held(Bytes::new())) {
+                Self::Stream(body) => Some(body),
+                Self::Held(_) => None,
+            },
+        }
+    }
+    fn repeatable(&self) -> bool {
+        matches!(self, Self::Held(_))
+    }
+}
+
+/// Why no server answered.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// No server is up: nothing was sent.
+    #[error("no API server can be reached")]
+    NoServer,
+    /// The node has no certificate to go with.
+    #[error("this node has no client certificate")]
+    NoIdentity,
+    /// The last server tried failed.
+    #[error(transparent)]
+    Failed(#[from] ClientError),
+}
+
+impl Upstreams {
+    /// Clients for all servers; nothing is connected yet.
+    pub fn new(servers: &[String], mode: LbMode, tls: &CloudTls, metrics: Metrics) -> Arc<Self> {
+        let (reachable, _) = watch::channel(true);
+        let options = ClientOptions {
+            connect_timeout: CONNECT,
+            keepalive_interval: Duration::from_secs(15),
+            keepalive_timeout: Duration::from_secs(10),
+            max_idle: 4,
+        };
+        let probing = ClientOptions {
+            connect_timeout: PROBE_CONNECT,
+            max_idle: 1,
+            ..options.clone()
+        };
+        let origin = Instant::now();
+        let servers = servers
+            .iter()
+            .map(|authority| {
+                let client = |tls: &Arc<rustls::ClientConfig>, options: &ClientOptions| {
+                    Client::new(authority, Some(tls.clone()), options.clone())
+                };
+                Arc::new(Server {
+                    authority: authority.clone(),
+                    node: tls.node.as_ref().map(|tls| client(tls, &options)),
+                    bearer: client(&tls.bearer, &options),
+                    second: client(tls.node.as_ref().unwrap_or(&tls.bearer), &probing),
+                    origin,
+                    heard: LastSeen::default(),
+                    link: Mutex::new(Link::new(origin)),
+                    state: watch::channel(State::Starting).0,
+                    nudge: Notify::new(),
+                    reachable: reachable.clone(),
+                    metrics: metrics.clone(),
+                })
+            })
+            .collect();
+        Arc::new(Self {
+            servers,
+            mode,
+            cursor: AtomicUsize::new(0),
+            reachable,
+            metrics,
+        })
+    }
+
+    /// Replaces the TLS configurations for new connections (certificates were renewed).
+    pub fn set_tls(&self, tls: &CloudTls) {
+        for server in &self.servers {
+            if let (Some(client), Some(tls)) = (&server.node, &tls.node) {
+                client.set_tls(tls.clone());
+            }
+            server.bearer.set_tls(tls.bearer.clone());
+            server.second.set_tls(tls.node.as_ref().unwrap_or(&tls.bearer).clone());
+        }
+    }
+
+    /// Starts probing every server until `shutdown`.
+    pub fn start(&self, shutdown: &CancellationToken, tasks: &tokio_util::task::TaskTracker) {
+        for server in &self.servers {
+            tasks.spawn(probe::run(server.clone(), shutdown.clone()));
+        }
+    }
+
+    /// Whether any server is up, or may be because nothing is known yet.
+    pub fn reachable(&self) -> bool {
+        self.servers.iter().any(|server| server.state() != State::Down)
+    }
+
+    /// Whether any server is known to be up.
+    pub fn up(&self) -> bool {
+        self.servers.iter().any(|server| server.state() == State::Up)
+    }
+
+    /// Notified whenever a link changes; ask [`Self::reachable`] then.
+    pub fn changes(&self) -> watch::Receiver<bool> {
+        self.reachable.subscribe()
+    }
+
+    /// The state of every server.
+    pub fn status(&self) -> Vec<ServerStatus> {
+        self.servers.iter().map(|server| server.status()).collect()
+    }
+
+    /// Servers to try, in order.
+    fn candidates(&self) -> Vec<Arc<Server>> {
+        let states: Vec<State> = self.servers.iter().map(|server| server.state()).collect();
+        let start = match self.mode {
+            LbMode::Priority => 0,
+            LbMode::RoundRobin => self.cursor.fetch_add(1, Ordering::Relaxed),
+        };
+        order(&states, start)
+            .into_iter()
+            .filter_map(|index| self.servers.get(index).cloned())
+            .collect()
+    }
+
+    /// Sends a request to the servers that are up, one after the other while that is safe: what certainly was not sent
+    /// always is, the rest when the request changes nothing.
+    pub async fn send(
+        &self,
+        caller: &Caller,
+        mut request: Outgoing,
+    ) -> Result<(Response<ResponseBody>, Arc<Server>), SendError> {
+        let deadline = Instant::now() + request.wait;
+        let mut failure = SendError::NoServer;
+        for server in self.candidates() {
+            let Some(client) = server.client(caller) else {
+                return Err(SendError::NoIdentity);
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            if !matches!(failure, SendError::NoServer) {
+                self.metrics.retried();
+            }
+            let Some(body) = request.body.take() else { break };
+            let mut attempt = Request::new(body);
+            *attempt.method_mut() = request.method.clone();
+            *attempt.uri_mut() = request.uri.clone();
+            *attempt.headers_mut() = request.headers.clone();
+            let sent = tokio::select! {
+                sent = client.send(attempt, left) => sent,
+                () = server.went_down() => Err(ClientError::Broken {
+                    authority: server.authority.clone(),
+                    source: "the link went down".into(),
+                }),
+            };
+            match sent {
+                Ok(response) => {
+                    server.heard();
+                    return Ok((response, server));
+                }
+                Err(error) => {
+                    tracing::debug!(server = %server.authority, %error, "request failed");
+                    server.suspect();
+                    let again = (request.safe || error.not_sent()) && request.body.repeatable();
+                    failure = SendError::Failed(error);
+                    if !again {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    /// Sends an upgrade request to the first server that can be connected to.
+    pub async fn send_upgrade(
+        &self,
+        caller: &Caller,
+        request: &Outgoing,
+    ) -> Result<(Response<ResponseBody>, Arc<Server>), SendError> {
+        let mut failure = SendError::NoServer;
+        for server in self.candidates() {
+            let Some(client) = server.client(caller) else {
+                return Err(SendError::NoIdentity);
+            };
+            let mut attempt = Request::new(yurt_transport::empty());
+            *attempt.method_mut() = request.method.clone();
+            *attempt.uri_mut() = request.uri.clone();
+            *attempt.headers_mut() = request.headers.clone();
+            let sent = tokio::select! {
+                sent = client.send_upgrade(attempt, request.wait) => sent,
+                () = server.went_down() => Err(ClientError::Broken {
+                    authority: server.authority.clone(),
+                    source: "the link went down".into(),
+                }),
+            };
+            match sent {
+                Ok(response) => {
+                    server.heard();
+                    return Ok((response, server));
+                }
+                Err(error) => {
+                    server.suspect();
+                    let again = error.not_sent();
+                    failure = SendError::Failed(error);
+                    if !again {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(failure)
+    }
+}
+
+/// Indexes of the servers to try: those that are up from `start` on around, then those about which nothing is known yet.
+fn order(states: &[State], start: usize) -> Vec<usize> {
+    let count = states.len();
+    let around = || (0..count).map(move |i| (start % count.max(1) + i) % count);
+    around()
+        .filter(|i| states[*i] == State::Up)
+        .chain(around().filter(|i| states[*i] == State::Starting))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use State::{Down, Starting, Up};
+
+    #[test]
+    fn who_is_tried_first() {
+        assert_eq!(order(&[], 3), [] as [usize; 0]);
+        assert_eq!(order(&[Up, Up, Up], 0), [0, 1, 2]);
+        assert_eq!(order(&[Up, Up, Up], 4), [1, 2, 0]);
+        assert_eq!(order(&[Down, Up, Starting], 0), [1, 2]);
+        assert_eq!(order(&[Starting, Down, Up], 2), [2, 0]);
+        assert_eq!(order(&[Down, Down], usize::MAX), [] as [usize; 0]);
+    }
+}
