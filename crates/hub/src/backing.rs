@@ -8,7 +8,7 @@ use crate::{
     config::Bounds,
     metrics::{Metrics, Unlearned},
     query::Query,
-    route::{self, Mode},
+    route::Mode,
     upstream::{Outgoing, OutgoingBody, Upstreams},
 };
 use bytes::Bytes;
@@ -188,7 +188,7 @@ impl Backing {
         let kind = if info.verb == Verb::Get {
             Kind::Named(info.clone())
         } else {
-            let query = route::query(info, &options);
+            let query = Query::of_request(info, &options);
             for (name, selector) in [
                 ("labelSelector", query.labels.to_string()),
                 ("fieldSelector", query.fields.to_string()),

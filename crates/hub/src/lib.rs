@@ -9,6 +9,7 @@ pub mod backing;
 pub mod cache;
 pub mod caller;
 pub mod certificates;
+
 pub mod config;
 pub mod deadline;
 pub mod identity;

@@ -29,14 +29,14 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGrou
 pub async fn run(hub: Arc<Hub>) {
     let mut modes = hub.modes();
     loop {
+        let online = async { modes.wait_for(|mode| *mode == Mode::Online).await.is_ok() };
+        tokio::select! {
+            () = hub.shutdown.cancelled() => return,
+            online = online => if !online { return },
+        }
         let complete = tokio::select! {
             () = hub.shutdown.cancelled() => return,
-            _ = modes.wait_for(|mode| *mode == Mode::Online) => {
-                tokio::select! {
-                    () = hub.shutdown.cancelled() => return,
-                    complete = fetch_all(&hub) => complete,
-                }
-            }
+            complete = fetch_all(&hub) => complete,
         };
         let pause = if complete { EVERY } else { RETRY };
         modes.mark_unchanged();
@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn versions_of_recorded_discovery() {
-        let core = Bytes::from_static(include_bytes!("../tests/fixtures/discovery-api.json"));
-        let groups = Bytes::from_static(include_bytes!("../tests/fixtures/discovery-apis.json"));
+        let core = Bytes::from_static(include_bytes!("../tests/hub/fixtures/discovery-api.json"));
+        let groups = Bytes::from_static(include_bytes!("../tests/hub/fixtures/discovery-apis.json"));
         let paths = versions(Some(&core), Some(&groups));
         for path in ["/api/v1", "/apis/apps/v1", "/apis/coordination.k8s.io/v1"] {
             assert!(paths.contains(path), "{path}: {paths:?}");

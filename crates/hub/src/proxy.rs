@@ -10,6 +10,7 @@ use crate::{
     journal::Journal,
     metrics::{InFlight, Metrics},
     offline::Offline,
+    query::Query,
     relay::{self, Watched},
     route::{self, Facts, Mode, Way},
     tee::{Passing, Subject, Tee, Teacher},
@@ -183,9 +184,8 @@ impl Hub {
         let representation = call.representation.as_ref();
         let learnable = route::is_cacheable(&call.info, call.identity.impersonates)
             && representation.is_some_and(|r| r.shape == yurt_wire::media::Shape::Full);
-        self.known_offline(&call.identity.caller)?;
         let watched = Watched {
-            query: learnable.then(|| route::query(&call.info, &call.options)),
+            query: learnable.then(|| Query::of_request(&call.info, &call.options)),
             view: route::is_view(&call.info, representation, call.identity.impersonates),
             caller: call.identity.caller,
             info: call.info,
@@ -197,36 +197,12 @@ impl Hub {
         relay::serve(self, watched).await
     }
 
-    /// Without the cloud, a bearer counts only if the cloud once accepted it.
-    fn known_offline(&self, caller: &Caller) -> Result<(), Box<Status>> {
-        if self.mode() == Mode::Offline && !self.cache.knows(caller) {
-            return Err(identity::unauthorized(
-                "Unauthorized: the node has no link to the cloud and never saw this token accepted",
-            ));
-        }
-        Ok(())
-    }
-
     async fn locally(&self, call: &Call, body: Bytes) -> Result<Response<Body>, Box<Status>> {
-        if !self.cache.knows(&call.identity.caller) {
-            return Err(identity::unauthorized(
-                "Unauthorized: the node has no link to the cloud and never saw this token accepted",
-            ));
-        }
         self.metrics.local(if call.parts.method.is_safe() { "read" } else { "write" });
-        let mut response = self
+        Ok(self
             .offline
             .answer(&call.identity.caller, &call.info, &call.parts, body)
-            .await;
-        // People should know that what they see may be old; components need not hear it with every read.
-        let agent = text(&call.parts.headers, header::USER_AGENT);
-        if call.parts.method.is_safe() && agent.starts_with("kubectl") && response.status().is_success() {
-            let warning = format!("299 - \"node {} has no link to the cloud: answered from its cache\"", self.node_name);
-            if let Ok(value) = HeaderValue::from_str(&warning) {
-                response.headers_mut().append(header::WARNING, value);
-            }
-        }
-        Ok(response)
+            .await)
     }
 
     async fn forward(
@@ -386,7 +362,7 @@ impl Hub {
             && matches!(info.verb, Verb::Get | Verb::List | Verb::Watch)
             && let Ok(options) = info.list_options()
         {
-            self.cache.learn_forbidden(caller, &route::query(info, &options));
+            self.cache.learn_forbidden(caller, &Query::of_request(info, &options));
         }
         if !matches!(caller, Caller::Bearer(_)) {
             return;

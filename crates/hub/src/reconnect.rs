@@ -4,6 +4,7 @@ use crate::{
     caller::Caller,
     journal::{Cloud, Journal},
     metrics::Metrics,
+    offline::Offline,
     route::Mode,
     upstream::{Outgoing, OutgoingBody, SendError, Upstreams},
 };
@@ -12,7 +13,7 @@ use http::{Request, Response};
 use std::{
     pin::Pin,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -88,6 +89,7 @@ impl Cloud for NodeCloud {
 pub async fn supervise(
     upstreams: Arc<Upstreams>,
     journal: Journal,
+    offline: Offline,
     mode: watch::Sender<Mode>,
     metrics: Metrics,
     shutdown: CancellationToken,
@@ -101,6 +103,7 @@ pub async fn supervise(
             if offline_since.is_none() {
                 offline_since = Some(Instant::now());
                 metrics.offline(true, 0.0);
+                offline.set_away_since(Some(SystemTime::now()));
                 mode.send_replace(Mode::Offline);
                 tracing::warn!("no API server answers: the node answers from what it knows");
             }
@@ -124,7 +127,7 @@ pub async fn supervise(
             if in_time {
                 tracing::debug!(took = ?began.elapsed(), "replayed");
             } else {
-                come_back(&mode, &metrics, &mut offline_since);
+                come_back(&mode, &metrics, &offline, &mut offline_since);
                 tokio::select! {
                     () = &mut replay => {}
                     () = shutdown.cancelled() => return,
@@ -132,7 +135,7 @@ pub async fn supervise(
             }
         }
         if upstreams.reachable() {
-            come_back(&mode, &metrics, &mut offline_since);
+            come_back(&mode, &metrics, &offline, &mut offline_since);
         }
         let left = journal.pending() > 0;
         tokio::select! {
@@ -143,10 +146,11 @@ pub async fn supervise(
     }
 }
 
-fn come_back(mode: &watch::Sender<Mode>, metrics: &Metrics, offline_since: &mut Option<Instant>) {
+fn come_back(mode: &watch::Sender<Mode>, metrics: &Metrics, offline: &Offline, offline_since: &mut Option<Instant>) {
     if let Some(since) = offline_since.take() {
         let lasted = since.elapsed();
         metrics.offline(false, lasted.as_secs_f64());
+        offline.set_away_since(None);
         tracing::info!(offline_for = ?lasted, "the cloud is back");
         mode.send_replace(Mode::Online);
     }

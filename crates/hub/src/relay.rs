@@ -380,6 +380,14 @@ impl Relay {
             let Some(frame) = frame else {
                 return Next::End;
             };
+            // A bookmark of the node may be ahead of what this stream was told by the cloud; the client must not hold a
+            // revision whose events it lacks.
+            if !self.opened_locally
+                && let Some(revision) = &frame.resource_version
+                && self.cursor.behind(revision)
+            {
+                continue;
+            }
             if let Err(next) = self.deliver(frame.bytes).await {
                 return next;
             }
@@ -389,11 +397,12 @@ impl Relay {
     async fn from_nowhere(&mut self) -> Next {
         let _local = Held::new(self.hub.metrics.watches_local());
         let mut mode = self.hub.modes();
+        let deadline = self.local_deadline();
         tokio::select! {
             _ = mode.wait_for(|mode| *mode == Mode::Online) => Next::Back,
             () = self.client.closed() => Next::End,
             () = self.hub.shutdown.cancelled() => Next::End,
-            () = until(self.local_deadline()) => Next::End,
+            () = until(deadline) => Next::End,
         }
     }
 

@@ -148,16 +148,6 @@ pub fn is_cacheable(info: &RequestInfo, impersonates: bool) -> bool {
         && !info.path.contains("/watch/")
 }
 
-/// What the objects of a list or watch are: its query apart from the representation.
-pub fn query(info: &RequestInfo, options: &ListOptions) -> Query {
-    Query {
-        gvr: info.gvr(),
-        namespace: info.namespace.clone(),
-        labels: options.labels.clone(),
-        fields: options.fields.clone(),
-    }
-}
-
 /// What a successful answer (2xx) teaches. Watches are the relay's.
 pub fn teaches(
     info: &RequestInfo,
@@ -171,7 +161,7 @@ pub fn teaches(
     match info.verb {
         Verb::Get | Verb::Create | Verb::Update | Verb::Patch => Some(Subject::Object(info.gvr())),
         Verb::List => Some(Subject::List {
-            query: query(info, options),
+            query: Query::of_request(info, options),
             continued: options.continue_token.clone(),
         }),
         Verb::Delete if info.subresource.is_empty() && !info.name.is_empty() => Some(absence(info)),

@@ -2,7 +2,7 @@
 //! decoded and learned after the client has everything. Never slows the client: what does not fit is counted and not learned.
 
 use crate::{
-    cache::Cache,
+    cache::{Cache, ListLearner},
     caller::Caller,
     metrics::{InFlight, Metrics, Unlearned},
     query::Query,
@@ -11,6 +11,7 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame, SizeHint};
 use std::{
+    collections::VecDeque,
     io::Read,
     pin::Pin,
     sync::{
@@ -25,6 +26,8 @@ use yurt_wire::{Encoding, Gvr, Object, list};
 
 /// Answers that wait to be learned.
 const QUEUE: usize = 512;
+/// Paged lists under way.
+const PAGED_LISTS: usize = 32;
 /// Answers above this size are decoded where they hold up nothing else.
 const HEAVY: usize = 128 << 10;
 /// A compressed answer may grow to this multiple of the bound on held bytes.
@@ -132,17 +135,24 @@ impl Teacher {
         };
         let learning = async move {
             let limit = most_one.saturating_mul(INFLATION);
+            let mut paged = Paged::default();
             while let Some((lesson, reserved)) = queue.recv().await {
                 let learned = if reserved.bytes > HEAVY {
                     let cache = cache.clone();
-                    let work = tokio::task::spawn_blocking(move || learn(&cache, lesson, limit));
+                    let work = tokio::task::spawn_blocking(move || {
+                        let learned = learn(&cache, &mut paged, lesson, limit);
+                        (paged, learned)
+                    });
                     match work.await {
-                        Ok(learned) => learned,
+                        Ok((back, learned)) => {
+                            paged = back;
+                            learned
+                        }
                         // The runtime is going down.
                         Err(_) => return,
                     }
                 } else {
-                    learn(&cache, lesson, limit)
+                    learn(&cache, &mut paged, lesson, limit)
                 };
                 if let Err(why) = learned {
                     metrics.unlearned(why);
@@ -210,7 +220,7 @@ impl Tee {
     }
 }
 
-fn learn(cache: &Cache, lesson: Lesson, limit: usize) -> Result<(), Unlearned> {
+fn learn(cache: &Cache, paged: &mut Paged, lesson: Lesson, limit: usize) -> Result<(), Unlearned> {
     let Lesson {
         caller,
         subject,
@@ -225,7 +235,7 @@ fn learn(cache: &Cache, lesson: Lesson, limit: usize) -> Result<(), Unlearned> {
     }
     if let Subject::List { query, continued } = subject {
         let split = list::split(&body, encoding).map_err(|_| Unlearned::Undecodable)?;
-        cache.learn_page(&caller, &query, &continued, split);
+        paged.learn(cache, caller, query, &continued, split);
         return Ok(());
     }
     let object = Object {
@@ -244,6 +254,40 @@ fn learn(cache: &Cache, lesson: Lesson, limit: usize) -> Result<(), Unlearned> {
         _ => {}
     }
     Ok(())
+}
+
+/// Lists of which some pages came, by who asks and the token of the next page; oldest first.
+#[derive(Debug, Default)]
+struct Paged(VecDeque<(Caller, Query, String, ListLearner)>);
+
+impl Paged {
+    fn learn(&mut self, cache: &Cache, caller: Caller, query: Query, continued: &str, page: list::SplitList) {
+        let begun = self
+            .0
+            .iter()
+            .position(|(c, q, token, _)| *c == caller && *q == query && token == continued)
+            .filter(|_| !continued.is_empty())
+            .and_then(|index| self.0.remove(index));
+        let mut learner = match begun {
+            Some((_, _, _, learner)) => learner,
+            None => cache.list_learner(&caller, &query),
+        };
+        let next = page.continue_token.clone();
+        // A continued list whose beginning was not seen (a restart, too many at a time) teaches its objects, not completeness.
+        let whole = continued.is_empty() || learner.continue_token() == continued;
+        learner.page(page);
+        if !whole {
+            return;
+        }
+        if next.is_empty() {
+            learner.finish();
+            return;
+        }
+        if self.0.len() >= PAGED_LISTS {
+            self.0.pop_front();
+        }
+        self.0.push_back((caller, query, next, learner));
+    }
 }
 
 /// One buffer of its own: what is learned must not keep the connection's read buffers alive.

@@ -53,7 +53,7 @@ pub async fn serve(
         wait,
         safe: false,
     };
-    let (mut response, server) = match hub.upstreams.send_upgrade(caller, &outgoing).await {
+    let (mut response, server) = match hub.upstreams.send_upgrade(caller, outgoing).await {
         Ok(answer) => answer,
         Err(SendError::NoIdentity) => return Err(identity::unauthorized("Unauthorized: this node has no certificate")),
         Err(error) => {

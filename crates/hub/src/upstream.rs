@@ -373,7 +373,7 @@ impl Upstreams {
     pub async fn send_upgrade(
         &self,
         caller: &Caller,
-        request: &Outgoing,
+        request: Outgoing,
     ) -> Result<(Response<ResponseBody>, Arc<Server>), SendError> {
         let mut failure = SendError::NoServer;
         for server in self.candidates() {

@@ -103,6 +103,11 @@ impl Cursor {
         }
     }
 
+    /// Whether the client has not come as far as `revision`.
+    pub fn behind(&self, revision: &str) -> bool {
+        self.revision.as_deref().is_none_or(|own| own != revision && newer(revision, own))
+    }
+
     /// Whether the client has the whole state up to [`Resume::At`], so that only changes are missing.
     pub fn complete(&self) -> bool {
         self.phase == Phase::Changes

@@ -1,0 +1,279 @@
+//! The process: opens what the node knows, binds the listeners, starts the tasks, stops them in order.
+
+pub mod admin;
+
+use crate::{
+    backing::Backing,
+    cache::{Cache, CacheConfig},
+    certificates,
+    config::{Config, ConfigError},
+    journal::{Journal, JournalConfig},
+    metrics::Metrics,
+    offline::Offline,
+    prefetch,
+    proxy::Hub,
+    reconnect,
+    route::Mode,
+    tee::Teacher,
+    upstream::Upstreams,
+};
+use admin::Admin;
+use arc_swap::ArcSwap;
+use http::Request;
+use hyper::body::Incoming;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use yurt_transport::ServeOptions;
+
+/// How long open requests may go on at shutdown.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How long tasks may take to end after that.
+const STOP: Duration = Duration::from_secs(3);
+
+/// Why the hub does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum HubError {
+    /// The flags are wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A certificate, key or CA cannot be used.
+    #[error("certificate: {0}")]
+    Certificate(#[from] yurt_pki::PkiError),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({purpose}): {source}{}", hint(.source))]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What for.
+        purpose: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The cache's directory cannot be used.
+    #[error("cache: {0}")]
+    Cache(#[from] yurt_store::StoreError),
+    /// A listener broke while running.
+    #[error("listener: {0}")]
+    Listener(std::io::Error),
+}
+
+fn hint(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => "; another hub on this node?",
+        std::io::ErrorKind::AddrNotAvailable => "; is the address one of this node's?",
+        std::io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
+        _ => "",
+    }
+}
+
+/// The listeners of a hub, bound and not yet served.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Admin endpoints.
+    pub admin: Option<TcpListener>,
+    /// Plain API proxy.
+    pub proxy: Option<TcpListener>,
+    /// TLS API proxy.
+    pub secure_proxy: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds what the configuration asks for.
+    pub async fn bind(config: &Config) -> Result<Self, HubError> {
+        Ok(Self {
+            admin: bind(config.admin, "admin endpoints").await?,
+            proxy: bind(config.proxy, "API proxy").await?,
+            secure_proxy: bind(config.secure_proxy, "TLS API proxy").await?,
+        })
+    }
+}
+
+async fn bind(address: Option<SocketAddr>, purpose: &'static str) -> Result<Option<TcpListener>, HubError> {
+    let Some(address) = address else { return Ok(None) };
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(source) => Err(HubError::Bind {
+            address,
+            purpose,
+            source,
+        }),
+    }
+}
+
+/// Runs a hub until `shutdown`.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), HubError> {
+    let listeners = Listeners::bind(&config).await?;
+    run_on(config, listeners, shutdown).await
+}
+
+/// Runs a hub on listeners that are bound already (socket activation, tests).
+pub async fn run_on(config: Config, listeners: Listeners, shutdown: CancellationToken) -> Result<(), HubError> {
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let config = Arc::new(config);
+    // A listener that breaks stops the others as well.
+    let stop = shutdown.child_token();
+    let cloud_tls = certificates::cloud(&config)?;
+    let serving_tls = certificates::serving(&config)?.map(|tls| Arc::new(ArcSwap::new(tls)));
+    let (cache, journal) = open(&config).await?;
+
+    let telemetry = yurt_telemetry::Metrics::new("yurthub");
+    let metrics = Metrics::registered(
+        &mut telemetry
+            .registry
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner),
+    );
+    let tasks = TaskTracker::new();
+    let upstreams = Upstreams::new(&config.servers, config.lb_mode, &cloud_tls, metrics.clone());
+    let (mode, modes) = watch::channel(Mode::Online);
+    let offline = Offline::new(cache.clone(), journal.clone(), &config.node_name);
+    let (teacher, learning) = Teacher::new(
+        cache.clone(),
+        metrics.clone(),
+        config.bounds.learned_body,
+        config.bounds.learning,
+    );
+    // Ends when the last handle is gone, so that nothing on its way is lost at shutdown.
+    let learning = tokio::spawn(learning);
+    let hub = Arc::new(Hub {
+        node_name: config.node_name.clone(),
+        offline: offline.clone(),
+        backing: Backing::new(
+            upstreams.clone(),
+            cache.clone(),
+            metrics.clone(),
+            config.bounds.clone(),
+            modes.clone(),
+            tasks.clone(),
+            stop.clone(),
+        ),
+        upstreams: upstreams.clone(),
+        cache: cache.clone(),
+        journal: journal.clone(),
+        teacher,
+        metrics: metrics.clone(),
+        bounds: config.bounds.clone(),
+        min_request_timeout: config.min_request_timeout,
+        mode: modes,
+        reviewed: Mutex::default(),
+        tasks: tasks.clone(),
+        shutdown: stop.clone(),
+    });
+    upstreams.start(&stop, &tasks);
+    tasks.spawn(reconnect::supervise(
+        upstreams.clone(),
+        journal.clone(),
+        offline,
+        mode,
+        metrics.clone(),
+        stop.clone(),
+    ));
+    tasks.spawn(prefetch::run(hub.clone()));
+    tasks.spawn(certificates::follow(
+        config.clone(),
+        upstreams.clone(),
+        serving_tls.clone(),
+        stop.clone(),
+    ));
+
+    let mut serving = JoinSet::new();
+    let options = ServeOptions {
+        drain: DRAIN,
+        ..ServeOptions::default()
+    };
+    if let Some(listener) = listeners.proxy {
+        serve_proxy(&mut serving, "API proxy", listener, None, &options, &hub);
+    }
+    if let (Some(listener), Some(tls)) = (listeners.secure_proxy, serving_tls) {
+        serve_proxy(&mut serving, "TLS API proxy", listener, Some(tls), &options, &hub);
+    }
+    if let Some(listener) = listeners.admin {
+        tracing::info!(address = ?listener.local_addr().ok(), "admin endpoints");
+        let admin = Arc::new(Admin::new(hub.clone(), telemetry));
+        let handler = move |request: Request<Incoming>| {
+            let admin = admin.clone();
+            async move { admin.handle(&request) }
+        };
+        serving.spawn(yurt_transport::serve(listener, None, options.clone(), stop.clone(), handler));
+    }
+    tracing::info!(
+        node = config.node_name,
+        servers = ?config.servers,
+        objects = cache.object_count(),
+        pending_writes = journal.pending(),
+        "hub runs"
+    );
+
+    let mut result = Ok(());
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        Some(ended) = serving.join_next() => {
+            if let Ok(Err(error)) = ended {
+                tracing::error!(%error, "a listener broke");
+                result = Err(HubError::Listener(error));
+            }
+        }
+    }
+    stop.cancel();
+    while serving.join_next().await.is_some() {}
+    tasks.close();
+    if tokio::time::timeout(STOP, tasks.wait()).await.is_err() {
+        tracing::warn!(tasks = tasks.len(), "tasks did not end in time");
+    }
+    drop(hub);
+    let _ = tokio::time::timeout(STOP, learning).await;
+    cache.flush().await?;
+    tracing::info!("hub stopped");
+    result
+}
+
+/// Opens what the node knows and wrote. Reading a large cache takes a moment of a thread.
+async fn open(config: &Arc<Config>) -> Result<(Cache, Journal), HubError> {
+    let config = config.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let began = std::time::Instant::now();
+        let (cache, recovery) = Cache::open(
+            &config.cache_dir,
+            CacheConfig {
+                budget_bytes: config.cache_budget,
+                ..CacheConfig::default()
+            },
+        )?;
+        let journal = Journal::open(&cache, JournalConfig::default())?;
+        tracing::info!(
+            dir = %config.cache_dir.display(),
+            records = recovery.records,
+            truncated_bytes = recovery.truncated_bytes,
+            corrupt_records = recovery.corrupt_records,
+            took = ?began.elapsed(),
+            "cache opened"
+        );
+        Ok::<_, yurt_store::StoreError>((cache, journal))
+    });
+    match opened.await {
+        Ok(opened) => Ok(opened?),
+        Err(error) => Err(HubError::Listener(std::io::Error::other(error))),
+    }
+}
+
+fn serve_proxy(
+    serving: &mut JoinSet<std::io::Result<()>>,
+    purpose: &str,
+    listener: TcpListener,
+    tls: Option<certificates::ServingTls>,
+    options: &ServeOptions,
+    hub: &Arc<Hub>,
+) {
+    tracing::info!(address = ?listener.local_addr().ok(), "{purpose}");
+    let shutdown = hub.shutdown.clone();
+    let hub = hub.clone();
+    let handler = move |request: Request<Incoming>| hub.clone().handle(request);
+    serving.spawn(yurt_transport::serve(listener, tls, options.clone(), shutdown, handler));
+}

@@ -1,0 +1,81 @@
+//! A TCP relay that can be cut: packets vanish in both directions, connections stay as they are.
+
+use std::{net::SocketAddr, sync::Arc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Whole,
+    /// Nothing passes, nobody is told.
+    Cut,
+}
+
+#[derive(Clone)]
+pub struct Link {
+    pub addr: SocketAddr,
+    state: Arc<watch::Sender<State>>,
+}
+
+impl Link {
+    pub async fn to(cloud: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (state, _) = watch::channel(State::Whole);
+        let state = Arc::new(state);
+        let link = Self {
+            addr,
+            state: state.clone(),
+        };
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let state = state.subscribe();
+                tokio::spawn(async move {
+                    let mut open = state.clone();
+                    // A SYN that vanished: the connection is never made.
+                    let _ = open.wait_for(|state| *state == State::Whole).await;
+                    let Ok(far) = TcpStream::connect(cloud).await else { return };
+                    let (near_read, near_write) = near.into_split();
+                    let (far_read, far_write) = far.into_split();
+                    tokio::join!(
+                        pump(near_read, far_write, state.clone()),
+                        pump(far_read, near_write, state)
+                    );
+                });
+            }
+        });
+        link
+    }
+
+    pub fn set(&self, state: State) {
+        self.state.send_replace(state);
+    }
+}
+
+async fn pump(
+    mut from: tokio::net::tcp::OwnedReadHalf,
+    mut to: tokio::net::tcp::OwnedWriteHalf,
+    mut state: watch::Receiver<State>,
+) {
+    let mut buffer = vec![0; 16 << 10];
+    loop {
+        let read = from.read(&mut buffer).await;
+        if state.wait_for(|state| *state == State::Whole).await.is_err() {
+            return;
+        }
+        match read {
+            Ok(0) | Err(_) => {
+                let _ = to.shutdown().await;
+                return;
+            }
+            Ok(count) => {
+                if to.write_all(&buffer[..count]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}

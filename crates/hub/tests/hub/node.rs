@@ -1,0 +1,268 @@
+//! One hub under test, with its clients.
+
+use super::cloud::Trust;
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, header};
+use http_body_util::BodyExt;
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use yurt_hub::{
+    Config, HubError,
+    config::{Bounds, KeyPairFiles, LbMode},
+    server::{Listeners, run_on},
+};
+use yurt_transport::{Client, ClientOptions, ResponseBody};
+
+/// How long anything may take before a test gives up on it.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub struct Directory(pub PathBuf);
+
+impl Directory {
+    pub fn new() -> Self {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("yurt-hub-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub struct Node {
+    pub proxy: SocketAddr,
+    pub secure: SocketAddr,
+    pub client: Client,
+    admin: Client,
+    shutdown: CancellationToken,
+    running: tokio::task::JoinHandle<Result<(), HubError>>,
+}
+
+pub fn config(directory: &Path, trust: &Trust, servers: &[SocketAddr]) -> Config {
+    let write = |name: &str, text: &str| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    Config {
+        node_name: "edge-1".into(),
+        servers: servers.iter().map(SocketAddr::to_string).collect(),
+        lb_mode: LbMode::Priority,
+        admin: None,
+        proxy: None,
+        secure_proxy: None,
+        cache_dir: directory.join("cache"),
+        root_dir: directory.to_owned(),
+        cache_budget: 64 << 20,
+        ca_file: write("ca.crt", &trust.ca.cert_pem()),
+        node_certificate: Some(KeyPairFiles {
+            cert: write("node.crt", &trust.node.cert),
+            key: write("node.key", &trust.node.key),
+        }),
+        serving_certificate: Some(KeyPairFiles {
+            cert: write("serving.crt", &trust.serving.cert),
+            key: write("serving.key", &trust.serving.key),
+        }),
+        min_request_timeout: Duration::from_secs(1800),
+        bounds: Bounds::default(),
+        warnings: Vec::new(),
+    }
+}
+
+fn client(addr: SocketAddr) -> Client {
+    Client::new(
+        &addr.to_string(),
+        None,
+        ClientOptions {
+            max_idle: 0,
+            ..ClientOptions::default()
+        },
+    )
+}
+
+impl Node {
+    pub async fn start(config: Config) -> Self {
+        let bind = || async { TcpListener::bind("127.0.0.1:0").await.unwrap() };
+        let (admin, proxy, secure) = (bind().await, bind().await, bind().await);
+        let address = |listener: &TcpListener| listener.local_addr().unwrap();
+        let addresses = (address(&admin), address(&proxy), address(&secure));
+        let shutdown = CancellationToken::new();
+        let listeners = Listeners {
+            admin: Some(admin),
+            proxy: Some(proxy),
+            secure_proxy: Some(secure),
+        };
+        let running = tokio::spawn(run_on(config, listeners, shutdown.clone()));
+        Self {
+            proxy: addresses.1,
+            secure: addresses.2,
+            client: client(addresses.1),
+            admin: client(addresses.0),
+            shutdown,
+            running,
+        }
+    }
+
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.running).await.unwrap().unwrap().unwrap();
+    }
+
+    pub async fn ask(&self, request: Request<Bytes>) -> Response<ResponseBody> {
+        let request = request.map(yurt_transport::full);
+        self.client.send(request, PATIENCE).await.unwrap()
+    }
+
+    pub async fn get(&self, target: &str) -> Answered {
+        self.get_as(target, &[("accept", "application/json")]).await
+    }
+
+    pub async fn get_as(&self, target: &str, headers: &[(&str, &str)]) -> Answered {
+        self.call(Method::GET, target, headers, "").await
+    }
+
+    pub async fn call(&self, method: Method, target: &str, headers: &[(&str, &str)], body: &str) -> Answered {
+        let mut request = Request::builder().method(method).uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(Bytes::copy_from_slice(body.as_bytes())).unwrap();
+        Answered::of(self.ask(request).await).await
+    }
+
+    pub async fn watch(&self, target: &str, headers: &[(&str, &str)]) -> Watching {
+        let mut request = Request::builder().uri(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = self.ask(request.body(Bytes::new()).unwrap()).await;
+        assert_eq!(response.status(), 200, "{target}");
+        Watching {
+            headers: response.headers().clone(),
+            body: response.into_body(),
+        }
+    }
+
+    pub async fn admin(&self, path: &str) -> Answered {
+        let request = Request::builder().uri(path).body(yurt_transport::empty()).unwrap();
+        Answered::of(self.admin.send(request, PATIENCE).await.unwrap()).await
+    }
+
+    pub async fn status(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.admin("/v1/status").await.body).unwrap()
+    }
+
+    pub async fn metric(&self, line: &str) -> f64 {
+        let text = self.admin("/metrics").await.text();
+        text.lines()
+            .find_map(|l| l.strip_prefix(line)?.trim().parse().ok())
+            .unwrap_or(0.0)
+    }
+
+    pub async fn until_mode(&self, mode: &str) -> Duration {
+        let began = Instant::now();
+        eventually(mode, async || self.status().await["mode"] == mode).await;
+        began.elapsed()
+    }
+
+    pub async fn until_up(&self) {
+        eventually("a server is up", async || {
+            let status = self.status().await;
+            status["servers"].as_array().unwrap().iter().any(|s| s["state"] == "up")
+        })
+        .await;
+    }
+}
+
+/// Waits until a condition holds; fails when it does not within the patience.
+pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub struct Answered {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answered {
+    pub async fn of(response: Response<ResponseBody>) -> Self {
+        let (head, body) = response.into_parts();
+        let body = tokio::time::timeout(PATIENCE, yurt_transport::collect(body, 64 << 20));
+        Self {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body: body.await.expect("a body that ends").expect("a whole body"),
+        }
+    }
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+    pub fn content_type(&self) -> &str {
+        self.headers.get(header::CONTENT_TYPE).map_or("", |v| v.to_str().unwrap())
+    }
+}
+
+/// An open watch in JSON.
+pub struct Watching {
+    pub headers: HeaderMap,
+    pub body: ResponseBody,
+}
+
+/// What came next in a watch.
+#[derive(Debug, PartialEq)]
+pub enum Came {
+    Event(serde_json::Value),
+    End,
+    Broken,
+}
+
+impl Watching {
+    /// The next event; each comes as one chunk here.
+    pub async fn next(&mut self) -> Came {
+        loop {
+            let frame = tokio::time::timeout(PATIENCE, self.body.frame())
+                .await
+                .expect("an event, or an end");
+            match frame {
+                Some(Ok(frame)) => {
+                    let Ok(data) = frame.into_data() else { continue };
+                    return Came::Event(serde_json::from_slice(&data).unwrap_or_else(|error| {
+                        panic!("{error}: {}", String::from_utf8_lossy(&data))
+                    }));
+                }
+                Some(Err(_)) => return Came::Broken,
+                None => return Came::End,
+            }
+        }
+    }
+
+    pub async fn event(&mut self) -> serde_json::Value {
+        match self.next().await {
+            Came::Event(event) => event,
+            other => panic!("no event but {other:?}"),
+        }
+    }
+
+    /// Whether nothing comes for a while.
+    pub async fn silent_for(&mut self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.body.frame()).await.is_err()
+    }
+}
