@@ -9,7 +9,6 @@ pub mod backing;
 pub mod cache;
 pub mod caller;
 pub mod certificates;
-
 pub mod config;
 pub mod deadline;
 pub mod identity;

@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn versions_of_recorded_discovery() {
-        let core = Bytes::from_static(include_bytes!("../tests/hub/fixtures/discovery-api.json"));
-        let groups = Bytes::from_static(include_bytes!("../tests/hub/fixtures/discovery-apis.json"));
+        let core = Bytes::from_static(include_bytes!("../tests/fixtures/kube-apiserver/discovery-api.json"));
+        let groups = Bytes::from_static(include_bytes!("../tests/fixtures/kube-apiserver/discovery-apis.json"));
         let paths = versions(Some(&core), Some(&groups));
         for path in ["/api/v1", "/apis/apps/v1", "/apis/coordination.k8s.io/v1"] {
             assert!(paths.contains(path), "{path}: {paths:?}");

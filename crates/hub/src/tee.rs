@@ -268,13 +268,13 @@ impl Paged {
             .position(|(c, q, token, _)| *c == caller && *q == query && token == continued)
             .filter(|_| !continued.is_empty())
             .and_then(|index| self.0.remove(index));
+        // A continued list whose beginning was not seen (a restart, too many at a time) teaches its objects, not completeness.
+        let whole = continued.is_empty() || begun.is_some();
         let mut learner = match begun {
             Some((_, _, _, learner)) => learner,
             None => cache.list_learner(&caller, &query),
         };
         let next = page.continue_token.clone();
-        // A continued list whose beginning was not seen (a restart, too many at a time) teaches its objects, not completeness.
-        let whole = continued.is_empty() || learner.continue_token() == continued;
         learner.page(page);
         if !whole {
             return;

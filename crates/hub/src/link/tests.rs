@@ -200,8 +200,14 @@ proptest! {
             let change = link.input(now, input);
             prop_assert_eq!(change.is_some(), link.state() != before);
             match change {
-                Some(State::Up) => prop_assert!(matches!(input, Input::Heard | Input::Answered { .. })),
-                Some(State::Down) => prop_assert!(matches!(input, Input::Missed | Input::Refused)),
+                Some(State::Up) => {
+                    let life = matches!(input, Input::Heard | Input::Answered { .. });
+                    prop_assert!(life, "up by {:?}", input);
+                }
+                Some(State::Down) => {
+                    let failure = matches!(input, Input::Missed | Input::Refused);
+                    prop_assert!(failure, "down by {:?}", input);
+                }
                 Some(State::Starting) => prop_assert!(false, "nothing starts anew"),
                 None => {}
             }

@@ -16,22 +16,22 @@ use tokio_util::sync::CancellationToken;
 use yurt_pki::{Ca, KeyPairPem, Profile};
 use yurt_transport::{Body, BoxError, Peer, ServeOptions};
 
-pub const JSON: &str = "application/json";
-pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+pub(crate) const JSON: &str = "application/json";
+pub(crate) const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
 
 /// One request as it came.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    pub method: Method,
-    pub target: String,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-    pub certificate: bool,
+pub(crate) struct Seen {
+    pub(crate) method: Method,
+    pub(crate) target: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) certificate: bool,
 }
 
 /// What a path answers.
 #[derive(Clone, Debug)]
-pub enum Answer {
+pub(crate) enum Answer {
     Body(u16, &'static str, Bytes),
     /// Compressed, when the client accepts that.
     Gzip(&'static str, Bytes),
@@ -53,21 +53,21 @@ struct Script {
 }
 
 #[derive(Clone)]
-pub struct Cloud {
-    pub addr: SocketAddr,
+pub(crate) struct Cloud {
+    pub(crate) addr: SocketAddr,
     script: Arc<Mutex<Script>>,
     stop: CancellationToken,
 }
 
 /// The CA of the tests and what it issued.
-pub struct Trust {
-    pub ca: Ca,
-    pub node: KeyPairPem,
-    pub serving: KeyPairPem,
+pub(crate) struct Trust {
+    pub(crate) ca: Ca,
+    pub(crate) node: KeyPairPem,
+    pub(crate) serving: KeyPairPem,
 }
 
 impl Trust {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let ca = Ca::new("test", 1).unwrap();
         let node = ca
             .issue(&Profile {
@@ -93,7 +93,7 @@ impl Trust {
 }
 
 impl Cloud {
-    pub async fn start(trust: &Trust) -> Self {
+    pub(crate) async fn start(trust: &Trust) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let tls = yurt_pki::server_config(&trust.serving, Some(&trust.ca.cert_pem()), true).unwrap();
@@ -104,8 +104,8 @@ impl Cloud {
         };
         cloud.answer(Method::GET, "/livez", 200, "text/plain", "ok");
         cloud.answer(Method::GET, "/version", 200, JSON, r#"{"major":"1","minor":"36"}"#);
-        let api: &[u8] = include_bytes!("fixtures/discovery-api.json");
-        let apis: &[u8] = include_bytes!("fixtures/discovery-apis.json");
+        let api: &[u8] = include_bytes!("../fixtures/kube-apiserver/discovery-api.json");
+        let apis: &[u8] = include_bytes!("../fixtures/kube-apiserver/discovery-apis.json");
         cloud.answer(Method::GET, "/api", 200, JSON, api);
         cloud.answer(Method::GET, "/apis", 200, JSON, apis);
         let handler = {
@@ -124,20 +124,20 @@ impl Cloud {
         cloud
     }
 
-    pub fn stop(&self) {
+    pub(crate) fn stop(&self) {
         self.stop.cancel();
     }
 
-    pub fn answer(&self, method: Method, path: &str, status: u16, content_type: &'static str, body: impl Into<Bytes>) {
+    pub(crate) fn answer(&self, method: Method, path: &str, status: u16, content_type: &'static str, body: impl Into<Bytes>) {
         self.set(method, path, Answer::Body(status, content_type, body.into()));
     }
 
-    pub fn set(&self, method: Method, path: &str, answer: Answer) {
+    pub(crate) fn set(&self, method: Method, path: &str, answer: Answer) {
         self.script.lock().unwrap().answers.insert((method, path.to_owned()), answer);
     }
 
     /// Requests so far whose target begins so.
-    pub fn seen(&self, method: Method, prefix: &str) -> Vec<Seen> {
+    pub(crate) fn seen(&self, method: Method, prefix: &str) -> Vec<Seen> {
         let script = self.script.lock().unwrap();
         script
             .seen
@@ -148,7 +148,7 @@ impl Cloud {
     }
 
     /// Sends a frame to every watch on the path.
-    pub async fn emit(&self, path: &str, frame: impl Into<Bytes>) -> usize {
+    pub(crate) async fn emit(&self, path: &str, frame: impl Into<Bytes>) -> usize {
         let frame = frame.into();
         let watchers = self.watchers(path);
         let mut reached = 0;
@@ -160,7 +160,7 @@ impl Cloud {
     }
 
     /// Ends every watch on the path: cleanly, or with an error.
-    pub async fn end_watches(&self, path: &str, broken: bool) {
+    pub(crate) async fn end_watches(&self, path: &str, broken: bool) {
         for watcher in self.watchers(path) {
             if broken {
                 let _ = watcher.send(Err("broken on purpose".into())).await;
@@ -180,12 +180,12 @@ impl Cloud {
     }
 
     /// Watches open on the path.
-    pub fn watching(&self, path: &str) -> usize {
+    pub(crate) fn watching(&self, path: &str) -> usize {
         self.watchers(path).len()
     }
 
     /// Answers the next watches so, instead of opening them.
-    pub fn refuse_watches(&self, refusal: Option<(u16, &'static str)>) {
+    pub(crate) fn refuse_watches(&self, refusal: Option<(u16, &'static str)>) {
         self.script.lock().unwrap().refuse_watch = refusal.map(|(code, body)| (code, Bytes::from_static(body.as_bytes())));
     }
 

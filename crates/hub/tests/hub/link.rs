@@ -8,20 +8,20 @@ use tokio::{
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub(crate) enum State {
     Whole,
     /// Nothing passes, nobody is told.
     Cut,
 }
 
 #[derive(Clone)]
-pub struct Link {
-    pub addr: SocketAddr,
+pub(crate) struct Link {
+    pub(crate) addr: SocketAddr,
     state: Arc<watch::Sender<State>>,
 }
 
 impl Link {
-    pub async fn to(cloud: SocketAddr) -> Self {
+    pub(crate) async fn to(cloud: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (state, _) = watch::channel(State::Whole);
@@ -50,7 +50,7 @@ impl Link {
         link
     }
 
-    pub fn set(&self, state: State) {
+    pub(crate) fn set(&self, state: State) {
         self.state.send_replace(state);
     }
 }

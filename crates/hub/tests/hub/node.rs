@@ -19,12 +19,12 @@ use yurt_hub::{
 use yurt_transport::{Client, ClientOptions, ResponseBody};
 
 /// How long anything may take before a test gives up on it.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Directory(pub PathBuf);
+pub(crate) struct Directory(pub(crate) PathBuf);
 
 impl Directory {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("yurt-hub-{}-{number}", std::process::id()));
@@ -39,16 +39,15 @@ impl Drop for Directory {
     }
 }
 
-pub struct Node {
-    pub proxy: SocketAddr,
-    pub secure: SocketAddr,
-    pub client: Client,
+pub(crate) struct Node {
+    pub(crate) secure: SocketAddr,
+    pub(crate) client: Client,
     admin: Client,
     shutdown: CancellationToken,
     running: tokio::task::JoinHandle<Result<(), HubError>>,
 }
 
-pub fn config(directory: &Path, trust: &Trust, servers: &[SocketAddr]) -> Config {
+pub(crate) fn config(directory: &Path, trust: &Trust, servers: &[SocketAddr]) -> Config {
     let write = |name: &str, text: &str| {
         let path = directory.join(name);
         std::fs::write(&path, text).unwrap();
@@ -91,7 +90,7 @@ fn client(addr: SocketAddr) -> Client {
 }
 
 impl Node {
-    pub async fn start(config: Config) -> Self {
+    pub(crate) async fn start(config: Config) -> Self {
         let bind = || async { TcpListener::bind("127.0.0.1:0").await.unwrap() };
         let (admin, proxy, secure) = (bind().await, bind().await, bind().await);
         let address = |listener: &TcpListener| listener.local_addr().unwrap();
@@ -104,7 +103,6 @@ impl Node {
         };
         let running = tokio::spawn(run_on(config, listeners, shutdown.clone()));
         Self {
-            proxy: addresses.1,
             secure: addresses.2,
             client: client(addresses.1),
             admin: client(addresses.0),
@@ -113,25 +111,25 @@ impl Node {
         }
     }
 
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.shutdown.cancel();
         tokio::time::timeout(PATIENCE, self.running).await.unwrap().unwrap().unwrap();
     }
 
-    pub async fn ask(&self, request: Request<Bytes>) -> Response<ResponseBody> {
+    pub(crate) async fn ask(&self, request: Request<Bytes>) -> Response<ResponseBody> {
         let request = request.map(yurt_transport::full);
         self.client.send(request, PATIENCE).await.unwrap()
     }
 
-    pub async fn get(&self, target: &str) -> Answered {
+    pub(crate) async fn get(&self, target: &str) -> Answered {
         self.get_as(target, &[("accept", "application/json")]).await
     }
 
-    pub async fn get_as(&self, target: &str, headers: &[(&str, &str)]) -> Answered {
+    pub(crate) async fn get_as(&self, target: &str, headers: &[(&str, &str)]) -> Answered {
         self.call(Method::GET, target, headers, "").await
     }
 
-    pub async fn call(&self, method: Method, target: &str, headers: &[(&str, &str)], body: &str) -> Answered {
+    pub(crate) async fn call(&self, method: Method, target: &str, headers: &[(&str, &str)], body: &str) -> Answered {
         let mut request = Request::builder().method(method).uri(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -140,7 +138,7 @@ impl Node {
         Answered::of(self.ask(request).await).await
     }
 
-    pub async fn watch(&self, target: &str, headers: &[(&str, &str)]) -> Watching {
+    pub(crate) async fn watch(&self, target: &str, headers: &[(&str, &str)]) -> Watching {
         let mut request = Request::builder().uri(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -153,29 +151,29 @@ impl Node {
         }
     }
 
-    pub async fn admin(&self, path: &str) -> Answered {
+    pub(crate) async fn admin(&self, path: &str) -> Answered {
         let request = Request::builder().uri(path).body(yurt_transport::empty()).unwrap();
         Answered::of(self.admin.send(request, PATIENCE).await.unwrap()).await
     }
 
-    pub async fn status(&self) -> serde_json::Value {
+    pub(crate) async fn status(&self) -> serde_json::Value {
         serde_json::from_slice(&self.admin("/v1/status").await.body).unwrap()
     }
 
-    pub async fn metric(&self, line: &str) -> f64 {
+    pub(crate) async fn metric(&self, line: &str) -> f64 {
         let text = self.admin("/metrics").await.text();
         text.lines()
             .find_map(|l| l.strip_prefix(line)?.trim().parse().ok())
             .unwrap_or(0.0)
     }
 
-    pub async fn until_mode(&self, mode: &str) -> Duration {
+    pub(crate) async fn until_mode(&self, mode: &str) -> Duration {
         let began = Instant::now();
         eventually(mode, async || self.status().await["mode"] == mode).await;
         began.elapsed()
     }
 
-    pub async fn until_up(&self) {
+    pub(crate) async fn until_up(&self) {
         eventually("a server is up", async || {
             let status = self.status().await;
             status["servers"].as_array().unwrap().iter().any(|s| s["state"] == "up")
@@ -185,7 +183,7 @@ impl Node {
 }
 
 /// Waits until a condition holds; fails when it does not within the patience.
-pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
+pub(crate) async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition().await {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
@@ -193,14 +191,14 @@ pub async fn eventually(what: &str, condition: impl AsyncFn() -> bool) {
     }
 }
 
-pub struct Answered {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Answered {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Answered {
-    pub async fn of(response: Response<ResponseBody>) -> Self {
+    pub(crate) async fn of(response: Response<ResponseBody>) -> Self {
         let (head, body) = response.into_parts();
         let body = tokio::time::timeout(PATIENCE, yurt_transport::collect(body, 64 << 20));
         Self {
@@ -209,26 +207,26 @@ impl Answered {
             body: body.await.expect("a body that ends").expect("a whole body"),
         }
     }
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
-    pub fn content_type(&self) -> &str {
+    pub(crate) fn content_type(&self) -> &str {
         self.headers.get(header::CONTENT_TYPE).map_or("", |v| v.to_str().unwrap())
     }
 }
 
 /// An open watch in JSON.
-pub struct Watching {
-    pub headers: HeaderMap,
-    pub body: ResponseBody,
+pub(crate) struct Watching {
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: ResponseBody,
 }
 
 /// What came next in a watch.
 #[derive(Debug, PartialEq)]
-pub enum Came {
+pub(crate) enum Came {
     Event(serde_json::Value),
     End,
     Broken,
@@ -236,7 +234,7 @@ pub enum Came {
 
 impl Watching {
     /// The next event; each comes as one chunk here.
-    pub async fn next(&mut self) -> Came {
+    pub(crate) async fn next(&mut self) -> Came {
         loop {
             let frame = tokio::time::timeout(PATIENCE, self.body.frame())
                 .await
@@ -254,7 +252,7 @@ impl Watching {
         }
     }
 
-    pub async fn event(&mut self) -> serde_json::Value {
+    pub(crate) async fn event(&mut self) -> serde_json::Value {
         match self.next().await {
             Came::Event(event) => event,
             other => panic!("no event but {other:?}"),
@@ -262,7 +260,7 @@ impl Watching {
     }
 
     /// Whether nothing comes for a while.
-    pub async fn silent_for(&mut self, time: Duration) -> bool {
+    pub(crate) async fn silent_for(&mut self, time: Duration) -> bool {
         tokio::time::timeout(time, self.body.frame()).await.is_err()
     }
 }

@@ -1,0 +1,38 @@
+//! A whole hub between scripted API servers, a breakable link and plain clients.
+
+mod cloud;
+mod cut;
+mod hostile;
+mod link;
+mod node;
+mod online;
+
+/// A pod as the scripted cloud tells it.
+fn pod(name: &str, revision: u64) -> String {
+    format!(
+        r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"{name}","namespace":"default","uid":"uid-{name}","resourceVersion":"{revision}","labels":{{"app":"{name}"}}}},"spec":{{"nodeName":"edge-1","containers":[{{"name":"c","image":"i"}}]}},"status":{{"phase":"Running"}}}}"#
+    )
+}
+
+fn pod_list(revision: u64, pods: &[String]) -> String {
+    format!(
+        r#"{{"kind":"PodList","apiVersion":"v1","metadata":{{"resourceVersion":"{revision}"}},"items":[{}]}}"#,
+        pods.join(",")
+    )
+}
+
+fn event(kind: &str, object: &str) -> String {
+    format!("{{\"type\":\"{kind}\",\"object\":{object}}}\n")
+}
+
+fn bookmark(revision: u64, end: bool) -> String {
+    let annotations = if end {
+        r#","annotations":{"k8s.io/initial-events-end":"true"}"#
+    } else {
+        ""
+    };
+    event(
+        "BOOKMARK",
+        &format!(r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"resourceVersion":"{revision}"{annotations}}}}}"#),
+    )
+}
