@@ -391,10 +391,10 @@ fn server_authority(text: &str) -> Result<String, String> {
     if authority.host().is_empty() || rest.contains('@') {
         return Err(format!("{text}: is not a host and port"));
     }
-    match (authority.port_u16(), authority.port()) {
-        (Some(_), _) => Ok(authority.to_string()),
-        (None, Some(port)) => Err(format!("{text}: {port} is no port")),
-        (None, None) => Ok(format!("{}:443", authority.host())),
+    match authority.port_u16() {
+        Some(_) => Ok(authority.to_string()),
+        None if authority.as_str() == authority.host() => Ok(format!("{}:443", authority.host())),
+        None => Err(format!("{text}: the port is none")),
     }
 }
 
