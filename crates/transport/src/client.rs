@@ -7,7 +7,7 @@ use crate::{Body, severable::Severable};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 pub use error::ClientError;
-use error::{DialError, refused_unprocessed};
+use error::{DialError, Witness, refused_unprocessed};
 use http::{
     HeaderValue, Request, Response, Uri, Version,
     header::{self, HeaderName},
@@ -17,7 +17,7 @@ use http::{
 use http_body::Body as _;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use pool::{Lease, MAX_STREAMS, Pool, Shared, StreamSlot};
+use pool::{Lease, MAX_STREAMS, Own, Pool, Shared, StreamSlot};
 use rustls_pki_types::ServerName;
 use std::{
     fmt,
@@ -69,7 +69,7 @@ impl Default for ClientOptions {
             connect_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(15),
-            max_idle: 8,
+            max_idle: 32,
         }
     }
 }
@@ -158,10 +158,10 @@ impl Client {
                 Ok(lease) => lease?,
                 Err(_) => return Err(ClientError::connect(&inner.text, "no connection in time")),
             };
-            let (failure, unprocessed) = match lease {
-                Lease::Shared { mut sender, slot } => {
+            let (failure, unprocessed, witness) = match lease {
+                Lease::Shared { mut shared, slot } => {
                     as_http2(&mut request, authority, inner.tls.load().is_some());
-                    match timeout_at(deadline, sender.try_send_request(request)).await {
+                    match timeout_at(deadline, shared.sender.try_send_request(request)).await {
                         Err(_) => return Err(too_late()),
                         Ok(Ok(response)) => {
                             return Ok(
@@ -171,17 +171,17 @@ impl Client {
                         Ok(Err(failure)) => {
                             inner.pool().retire_closed();
                             let unprocessed = refused_unprocessed(failure.error());
-                            (failure, unprocessed)
+                            (failure, unprocessed, shared.witness)
                         }
                     }
                 }
-                Lease::Own { mut sender, reused } => {
+                Lease::Own { mut own, reused } => {
                     as_http1(&mut request, authority);
                     let epoch = inner.pool().epoch;
-                    match timeout_at(deadline, sender.try_send_request(request)).await {
+                    match timeout_at(deadline, own.sender.try_send_request(request)).await {
                         Err(_) => return Err(too_late()),
                         Ok(Ok(response)) => {
-                            inner.give_back(sender, epoch);
+                            inner.give_back(own, epoch);
                             return Ok(response.map(|body| ResponseBody::new(body, Hold::Nothing)));
                         }
                         // The server closed an idle connection while the request was on its way (RFC 9112 section 9.5 allows
@@ -190,7 +190,7 @@ impl Client {
                             let unprocessed = reused
                                 && failure.error().is_incomplete_message()
                                 && copy.as_ref().is_some_and(|head| head.method.is_safe());
-                            (failure, unprocessed)
+                            (failure, unprocessed, own.witness)
                         }
                     }
                 }
@@ -202,7 +202,10 @@ impl Client {
                     return Err(ClientError::connect(&inner.text, failure.into_error()));
                 }
                 (None, Some(head)) if unprocessed => Request::from_parts(head, crate::empty()),
-                (None, _) => return Err(ClientError::exchange(&inner.text, failure.into_error())),
+                (None, _) => {
+                    let error = failure.into_error();
+                    return Err(ClientError::exchange(&inner.text, error, &witness));
+                }
             };
             tracing::debug!(authority = %inner.text, attempt, "the connection closed before the request, trying another");
         }
@@ -223,21 +226,21 @@ impl Client {
             Ok(dialed) => dialed.map_err(|error| error.for_authority(&inner.text))?,
             Err(_) => return Err(ClientError::connect(&inner.text, "no connection in time")),
         };
-        let Dialed::Own(mut sender) = dialed else {
+        let Dialed::Own(mut own) = dialed else {
             return Err(ClientError::connect(
                 &inner.text,
                 "the server insists on HTTP/2",
             ));
         };
         as_http1(&mut request, authority);
-        match timeout_at(deadline, sender.send_request(request)).await {
+        match timeout_at(deadline, own.sender.send_request(request)).await {
             Err(_) => Err(ClientError::Timeout {
                 authority: inner.text.clone(),
                 after: timeout,
             }),
-            Ok(Err(error)) => Err(ClientError::exchange(&inner.text, error)),
+            Ok(Err(error)) => Err(ClientError::exchange(&inner.text, error, &own.witness)),
             Ok(Ok(response)) => {
-                Ok(response.map(|body| ResponseBody::new(body, Hold::Connection(sender))))
+                Ok(response.map(|body| ResponseBody::new(body, Hold::Connection(own.sender))))
             }
         }
     }
@@ -310,7 +313,7 @@ enum Offer {
 
 enum Dialed {
     Shared(Shared),
-    Own(http1::SendRequest<Body>),
+    Own(Own),
 }
 
 impl Inner {
@@ -343,12 +346,7 @@ impl Inner {
             };
             let Some(mut dialing) = dialing else {
                 match self.dial(&token, Offer::Configured).await {
-                    Ok(Dialed::Own(sender)) => {
-                        return Ok(Lease::Own {
-                            sender,
-                            reused: false,
-                        });
-                    }
+                    Ok(Dialed::Own(own)) => return Ok(Lease::Own { own, reused: false }),
                     // The server was restarted with HTTP/2.
                     Ok(Dialed::Shared(shared)) => {
                         let mut pool = self.pool();
@@ -405,13 +403,13 @@ impl Inner {
     }
 
     /// Puts an HTTP/1.1 connection back when its response has been read.
-    fn give_back(self: &Arc<Self>, mut sender: http1::SendRequest<Body>, epoch: u64) {
+    fn give_back(self: &Arc<Self>, mut own: Own, epoch: u64) {
         let inner = Arc::clone(self);
         tokio::spawn(async move {
-            if sender.ready().await.is_ok() {
+            if own.sender.ready().await.is_ok() {
                 let mut pool = inner.pool();
                 if pool.epoch == epoch {
-                    pool.put_idle(sender, inner.options.max_idle);
+                    pool.put_idle(own, inner.options.max_idle);
                 }
             }
         });
@@ -486,7 +484,8 @@ impl Inner {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let stream = TokioIo::new(Severable::new(stream, token, ()));
+        let witness = Witness::default();
+        let stream = TokioIo::new(Severable::new(stream, token, witness.clone()));
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(MAX_HEADER_BYTES)
             .handshake(stream)
@@ -503,14 +502,15 @@ impl Inner {
                 tracing::debug!(%error, "HTTP/1.1 connection ended");
             }
         });
-        Ok(Dialed::Own(sender))
+        Ok(Dialed::Own(Own { sender, witness }))
     }
 
     async fn http2<S>(&self, stream: S, token: &CancellationToken) -> Result<Dialed, DialError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let stream = TokioIo::new(Severable::new(stream, token, ()));
+        let witness = Witness::default();
+        let stream = TokioIo::new(Severable::new(stream, token, witness.clone()));
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             // Without a timer the pings below are silently left out.
             .timer(TokioTimer::new())
@@ -542,7 +542,7 @@ impl Inner {
                 tracing::debug!(%authority, %error, "HTTP/2 connection ended");
             }
         });
-        Ok(Dialed::Shared(Shared::new(sender, allowed)))
+        Ok(Dialed::Shared(Shared::new(sender, allowed, witness)))
     }
 }
 

@@ -1,6 +1,9 @@
 //! Listeners that drain.
 
-use crate::{Body, severable::Severable};
+use crate::{
+    Body,
+    severable::{Hold, Severable},
+};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response};
@@ -178,6 +181,8 @@ struct Admission {
     _permit: OwnedSemaphorePermit,
     _tracked: TaskTrackerToken,
 }
+
+impl Hold for Admission {}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Protocol {

@@ -8,17 +8,21 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+/// What a stream holds until it is dropped, also when an upgrade took it out of hyper's hands.
+pub(crate) trait Hold: Unpin {
+    /// A read failed. hyper and h2 pass on little more than the message.
+    fn read_failed(&self, _error: &io::Error) {}
+}
+
 /// A stream whose reads and writes fail with `ConnectionReset` from the moment a token is cancelled. hyper turns such an error into
 /// errors of the bodies in flight; merely dropping its connection would end HTTP/1.1 bodies as if they were whole.
-///
-/// `H` is held until the stream is dropped, also when an upgrade took it out of hyper's hands (connection permits).
-pub(crate) struct Severable<T, H = ()> {
+pub(crate) struct Severable<T, H> {
     inner: T,
     token: CancellationToken,
     // Reads and writes may be polled from different tasks after an upgrade: each needs its own waker.
     read_cut: Pin<Box<WaitForCancellationFutureOwned>>,
     write_cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    _hold: H,
+    hold: H,
 }
 
 impl<T, H> Severable<T, H> {
@@ -28,7 +32,7 @@ impl<T, H> Severable<T, H> {
             token: token.clone(),
             read_cut: Box::pin(token.clone().cancelled_owned()),
             write_cut: Box::pin(token.clone().cancelled_owned()),
-            _hold: hold,
+            hold,
         }
     }
 }
@@ -57,18 +61,22 @@ impl<T, H> Severable<T, H> {
     }
 }
 
-impl<T: AsyncRead + Unpin, H: Unpin> AsyncRead for Severable<T, H> {
+impl<T: AsyncRead + Unpin, H: Hold> AsyncRead for Severable<T, H> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check_read(context)?;
-        Pin::new(&mut self.inner).poll_read(context, buffer)
+        let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
+        if let Poll::Ready(Err(error)) = &polled {
+            self.hold.read_failed(error);
+        }
+        polled
     }
 }
 
-impl<T: AsyncWrite + Unpin, H: Unpin> AsyncWrite for Severable<T, H> {
+impl<T: AsyncWrite + Unpin, H: Hold> AsyncWrite for Severable<T, H> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

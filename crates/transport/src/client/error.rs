@@ -1,7 +1,12 @@
 //! Why a request got no response.
 
-use crate::BoxError;
-use std::{error::Error, fmt, io, sync::Arc, time::Duration};
+use crate::{BoxError, severable::Hold};
+use std::{
+    error::Error,
+    fmt, io,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 /// Why a request got no response.
 #[derive(Debug, thiserror::Error)]
@@ -54,18 +59,33 @@ impl ClientError {
     }
 
     /// A failed exchange on an open connection. A TLS 1.3 server refuses a client certificate only after the client's handshake is
-    /// over, so such an alert shows up here.
-    pub(super) fn exchange(authority: &str, error: hyper::Error) -> Self {
+    /// over, so that such an alert shows up here.
+    pub(super) fn exchange(authority: &str, error: hyper::Error, witness: &Witness) -> Self {
         let authority = authority.to_owned();
-        if refused_by_tls(&error) {
-            return Self::Tls {
+        match witness.0.get() {
+            Some(alert) => Self::Tls {
                 authority,
-                source: error.into(),
-            };
+                source: rustls::Error::AlertReceived(*alert).into(),
+            },
+            None => Self::Broken {
+                authority,
+                source: with_cause(error),
+            },
         }
-        Self::Broken {
-            authority,
-            source: with_cause(error),
+    }
+}
+
+/// Remembers with which alert a TLS peer refused us: the error does not come through h2 as it is.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Witness(Arc<OnceLock<rustls::AlertDescription>>);
+
+impl Hold for Witness {
+    fn read_failed(&self, error: &io::Error) {
+        if let Some(rustls::Error::AlertReceived(alert)) = rustls_error(error)
+            && is_refusal(*alert)
+        {
+            // The first alert is the one that counts.
+            let _ = self.0.set(*alert);
         }
     }
 }
@@ -126,20 +146,6 @@ fn with_cause(error: hyper::Error) -> BoxError {
         Some(cause) => format!("{error}: {cause}").into(),
         None => error.into(),
     }
-}
-
-fn refused_by_tls(error: &hyper::Error) -> bool {
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<io::Error>() {
-            return matches!(
-                rustls_error(error),
-                Some(rustls::Error::AlertReceived(alert)) if is_refusal(*alert)
-            );
-        }
-        cause = error.source();
-    }
-    false
 }
 
 fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {

@@ -1,6 +1,6 @@
 //! The connections of one client.
 
-use super::error::DialError;
+use super::error::{DialError, Witness};
 use crate::Body;
 use hyper::client::conn::{http1, http2};
 use std::{
@@ -23,10 +23,17 @@ const MAX_IDLE_TIME: Duration = Duration::from_secs(20);
 /// `None` until the dial is over.
 pub(super) type DialResult = watch::Receiver<Option<Result<(), DialError>>>;
 
+/// An HTTP/1.1 connection: one request at a time.
+pub(super) struct Own {
+    pub(super) sender: http1::SendRequest<Body>,
+    pub(super) witness: Witness,
+}
+
 /// An HTTP/2 connection and how many streams of it are taken.
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) sender: http2::SendRequest<Body>,
+    pub(super) witness: Witness,
     taken: Arc<AtomicUsize>,
     /// What the peer allows, as last seen by the task that drives the connection.
     allowed: Arc<AtomicUsize>,
@@ -43,9 +50,14 @@ impl Drop for StreamSlot {
 }
 
 impl Shared {
-    pub(super) fn new(sender: http2::SendRequest<Body>, allowed: Arc<AtomicUsize>) -> Self {
+    pub(super) fn new(
+        sender: http2::SendRequest<Body>,
+        allowed: Arc<AtomicUsize>,
+        witness: Witness,
+    ) -> Self {
         Self {
             sender,
+            witness,
             taken: Arc::new(AtomicUsize::new(0)),
             allowed,
         }
@@ -63,20 +75,14 @@ impl Shared {
 }
 
 struct Idle {
-    sender: http1::SendRequest<Body>,
+    own: Own,
     since: Instant,
 }
 
 /// A connection to send one request on.
 pub(super) enum Lease {
-    Shared {
-        sender: http2::SendRequest<Body>,
-        slot: StreamSlot,
-    },
-    Own {
-        sender: http1::SendRequest<Body>,
-        reused: bool,
-    },
+    Shared { shared: Shared, slot: StreamSlot },
+    Own { own: Own, reused: bool },
 }
 
 #[derive(Default)]
@@ -99,16 +105,15 @@ impl Pool {
         self.shared.retain(|shared| !shared.sender.is_closed());
         for shared in &self.shared {
             if let Some(slot) = shared.take() {
-                let sender = shared.sender.clone();
-                return Some(Lease::Shared { sender, slot });
+                let shared = shared.clone();
+                return Some(Lease::Shared { shared, slot });
             }
         }
         // The last one used is the most likely to be alive.
         while let Some(idle) = self.idle.pop_back() {
-            if idle.sender.is_ready() && idle.since.elapsed() < MAX_IDLE_TIME {
-                let sender = idle.sender;
+            if idle.own.sender.is_ready() && idle.since.elapsed() < MAX_IDLE_TIME {
                 return Some(Lease::Own {
-                    sender,
+                    own: idle.own,
                     reused: true,
                 });
             }
@@ -125,9 +130,9 @@ impl Pool {
         self.shared.retain(|shared| !shared.sender.is_closed());
     }
 
-    pub(super) fn put_idle(&mut self, sender: http1::SendRequest<Body>, max: usize) {
+    pub(super) fn put_idle(&mut self, own: Own, max: usize) {
         self.idle
-            .retain(|idle| idle.sender.is_ready() && idle.since.elapsed() < MAX_IDLE_TIME);
+            .retain(|idle| idle.own.sender.is_ready() && idle.since.elapsed() < MAX_IDLE_TIME);
         if max == 0 {
             return;
         }
@@ -135,7 +140,7 @@ impl Pool {
             self.idle.pop_front();
         }
         self.idle.push_back(Idle {
-            sender,
+            own,
             since: Instant::now(),
         });
     }
@@ -158,6 +163,6 @@ impl Pool {
     /// Open HTTP/2 connections and idle HTTP/1.1 ones.
     pub(super) fn connections(&self) -> usize {
         let shared = self.shared.iter().filter(|s| !s.sender.is_closed()).count();
-        shared + self.idle.iter().filter(|i| i.sender.is_ready()).count()
+        shared + self.idle.iter().filter(|i| i.own.sender.is_ready()).count()
     }
 }
