@@ -24,7 +24,7 @@ const HPA_CONDITIONS: &str = "autoscaling.alpha.kubernetes.io/conditions";
 const HPA_BEHAVIOR: &str = "autoscaling.alpha.kubernetes.io/behavior";
 
 /// From the stored version to the one `resource` serves.
-pub fn to_served(resource: &Resource, mut object: Value) -> Value {
+pub(crate) fn to_served(resource: &Resource, mut object: Value) -> Value {
     if resource.is_storage_version() {
         return object;
     }
@@ -38,7 +38,7 @@ pub fn to_served(resource: &Resource, mut object: Value) -> Value {
 }
 
 /// From the version `resource` serves to the stored one.
-pub fn to_stored(resource: &Resource, mut object: Value) -> Value {
+pub(crate) fn to_stored(resource: &Resource, mut object: Value) -> Value {
     if resource.is_storage_version() {
         return object;
     }
@@ -86,7 +86,9 @@ fn annotate(object: &mut Value, key: &str, value: &Value) {
 }
 
 fn annotation(object: &mut Value, key: &str) -> Option<Value> {
-    let annotations = object["metadata"]["annotations"].as_object_mut()?;
+    let annotations = object
+        .pointer_mut("/metadata/annotations")?
+        .as_object_mut()?;
     let text = annotations.remove(key)?;
     let empty = annotations.is_empty();
     if empty {

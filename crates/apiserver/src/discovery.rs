@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 /// `/api`.
-pub fn core_versions(address: &str) -> Value {
+pub(crate) fn core_versions(address: &str) -> Value {
     json!({
         "kind": "APIVersions",
         "versions": ["v1"],
@@ -31,7 +31,7 @@ fn group_body(name: &str, versions: &[&str]) -> Map<String, Value> {
 }
 
 /// `/apis`.
-pub fn groups(catalog: &Catalog) -> Value {
+pub(crate) fn groups(catalog: &Catalog) -> Value {
     let groups: Vec<Value> = catalog
         .groups()
         .into_iter()
@@ -41,7 +41,7 @@ pub fn groups(catalog: &Catalog) -> Value {
 }
 
 /// `/apis/GROUP`; `None` when the group is not served.
-pub fn group(catalog: &Catalog, name: &str) -> Option<Value> {
+pub(crate) fn group(catalog: &Catalog, name: &str) -> Option<Value> {
     let groups = catalog.groups();
     let (name, versions) = groups.iter().find(|(group, _)| *group == name)?;
     let mut body = group_body(name, versions);
@@ -58,7 +58,7 @@ fn storage_version_hash(resource: &Resource) -> String {
 }
 
 /// `/api/v1` or `/apis/GROUP/VERSION`; `None` when it is not served.
-pub fn resources(catalog: &Catalog, group: &str, version: &str) -> Option<Value> {
+pub(crate) fn resources(catalog: &Catalog, group: &str, version: &str) -> Option<Value> {
     let mut list = Vec::new();
     for resource in catalog.of(group, version) {
         let mut entry = json!({
@@ -110,7 +110,7 @@ pub fn resources(catalog: &Catalog, group: &str, version: &str) -> Option<Value>
 }
 
 /// The aggregated form (`APIGroupDiscoveryList`): of core for `/api`, of all other groups for `/apis`.
-pub fn aggregated(catalog: &Catalog, core: bool, version: &str) -> Value {
+pub(crate) fn aggregated(catalog: &Catalog, core: bool, version: &str) -> Value {
     let groups = if core {
         vec![("", vec!["v1"])]
     } else {
@@ -193,7 +193,7 @@ fn aggregated_resources(catalog: &Catalog, group: &str, version: &str) -> Vec<Va
 }
 
 /// `/version`.
-pub fn version() -> Value {
+pub(crate) fn version() -> Value {
     json!({
         "major": "1",
         "minor": "36",
@@ -221,7 +221,7 @@ fn arch() -> &'static str {
 }
 
 /// `/`: the paths there are.
-pub fn paths(catalog: &Catalog) -> Value {
+pub(crate) fn paths(catalog: &Catalog) -> Value {
     let mut paths: Vec<String> = [
         "/.well-known/openid-configuration",
         "/api",

@@ -44,7 +44,7 @@ pub(crate) fn is_deleting(object: &Value) -> bool {
 
 /// Removes a field of `metadata`.
 pub(crate) fn remove(object: &mut Value, field: &str) {
-    if let Some(metadata) = object["metadata"].as_object_mut() {
+    if let Some(Value::Object(metadata)) = object.get_mut("metadata") {
         metadata.remove(field);
     }
 }

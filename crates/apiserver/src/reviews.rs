@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use yurt_wire::{Reason, Status};
 
 /// Answers a review; `None` when the resource is not one.
-pub fn answer(
+pub(crate) fn answer(
     registry: &Registry,
     authenticator: &Authenticator,
     resource: &Resource,

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 /// The value at a selectable path: strings as they are, booleans and numbers printed, absent as `""`. Where
 /// kube-apiserver's registries show something else than the field of that name, so does this.
-pub fn field(object: &Value, path: &str) -> String {
+pub(crate) fn field(object: &Value, path: &str) -> String {
     let kind = object["kind"].as_str().unwrap_or_default();
     match (kind, path) {
         ("Pod", "spec.hostNetwork") | ("Node", "spec.unschedulable") => {
@@ -50,7 +50,7 @@ fn print(value: Option<&Value>) -> String {
 
 /// The name under which the stored object has what a field selector of `events.k8s.io` calls by another name
 /// (both groups show the same stored events).
-pub fn stored_path(group: &str, path: &str) -> String {
+pub(crate) fn stored_path(group: &str, path: &str) -> String {
     if group != "events.k8s.io" {
         return path.to_owned();
     }

@@ -1,6 +1,6 @@
 //! What is done to an object through a path of its own.
 
-pub mod binding;
-pub mod eviction;
-pub mod scale;
-pub mod token;
+pub(crate) mod binding;
+pub(crate) mod eviction;
+pub(crate) mod scale;
+pub(crate) mod token;

@@ -19,7 +19,7 @@ struct Mismatch {
 
 /// A 400 Status when a value of the object has a type its kind does not allow. Of custom resources only the metadata is
 /// checked here.
-pub fn check(resource: &Resource, object: &Value) -> Reply<()> {
+pub(crate) fn check(resource: &Resource, object: &Value) -> Reply<()> {
     let gvk = resource.gvk();
     let outcome = if resource.custom.is_some() {
         metadata(object)
@@ -30,7 +30,7 @@ pub fn check(resource: &Resource, object: &Value) -> Reply<()> {
 }
 
 /// As [`check`], of any built-in kind.
-pub fn check_kind(gvk: &Gvk, object: &Value) -> Reply<()> {
+pub(crate) fn check_kind(gvk: &Gvk, object: &Value) -> Reply<()> {
     kind(gvk, object).map_err(|m| refusal(gvk, &m))
 }
 
@@ -174,7 +174,7 @@ fn scalar(field: &Field, found: &Value, message: &str, path: &mut String) -> Res
 }
 
 /// Removes the fields of a built-in object that its kind does not have; their paths. (Types have been checked.)
-pub fn prune(gvk: &Gvk, object: &mut Value) -> Vec<String> {
+pub(crate) fn prune(gvk: &Gvk, object: &mut Value) -> Vec<String> {
     let mut dropped = Vec::new();
     if let Some(message) = schema::message_of(gvk) {
         prune_message(message, object, true, "", &mut dropped);

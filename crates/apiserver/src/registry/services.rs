@@ -219,7 +219,7 @@ fn node_ports(
     let own: Vec<u64> = ports(service)
         .filter_map(|p| p["nodePort"].as_u64())
         .collect();
-    let Some(list) = service["spec"]["ports"].as_array_mut() else {
+    let Some(Value::Array(list)) = service.pointer_mut("/spec/ports") else {
         return Ok(());
     };
     for (i, port) in list.iter_mut().enumerate() {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use yurt_wire::{Reason, Status, status::Cause};
 
 /// Assigns the pod `target` to the node a `Binding` names.
-pub async fn bind(registry: &Registry, target: &Target, binding: &Value) -> Reply<()> {
+pub(crate) async fn bind(registry: &Registry, target: &Target, binding: &Value) -> Reply<()> {
     crate::types::check_kind(&yurt_wire::Gvk::from_api_version("v1", "Binding"), binding)?;
     let node = binding["target"]["name"].as_str().unwrap_or_default();
     let kind = binding["target"]["kind"].as_str().unwrap_or_default();
@@ -77,18 +77,6 @@ fn scheduled(pod: &mut Value) {
 }
 
 /// The answer to a binding or an eviction.
-pub fn created() -> Value {
+pub(crate) fn created() -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
-}
-
-/// 400 for a body that is not what the subresource takes.
-pub(crate) fn wrong_kind(wanted: &str, body: &Value) -> Reply<()> {
-    match body["kind"].as_str() {
-        None | Some("") => Ok(()),
-        Some(kind) if kind == wanted => Ok(()),
-        Some(kind) => Err(Box::new(Status::new(
-            Reason::BadRequest,
-            format!("the body is a {kind}, not a {wanted}"),
-        ))),
-    }
 }

@@ -12,7 +12,7 @@ use yurt_wire::{Gvk, Reason, Status, selector::LabelSelector, status::Cause};
 static BUDGETS: LazyLock<Arc<str>> = LazyLock::new(|| "policy/poddisruptionbudgets".into());
 
 /// Evicts the pod `target`, when its budgets allow a disruption now (429 otherwise).
-pub async fn evict(
+pub(crate) async fn evict(
     registry: &Registry,
     target: &Target,
     eviction: &Value,

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use yurt_wire::{Gvk, Reason, Status, selector::LabelSelector};
 
 /// The kind of a scale.
-pub fn gvk() -> Gvk {
+pub(crate) fn gvk() -> Gvk {
     Gvk::from_api_version("autoscaling/v1", "Scale")
 }
 
@@ -23,7 +23,7 @@ fn paths(resource: &Resource) -> (String, String, Option<String>) {
 }
 
 /// The scale of an object.
-pub fn of(resource: &Resource, object: &Value) -> Reply<Value> {
+pub(crate) fn of(resource: &Resource, object: &Value) -> Reply<Value> {
     let (wanted, present, selector) = paths(resource);
     let number = |path: &str| selectable::at(object, path).and_then(Value::as_i64);
     let selector = match selector {
@@ -80,7 +80,7 @@ fn selector_text(selector: &Value) -> Reply<String> {
 }
 
 /// Sets the wanted replicas of an object from a scale.
-pub fn set(resource: &Resource, object: &mut Value, scale: &Value) -> Reply<()> {
+pub(crate) fn set(resource: &Resource, object: &mut Value, scale: &Value) -> Reply<()> {
     crate::types::check_kind(&gvk(), scale)?;
     let replicas = scale["spec"]["replicas"].as_i64().unwrap_or_default();
     if replicas < 0 {

@@ -16,7 +16,7 @@ const DEFAULT_SECONDS: i64 = 3600;
 const MAX_SECONDS: i64 = 1 << 32;
 
 /// Answers a `TokenRequest` for the service account `target`.
-pub fn request(
+pub(crate) fn request(
     registry: &Registry,
     issuer: &Issuer,
     target: &Target,
@@ -162,7 +162,7 @@ fn bind(registry: &Registry, target: &Target, wanted: &Value, bound: &mut Bound)
 }
 
 /// Whether what a token is bound to still exists.
-pub fn still_bound(registry: &Registry, claims: &Claims) -> bool {
+pub(crate) fn still_bound(registry: &Registry, claims: &Claims) -> bool {
     let bound = &claims.kubernetes;
     let exists = |partition: &str, namespace: &str, reference: &Reference| {
         let key = Key::new(namespace, &reference.name);

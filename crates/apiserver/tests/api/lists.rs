@@ -1,0 +1,190 @@
+use crate::client::{CONFIG_MAPS, Cluster, PODS, config_map, pod, revision};
+use serde_json::{Value, json};
+use yurt_apiserver::{Config, storage::WindowLimits};
+
+fn names(list: &Value) -> Vec<String> {
+    list["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|item| {
+            item["metadata"]["name"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned()
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn pages_show_one_moment_even_when_objects_change_between_them() {
+    let cluster = Cluster::start().await;
+    for name in ["a", "b", "c", "d", "e"] {
+        cluster
+            .post(CONFIG_MAPS, &config_map(name))
+            .await
+            .expect(201);
+    }
+    let first = cluster
+        .get(&format!("{CONFIG_MAPS}?limit=2"))
+        .await
+        .expect(200);
+    assert_eq!(names(&first), ["a", "b"]);
+    // d, e and kube-root-ca.crt is absent: no root CA is configured.
+    assert_eq!(first["metadata"]["remainingItemCount"], 3);
+    let token = first["metadata"]["continue"]
+        .as_str()
+        .expect("a token")
+        .to_owned();
+
+    cluster
+        .delete(&format!("{CONFIG_MAPS}/c"))
+        .await
+        .expect(200);
+    cluster
+        .post(CONFIG_MAPS, &config_map("bb"))
+        .await
+        .expect(201);
+    cluster
+        .merge(&format!("{CONFIG_MAPS}/d"), &json!({"data": {"a": "new"}}))
+        .await
+        .expect(200);
+
+    let second = cluster
+        .get(&format!("{CONFIG_MAPS}?limit=2&continue={token}"))
+        .await
+        .expect(200);
+    assert_eq!(names(&second), ["c", "d"]);
+    assert_eq!(second["items"][1]["data"]["a"], "b", "as it was then");
+    assert_eq!(revision(&second), revision(&first));
+    let token = second["metadata"]["continue"].as_str().expect("a token");
+    let third = cluster
+        .get(&format!("{CONFIG_MAPS}?limit=2&continue={token}"))
+        .await
+        .expect(200);
+    assert_eq!(names(&third), ["e"]);
+    assert!(third["metadata"].get("continue").is_none());
+}
+
+#[tokio::test]
+async fn a_page_of_a_forgotten_moment_is_expired() {
+    let cluster = Cluster::with(Config {
+        window: WindowLimits {
+            changes: 4,
+            bytes: 1 << 20,
+        },
+        ..Config::default()
+    })
+    .await;
+    for name in ["a", "b", "c"] {
+        cluster
+            .post(CONFIG_MAPS, &config_map(name))
+            .await
+            .expect(201);
+    }
+    let first = cluster
+        .get(&format!("{CONFIG_MAPS}?limit=1"))
+        .await
+        .expect(200);
+    let token = first["metadata"]["continue"]
+        .as_str()
+        .expect("a token")
+        .to_owned();
+    for n in 0..6 {
+        cluster
+            .merge(
+                &format!("{CONFIG_MAPS}/a"),
+                &json!({"data": {"n": n.to_string()}}),
+            )
+            .await
+            .expect(200);
+    }
+    let expired = cluster
+        .get(&format!("{CONFIG_MAPS}?limit=1&continue={token}"))
+        .await
+        .expect(410);
+    assert_eq!(expired["reason"], "Expired");
+    let exact = format!(
+        "{CONFIG_MAPS}?resourceVersion={}&resourceVersionMatch=Exact",
+        revision(&first)
+    );
+    assert_eq!(cluster.get(&exact).await.expect(410)["reason"], "Expired");
+}
+
+#[tokio::test]
+async fn a_list_shows_past_moments_that_are_still_known() {
+    let cluster = Cluster::start().await;
+    cluster
+        .post(CONFIG_MAPS, &config_map("a"))
+        .await
+        .expect(201);
+    let then = cluster.get(CONFIG_MAPS).await.expect(200);
+    cluster
+        .delete(&format!("{CONFIG_MAPS}/a"))
+        .await
+        .expect(200);
+    cluster
+        .post(CONFIG_MAPS, &config_map("b"))
+        .await
+        .expect(201);
+    let path = |how: &str| {
+        format!(
+            "{CONFIG_MAPS}?resourceVersion={}&resourceVersionMatch={how}",
+            revision(&then)
+        )
+    };
+    assert_eq!(names(&cluster.get(&path("Exact")).await.expect(200)), ["a"]);
+    assert_eq!(
+        names(&cluster.get(&path("NotOlderThan")).await.expect(200)),
+        ["b"]
+    );
+}
+
+#[tokio::test]
+async fn selectors_choose_and_unknown_fields_are_refused() {
+    let cluster = Cluster::start().await;
+    for (name, node) in [("a", "n1"), ("b", "n2"), ("c", "n1")] {
+        cluster.post(PODS, &pod(name, node)).await.expect(201);
+    }
+    for (selector, found) in [
+        ("fieldSelector=spec.nodeName%3Dn1", vec!["a", "c"]),
+        (
+            "fieldSelector=spec.nodeName%3Dn1,metadata.name!%3Da",
+            vec!["c"],
+        ),
+        (
+            "fieldSelector=spec.hostNetwork%3Dfalse,status.phase%3DPending",
+            vec!["a", "b", "c"],
+        ),
+        ("labelSelector=app%20in%20(a,b)", vec!["a", "b"]),
+        (
+            "labelSelector=app%3Da&fieldSelector=spec.nodeName%3Dn2",
+            vec![],
+        ),
+    ] {
+        let list = cluster.get(&format!("{PODS}?{selector}")).await.expect(200);
+        assert_eq!(names(&list), found, "{selector}");
+    }
+    let refused = cluster
+        .get(&format!("{PODS}?fieldSelector=spec.foo%3Dx"))
+        .await
+        .expect(400);
+    assert_eq!(
+        refused["message"],
+        "Unable to find \"/v1, Resource=pods\" that match label selector \"\", field selector \"spec.foo=x\": field label not supported: spec.foo"
+    );
+}
+
+#[tokio::test]
+async fn a_revision_from_the_future_is_refused() {
+    let cluster = Cluster::start().await;
+    let answer = cluster
+        .get(&format!("{CONFIG_MAPS}?resourceVersion=999999"))
+        .await
+        .expect(504);
+    assert_eq!(
+        answer["details"]["causes"][0]["reason"],
+        "ResourceVersionTooLarge"
+    );
+    assert_eq!(answer["details"]["retryAfterSeconds"], 1);
+}

@@ -1,0 +1,12 @@
+//! The API over requests, without a network.
+
+mod client;
+mod durability;
+mod encodings;
+mod errors;
+mod lists;
+mod namespaces;
+mod pods;
+mod tokens;
+mod watches;
+mod writes;

@@ -1,0 +1,199 @@
+use crate::client::{CONFIG_MAPS, Cluster, PODS, config_map, pod, revision};
+use serde_json::json;
+use yurt_apiserver::{Config, storage::WindowLimits};
+use yurt_wire::{Encoding, watch::EventType};
+
+const STREAMING: &str =
+    "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+
+#[tokio::test]
+async fn a_watch_list_sends_objects_then_its_bookmark_then_changes() {
+    for encoding in [Encoding::Json, Encoding::Protobuf] {
+        let cluster = Cluster::start().await;
+        cluster
+            .post(CONFIG_MAPS, &config_map("a"))
+            .await
+            .expect(201);
+        let mut watch = cluster
+            .watch_as(&format!("{CONFIG_MAPS}?{STREAMING}"), encoding)
+            .await;
+        assert_eq!(watch.short().await, "ADDED a");
+        let (kind, bookmark) = watch.next().await.expect("a bookmark");
+        assert_eq!(kind, EventType::Bookmark);
+        assert_eq!(
+            bookmark["metadata"]["annotations"]["k8s.io/initial-events-end"],
+            "true"
+        );
+        assert_eq!(bookmark["kind"], "ConfigMap");
+        let listed = cluster.get(CONFIG_MAPS).await.expect(200);
+        assert_eq!(revision(&bookmark), revision(&listed));
+        cluster
+            .post(CONFIG_MAPS, &config_map("b"))
+            .await
+            .expect(201);
+        assert_eq!(watch.short().await, "ADDED b");
+        cluster
+            .delete(&format!("{CONFIG_MAPS}/a"))
+            .await
+            .expect(200);
+        let (kind, object) = watch.next().await.expect("a deletion");
+        assert_eq!(kind, EventType::Deleted);
+        let listed = cluster.get(CONFIG_MAPS).await.expect(200);
+        assert_eq!(
+            revision(&object),
+            revision(&listed),
+            "the revision of the deletion"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_watch_resumes_where_a_list_ended() {
+    let cluster = Cluster::start().await;
+    cluster
+        .post(CONFIG_MAPS, &config_map("a"))
+        .await
+        .expect(201);
+    let list = cluster.get(CONFIG_MAPS).await.expect(200);
+    cluster
+        .post(CONFIG_MAPS, &config_map("b"))
+        .await
+        .expect(201);
+    cluster
+        .delete(&format!("{CONFIG_MAPS}/b"))
+        .await
+        .expect(200);
+    let path = format!("{CONFIG_MAPS}?watch=1&resourceVersion={}", revision(&list));
+    let mut watch = cluster.watch(&path).await;
+    assert_eq!(watch.short().await, "ADDED b");
+    assert_eq!(watch.short().await, "DELETED b");
+    let mut fresh = cluster.watch(&format!("{CONFIG_MAPS}?watch=1")).await;
+    assert_eq!(fresh.short().await, "ADDED a");
+}
+
+#[tokio::test]
+async fn objects_come_and_go_by_the_selector() {
+    let cluster = Cluster::start().await;
+    cluster.post(PODS, &pod("a", "")).await.expect(201);
+    let mut watch = cluster
+        .watch(&format!("{PODS}?watch=1&labelSelector=tier%3Dx"))
+        .await;
+    let path = format!("{PODS}/a");
+    let label = |value: serde_json::Value| json!({"metadata": {"labels": {"tier": value}}});
+    cluster.merge(&path, &label("x".into())).await.expect(200);
+    assert_eq!(watch.short().await, "ADDED a");
+    let annotate = json!({"metadata": {"annotations": {"n": "1"}}});
+    cluster.merge(&path, &annotate).await.expect(200);
+    assert_eq!(watch.short().await, "MODIFIED a");
+    let left = cluster.merge(&path, &label("y".into())).await.expect(200);
+    let (kind, object) = watch.next().await.expect("an event");
+    assert_eq!(kind, EventType::Deleted);
+    assert_eq!(
+        object["metadata"]["labels"]["tier"], "x",
+        "as it was last seen"
+    );
+    assert_eq!(
+        revision(&object),
+        revision(&left),
+        "at the revision that took it away"
+    );
+    cluster.delete(&path).await.expect(200);
+    cluster.post(PODS, &pod("b", "")).await.expect(201);
+    cluster
+        .merge(&format!("{PODS}/b"), &label("x".into()))
+        .await
+        .expect(200);
+    assert_eq!(watch.short().await, "ADDED b");
+}
+
+#[tokio::test]
+async fn a_watch_from_a_forgotten_revision_is_told_so() {
+    let cluster = Cluster::with(Config {
+        window: WindowLimits {
+            changes: 2,
+            bytes: 1 << 20,
+        },
+        ..Config::default()
+    })
+    .await;
+    for name in ["a", "b", "c", "d"] {
+        cluster
+            .post(CONFIG_MAPS, &config_map(name))
+            .await
+            .expect(201);
+    }
+    let mut watch = cluster
+        .watch(&format!("{CONFIG_MAPS}?watch=1&resourceVersion=1"))
+        .await;
+    let (kind, status) = watch.next().await.expect("an error");
+    assert_eq!(kind, EventType::Error);
+    assert_eq!(status["reason"], "Expired");
+    assert_eq!(status["code"], 410);
+    assert!(watch.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_its_time_is_over_with_a_bookmark_before() {
+    let cluster = Cluster::start().await;
+    let mut watch = cluster
+        .watch(&format!(
+            "{CONFIG_MAPS}?watch=1&timeoutSeconds=1&allowWatchBookmarks=true"
+        ))
+        .await;
+    let (kind, bookmark) = watch.next().await.expect("a bookmark");
+    assert_eq!(kind, EventType::Bookmark);
+    assert!(bookmark["metadata"].get("annotations").is_none());
+    assert!(watch.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_client_that_does_not_read_holds_up_nobody() {
+    let cluster = Cluster::with(Config {
+        window: WindowLimits {
+            changes: 50,
+            bytes: 64 << 20,
+        },
+        ..Config::default()
+    })
+    .await;
+    let mut stalled = cluster.watch(&format!("{CONFIG_MAPS}?watch=1")).await;
+    let mut live = cluster.watch(&format!("{CONFIG_MAPS}?watch=1")).await;
+    let large = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"},
+        "data": {"a": "x".repeat(100_000)}});
+    cluster.post(CONFIG_MAPS, &large).await.expect(201);
+    assert_eq!(live.short().await, "ADDED x");
+    for n in 0..200 {
+        let path = format!("{CONFIG_MAPS}/x");
+        cluster
+            .merge(&path, &json!({"data": {"n": n.to_string()}}))
+            .await
+            .expect(200);
+        assert_eq!(live.short().await, "MODIFIED x");
+    }
+    // The other one fell out of the window and is told to list again.
+    let mut last = String::new();
+    while let Some((kind, _)) = stalled.next().await {
+        last = kind.as_str().into();
+    }
+    assert_eq!(last, "ERROR");
+}
+
+#[tokio::test]
+async fn contradictory_options_are_refused() {
+    let cluster = Cluster::start().await;
+    for query in [
+        "watch=1&sendInitialEvents=true",
+        "watch=1&resourceVersionMatch=NotOlderThan",
+        "sendInitialEvents=true",
+    ] {
+        let answer = cluster
+            .get(&format!("{CONFIG_MAPS}?{query}"))
+            .await
+            .expect(422);
+        assert_eq!(answer["reason"], "Invalid", "{query}");
+    }
+    cluster
+        .get(&format!("{CONFIG_MAPS}?watch=1&resourceVersion=x"))
+        .await
+        .expect(400);
+}
