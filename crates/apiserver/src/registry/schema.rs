@@ -8,7 +8,7 @@ use crate::{
     managed::{self, Typing},
     meta,
     resources::Resource,
-    types,
+    validation,
 };
 use serde_json::Value;
 use yurt_wire::{Status, schema, status::Cause};
@@ -32,24 +32,22 @@ fn typing(resource: &Resource) -> Typing<'_> {
     }
 }
 
-/// Removes the fields of `object` that its kind does not have; the complaints about them.
+/// The complaints about fields of `object` that its kind does not have, and about fields given twice. Those of custom
+/// resources are removed; those of built-in kinds go with the defaults.
 pub(super) fn unknown_fields(
     resource: &Resource,
     object: &mut Value,
-    _raw: Option<&[u8]>,
+    raw: Option<&[u8]>,
 ) -> Vec<String> {
-    match structural(resource) {
-        Some(structural) => {
-            let complaints = structural.unknown_fields(object);
-            structural.prune(object);
-            complaints
-        }
-        None if resource.custom.is_some() => Vec::new(),
-        None => types::prune(&resource.gvk(), object)
-            .into_iter()
-            .map(|path| format!("unknown field \"{path}\""))
-            .collect(),
+    if resource.custom.is_none() {
+        return validation::unknown_fields(&resource.gvk(), object, raw);
     }
+    let mut complaints = raw.map(validation::duplicate_fields).unwrap_or_default();
+    if let Some(structural) = structural(resource) {
+        complaints.extend(structural.unknown_fields(object));
+        structural.prune(object);
+    }
+    complaints
 }
 
 /// Fills in defaults.
@@ -66,24 +64,48 @@ pub(super) fn apply_defaults(resource: &Resource, object: &mut Value) {
 
 /// What is wrong with a new object.
 pub(super) fn validate_create(resource: &Resource, object: &Value) -> Vec<Cause> {
+    let mut causes = validation::validate_create(&resource.gvk(), object);
     if let Some(structural) = structural(resource) {
-        return structural.validate(object, None);
+        causes.extend(structural.validate(object, None));
     }
     if is_crd(resource) {
-        return Crd::parse(object).err().unwrap_or_default();
+        causes.extend(Crd::parse(object).err().unwrap_or_default());
     }
-    Vec::new()
+    distinct(causes)
 }
 
+/// Changes through these subresources have rules of their own.
+const OWN_RULES: &[&str] = &["binding", "ephemeralcontainers", "finalize", "resize"];
+
 /// What is wrong with a changed object.
-pub(super) fn validate_update(resource: &Resource, old: &Value, new: &Value) -> Vec<Cause> {
+pub(super) fn validate_update(
+    resource: &Resource,
+    subresource: &str,
+    old: &Value,
+    new: &Value,
+) -> Vec<Cause> {
+    if OWN_RULES.contains(&subresource) {
+        return Vec::new();
+    }
+    let mut causes = validation::validate_update(&resource.gvk(), old, new);
     if let Some(structural) = structural(resource) {
-        return structural.validate(new, Some(old));
+        causes.extend(structural.validate(new, Some(old)));
     }
-    if is_crd(resource) {
-        return Crd::parse(new).err().unwrap_or_default();
+    if is_crd(resource) && old.get("spec") != new.get("spec") {
+        causes.extend(Crd::parse(new).err().unwrap_or_default());
     }
-    Vec::new()
+    distinct(causes)
+}
+
+/// The same complaint can come from the metadata and from the kind.
+fn distinct(causes: Vec<Cause>) -> Vec<Cause> {
+    let mut out: Vec<Cause> = Vec::with_capacity(causes.len());
+    for cause in causes {
+        if !out.contains(&cause) {
+            out.push(cause);
+        }
+    }
+    out
 }
 
 /// Who writes, for managed fields.

@@ -138,7 +138,12 @@ impl Registry {
         let _allocation = self.allocate(target, Some(&live), &mut new).await?;
         strategy::count_generation(resource, &live, &mut new);
         let mut causes = finalizers_while_deleting(&live, &new);
-        causes.extend(schema::validate_update(resource, &live, &new));
+        causes.extend(schema::validate_update(
+            resource,
+            &target.subresource,
+            &live,
+            &new,
+        ));
         if !causes.is_empty() {
             return Err(target.invalid(&target.name, causes));
         }

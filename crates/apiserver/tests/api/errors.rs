@@ -1,4 +1,4 @@
-use crate::client::{Answer, CONFIG_MAPS, Cluster, PODS, config_map};
+use crate::client::{Answer, CONFIG_MAPS, Cluster, PODS, config_map, pod};
 use bytes::Bytes;
 use http::header;
 use serde_json::json;
@@ -85,9 +85,9 @@ async fn bodies_and_media_types_have_limits() {
         );
         assert_eq!(answer.body["kind"], "Status");
     }
-    let mut large = config_map("large");
-    large["data"]["x"] = "x".repeat(1_600_000).into();
-    cluster.post(CONFIG_MAPS, &large).await.expect(413);
+    let mut large = pod("large", "");
+    large["spec"]["containers"][0]["env"] = json!([{"name": "X", "value": "x".repeat(1_600_000)}]);
+    cluster.post(PODS, &large).await.expect(413);
     let deep = format!(
         "{{\"metadata\":{}1{}}}",
         "{\"a\":".repeat(5000),
