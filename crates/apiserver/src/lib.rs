@@ -17,6 +17,7 @@ mod lifecycle;
 pub mod managed;
 mod meta;
 mod metrics;
+pub mod openapi;
 mod quantity;
 #[cfg(test)]
 mod recorded;

@@ -25,6 +25,7 @@ pub use entries::Operation;
 pub use path::{MalformedFields, PathElement};
 pub use set::FieldSet;
 pub use typing::Typing;
+pub(crate) use typing::is_atomic_struct;
 
 use compare::{Comparison, claimed, compare, print};
 use entries::Entry;

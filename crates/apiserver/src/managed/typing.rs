@@ -91,7 +91,7 @@ const ATOMIC_STRUCTS: &[&str] = &[
     "TypedLocalObjectReference",
 ];
 
-fn is_atomic_struct(name: &str) -> bool {
+pub(crate) fn is_atomic_struct(name: &str) -> bool {
     let short = name.rsplit('.').next().unwrap_or(name);
     ATOMIC_STRUCTS.contains(&short)
 }
