@@ -113,7 +113,10 @@ fn schema(structural: &Structural, definitions: &mut Definitions) -> Map<String,
         }
     }
     if !structural.list_map_keys.is_empty() {
-        put("x-kubernetes-list-map-keys", json!(structural.list_map_keys));
+        put(
+            "x-kubernetes-list-map-keys",
+            json!(structural.list_map_keys),
+        );
     }
     if structural.embedded_resource {
         put("x-kubernetes-embedded-resource", json!(true));
@@ -161,7 +164,10 @@ fn schema(structural: &Structural, definitions: &mut Definitions) -> Map<String,
         None => {}
         Some(Additional::Any) => put("additionalProperties", json!(true)),
         Some(Additional::Schema(inner)) => {
-            put("additionalProperties", Value::Object(schema(inner, definitions)));
+            put(
+                "additionalProperties",
+                Value::Object(schema(inner, definitions)),
+            );
         }
     }
     if !structural.properties.is_empty() {

@@ -96,7 +96,13 @@ pub(super) fn document(document: &Value) -> Vec<u8> {
 }
 
 fn path_item(out: &mut Writer, item: &Map<String, Value>) {
-    for (number, verb) in [(2, "get"), (3, "put"), (4, "post"), (5, "delete"), (8, "patch")] {
+    for (number, verb) in [
+        (2, "get"),
+        (3, "put"),
+        (4, "post"),
+        (5, "delete"),
+        (8, "patch"),
+    ] {
         if let Some(Value::Object(written)) = item.get(verb) {
             message(out, number, |out| operation(out, written));
         }

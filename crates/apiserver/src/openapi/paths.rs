@@ -70,7 +70,10 @@ pub(super) fn add(
     definitions: &mut Definitions,
     paths: &mut Map<String, Value>,
 ) {
-    let base = format!("/{}", group_version_path(&resource.group, &resource.version));
+    let base = format!(
+        "/{}",
+        group_version_path(&resource.group, &resource.version)
+    );
     let plural = &resource.plural;
     let collection = if resource.namespaced {
         format!("{base}/namespaces/{{namespace}}/{plural}")
@@ -84,7 +87,11 @@ pub(super) fn add(
         None
     };
     let status = definitions.reference(STATUS);
-    let scope = if resource.namespaced { "Namespaced" } else { "" };
+    let scope = if resource.namespaced {
+        "Namespaced"
+    } else {
+        ""
+    };
     let operation = |action, word, answer: &Value| Operation {
         resource,
         action,
@@ -253,7 +260,11 @@ impl Operation<'_> {
         };
         format!(
             "{}{}{}{collection}{namespaced}{}{}{everywhere}",
-            if collection.is_empty() { self.word } else { "delete" },
+            if collection.is_empty() {
+                self.word
+            } else {
+                "delete"
+            },
             group_word(&self.resource.group),
             capitalized(&self.resource.version),
             self.resource.kind,
@@ -269,7 +280,13 @@ impl Operation<'_> {
         let group: String = group
             .split(['.', '-'])
             .enumerate()
-            .map(|(i, word)| if i == 0 { word.to_owned() } else { capitalized(word) })
+            .map(|(i, word)| {
+                if i == 0 {
+                    word.to_owned()
+                } else {
+                    capitalized(word)
+                }
+            })
             .collect();
         format!("{group}_{}", self.resource.version)
     }

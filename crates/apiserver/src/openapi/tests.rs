@@ -39,9 +39,13 @@ fn check_references(value: &Value, prefix: &str, names: &BTreeSet<&String>) {
                 let name = reference.strip_prefix(prefix).unwrap();
                 assert!(names.contains(&name.to_owned()), "{reference}");
             }
-            fields.values().for_each(|inner| check_references(inner, prefix, names));
+            fields
+                .values()
+                .for_each(|inner| check_references(inner, prefix, names));
         }
-        Value::Array(items) => items.iter().for_each(|inner| check_references(inner, prefix, names)),
+        Value::Array(items) => items
+            .iter()
+            .for_each(|inner| check_references(inner, prefix, names)),
         _ => {}
     }
 }
@@ -72,7 +76,11 @@ fn documents_are_whole() {
         let document = v3_document(group, version, catalog.resources()).unwrap();
         let schemas = document["components"]["schemas"].as_object().unwrap();
         assert!(schemas.values().all(Value::is_object));
-        check_references(&document, "#/components/schemas/", &schemas.keys().collect());
+        check_references(
+            &document,
+            "#/components/schemas/",
+            &schemas.keys().collect(),
+        );
         checked += 1;
     }
     assert!(checked > 15, "{checked}");
@@ -95,7 +103,8 @@ fn kubectl_finds_what_it_looks_for() {
     for resource in catalog.resources().iter().filter(|r| r.serves("patch")) {
         let document =
             v3_document(&resource.group, &resource.version, catalog.resources()).unwrap();
-        let gvk = json!({"group": resource.group, "version": resource.version, "kind": resource.kind});
+        let gvk =
+            json!({"group": resource.group, "version": resource.version, "kind": resource.kind});
         let patch = operations(&document)
             .into_iter()
             .find(|op| {
@@ -103,9 +112,11 @@ fn kubectl_finds_what_it_looks_for() {
             })
             .unwrap_or_else(|| panic!("{gvk}"));
         for name in ["fieldValidation", "dryRun"] {
-            let found = patch["parameters"].as_array().unwrap().iter().any(|parameter| {
-                parameter["name"] == name && parameter["in"] == "query"
-            });
+            let found = patch["parameters"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|parameter| parameter["name"] == name && parameter["in"] == "query");
             assert!(found, "{gvk} {name}");
         }
         // explain: the kind of a path, and the schema of the kind.
@@ -141,10 +152,16 @@ fn lists_say_how_they_merge() {
         })
     );
     let ports = &schemas["io.k8s.api.core.v1.Container"]["properties"]["ports"];
-    assert_eq!(ports["x-kubernetes-list-map-keys"], json!(["containerPort", "protocol"]));
+    assert_eq!(
+        ports["x-kubernetes-list-map-keys"],
+        json!(["containerPort", "protocol"])
+    );
     let v2 = v2_document(catalog.resources());
     let containers = &v2["definitions"]["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
-    assert_eq!(containers["items"], json!({"$ref": "#/definitions/io.k8s.api.core.v1.Container"}));
+    assert_eq!(
+        containers["items"],
+        json!({"$ref": "#/definitions/io.k8s.api.core.v1.Container"})
+    );
 }
 
 #[test]
@@ -159,17 +176,27 @@ fn custom_resources_are_described_by_their_definition() {
         spec["size"],
         json!({"type": "integer", "description": "How large.", "minimum": 1, "default": 3})
     );
-    assert_eq!(spec["port"]["anyOf"], json!([{"type": "integer"}, {"type": "string"}]));
+    assert_eq!(
+        spec["port"]["anyOf"],
+        json!([{"type": "integer"}, {"type": "string"}])
+    );
     assert!(spec["template"]["properties"]["metadata"].is_object());
-    assert!(v3["paths"]["/apis/stable.example.com/v1/namespaces/{namespace}/widgets/{name}/scale"].is_object());
+    assert!(
+        v3["paths"]["/apis/stable.example.com/v1/namespaces/{namespace}/widgets/{name}/scale"]
+            .is_object()
+    );
     let list = &v3["components"]["schemas"]["com.example.stable.v1.WidgetList"];
     assert_eq!(list["required"], json!(["items"]));
 
     // Old clients would refuse what they cannot express.
     let v2 = v2_document(catalog.resources());
-    let spec = &v2["definitions"]["com.example.stable.v1.Widget"]["properties"]["spec"]["properties"];
+    let spec =
+        &v2["definitions"]["com.example.stable.v1.Widget"]["properties"]["spec"]["properties"];
     assert_eq!(spec["port"], json!({"x-kubernetes-int-or-string": true}));
-    assert_eq!(spec["free"], json!({"x-kubernetes-preserve-unknown-fields": true}));
+    assert_eq!(
+        spec["free"],
+        json!({"x-kubernetes-preserve-unknown-fields": true})
+    );
     assert_eq!(spec["maybe"], json!({}));
 }
 
@@ -179,8 +206,13 @@ fn the_index_follows_its_documents() {
     let without = Catalog::new(&[]);
     let (with, without) = (v3_index(with.resources()), v3_index(without.resources()));
     assert_eq!(with["paths"]["api/v1"], without["paths"]["api/v1"]);
-    let url = with["paths"]["apis/stable.example.com/v1"]["serverRelativeURL"].as_str().unwrap();
-    assert!(url.starts_with("/openapi/v3/apis/stable.example.com/v1?hash="), "{url}");
+    let url = with["paths"]["apis/stable.example.com/v1"]["serverRelativeURL"]
+        .as_str()
+        .unwrap();
+    assert!(
+        url.starts_with("/openapi/v3/apis/stable.example.com/v1?hash="),
+        "{url}"
+    );
     assert!(without["paths"].get("apis/stable.example.com/v1").is_none());
 }
 
@@ -212,8 +244,14 @@ fn protobuf_holds_the_same() {
     assert_eq!(fields(&bytes, 1), [b"2.0"]);
     let paths = fields(&bytes, 8)[0];
     let json = v2_document(catalog.resources());
-    assert_eq!(fields(paths, 2).len(), json["paths"].as_object().unwrap().len());
-    let pod = find(fields(paths, 2), "/api/v1/namespaces/{namespace}/pods/{name}");
+    assert_eq!(
+        fields(paths, 2).len(),
+        json["paths"].as_object().unwrap().len()
+    );
+    let pod = find(
+        fields(paths, 2),
+        "/api/v1/namespaces/{namespace}/pods/{name}",
+    );
     let patch = fields(pod, 8)[0];
     assert_eq!(fields(patch, 5), [b"patchCoreV1NamespacedPod"]);
     let gvk = find(fields(patch, 13), "x-kubernetes-group-version-kind");
@@ -233,7 +271,10 @@ fn protobuf_holds_the_same() {
     let containers = find(fields(fields(spec, 25)[0], 1), "containers");
     assert_eq!(fields(fields(containers, 22)[0], 1), [b"array"]);
     let items = fields(fields(containers, 23)[0], 1)[0];
-    assert_eq!(fields(items, 1), [b"#/definitions/io.k8s.api.core.v1.Container"]);
+    assert_eq!(
+        fields(items, 1),
+        [b"#/definitions/io.k8s.api.core.v1.Container"]
+    );
     let key = find(fields(containers, 31), "x-kubernetes-patch-merge-key");
     assert_eq!(fields(key, 2), [b"\"name\""]);
 }
