@@ -369,7 +369,7 @@ fn every_sealed_segment_gets_a_whole_hint() {
     // Reopened in between: the hint of the stop must not be taken for that of the full segment.
     for round in 0..3_u8 {
         let (store, _) = Store::open(dir.path(), options(4096)).expect("open");
-        for number in 0..20 {
+        for number in 0..17 {
             let changes = vec![(round * 20 + number, Some((400, 1 + 2 * number)))];
             store.commit(batch(&changes)).wait().expect("commit");
         }
