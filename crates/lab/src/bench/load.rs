@@ -1,0 +1,235 @@
+//! Requests, one after the other, from so many clients at a time.
+
+use super::BenchError;
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use serde_json::Value;
+use std::time::{Duration, Instant};
+use yurt_transport::{Client, ResponseBody, collect, empty, full};
+
+/// What kubelets and kube-proxies ask for.
+const ACCEPT: &str = "application/vnd.kubernetes.protobuf,application/json";
+/// Longest wait for a response head, and then for its body.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// Before a load counts: connections are opened, caches warmed.
+const WARM_UP: Duration = Duration::from_millis(200);
+/// Largest answer that the bench looks into.
+const MAX_BODY: usize = 64 << 20;
+
+/// A server, and who asks.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) client: Client,
+    pub(super) authorization: HeaderValue,
+}
+
+impl Target {
+    /// Sends one request and waits for the head of its answer.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &'static str,
+        body: Option<(&'static str, &Value)>,
+    ) -> Result<Response<ResponseBody>, BenchError> {
+        let mut request = Request::new(match body {
+            Some((_, value)) => full(value.to_string()),
+            None => empty(),
+        });
+        *request.method_mut() = method;
+        *request.uri_mut() = path
+            .parse()
+            .map_err(|error: http::uri::InvalidUri| call(path, error))?;
+        let headers = request.headers_mut();
+        headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
+        headers.insert(header::USER_AGENT, HeaderValue::from_static("yurt-bench"));
+        headers.insert(header::AUTHORIZATION, self.authorization.clone());
+        if let Some((content_type, _)) = body {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        self.client
+            .send(request, TIMEOUT)
+            .await
+            .map_err(|error| call(path, error))
+    }
+
+    /// Sends one request, reads its answer, and insists on success.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, &Value)>,
+    ) -> Result<Bytes, BenchError> {
+        let response = self.send(method, path, "application/json", body).await?;
+        let status = response.status();
+        let read = tokio::time::timeout(TIMEOUT, collect(response.into_body(), MAX_BODY));
+        let answer = read
+            .await
+            .map_err(|error| call(path, error))?
+            .map_err(|error| call(path, error))?;
+        if !status.is_success() {
+            let text = String::from_utf8_lossy(&answer[..answer.len().min(400)]).into_owned();
+            return Err(call(path, format!("{status} {text}")));
+        }
+        Ok(answer)
+    }
+
+    /// One GET as a node's component sends it, read to its end.
+    pub(super) async fn get(&self, path: &str) -> Result<(), BenchError> {
+        let response = self.send(Method::GET, path, ACCEPT, None).await?;
+        let status = response.status();
+        let mut body = response.into_body();
+        let drain = async {
+            while let Some(frame) = body.frame().await {
+                frame.map_err(|error| call(path, error))?;
+            }
+            Ok::<(), BenchError>(())
+        };
+        tokio::time::timeout(TIMEOUT, drain)
+            .await
+            .map_err(|error| call(path, error))??;
+        match status {
+            StatusCode::OK => Ok(()),
+            other => Err(call(path, other)),
+        }
+    }
+
+    /// Asks again and again until the answer is 200.
+    pub(super) async fn wait_ok(&self, path: &str, patience: Duration) -> Result<(), BenchError> {
+        let begun = Instant::now();
+        loop {
+            match self.get(path).await {
+                Ok(()) => return Ok(()),
+                Err(error) if begun.elapsed() > patience => return Err(error),
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        }
+    }
+}
+
+/// A failed call.
+pub(super) fn call(path: &str, why: impl ToString) -> BenchError {
+    BenchError::Call {
+        path: path.to_owned(),
+        why: why.to_string(),
+    }
+}
+
+/// Latencies in nanoseconds; grows as needed.
+#[derive(Clone, Debug)]
+pub(super) struct Latencies(Option<Histogram<u64>>);
+
+impl Latencies {
+    pub(super) fn new() -> Self {
+        // Three digits are always possible.
+        Self(Histogram::new(3).ok())
+    }
+
+    pub(super) fn record(&mut self, time: Duration) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        if let Some(histogram) = &mut self.0 {
+            histogram.saturating_record(nanoseconds);
+        }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        if let (Some(histogram), Some(other)) = (&mut self.0, &other.0) {
+            // Both grow: what fits into one fits into the other.
+            let _ = histogram.add(other);
+        }
+    }
+
+    pub(super) fn len(&self) -> u64 {
+        self.0.as_ref().map_or(0, Histogram::len)
+    }
+
+    /// A quantile in milliseconds; not a number when nothing was recorded.
+    pub(super) fn at(&self, quantile: f64) -> f64 {
+        match &self.0 {
+            Some(histogram) if !histogram.is_empty() => {
+                histogram.value_at_quantile(quantile) as f64 / 1e6
+            }
+            _ => f64::NAN,
+        }
+    }
+}
+
+/// The outcome of a load.
+#[derive(Debug)]
+pub(super) struct Load {
+    latencies: Latencies,
+    elapsed: Duration,
+    pub(super) failed: u64,
+}
+
+impl Load {
+    /// GETs a path for a while.
+    pub(super) async fn run(
+        target: &Target,
+        path: &str,
+        concurrency: usize,
+        time: Duration,
+    ) -> Self {
+        let begin = Instant::now() + WARM_UP;
+        let end = begin + time;
+        let clients: Vec<_> = (0..concurrency)
+            .map(|_| {
+                let (target, path) = (target.clone(), path.to_owned());
+                tokio::spawn(async move {
+                    let mut latencies = Latencies::new();
+                    let mut failed = 0;
+                    loop {
+                        let sent = Instant::now();
+                        if sent >= end {
+                            return (latencies, failed);
+                        }
+                        let answered = target.get(&path).await;
+                        if sent < begin {
+                            continue;
+                        }
+                        match answered {
+                            Ok(()) => latencies.record(sent.elapsed()),
+                            Err(error) => {
+                                tracing::debug!(%error, "request failed");
+                                failed += 1;
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut load = Self {
+            latencies: Latencies::new(),
+            elapsed: time,
+            failed: 0,
+        };
+        for client in clients {
+            match client.await {
+                Ok((latencies, failed)) => {
+                    load.latencies.add(&latencies);
+                    load.failed += failed;
+                }
+                Err(_) => load.failed += 1,
+            }
+        }
+        load.elapsed = begin.elapsed().max(time);
+        load
+    }
+
+    /// Answers per second.
+    pub(super) fn rate(&self) -> f64 {
+        self.latencies.len() as f64 / self.elapsed.as_secs_f64()
+    }
+
+    /// Milliseconds.
+    pub(super) fn p50(&self) -> f64 {
+        self.latencies.at(0.5)
+    }
+
+    /// Milliseconds.
+    pub(super) fn p99(&self) -> f64 {
+        self.latencies.at(0.99)
+    }
+}
