@@ -130,7 +130,8 @@ impl Latencies {
     pub(super) fn record(&mut self, time: Duration) {
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         if let Some(histogram) = &mut self.0 {
-            histogram.saturating_record(nanoseconds);
+            // It grows as far as 64 bits go.
+            let _ = histogram.record(nanoseconds);
         }
     }
 
@@ -231,5 +232,25 @@ impl Load {
     /// Milliseconds.
     pub(super) fn p99(&self) -> f64 {
         self.latencies.at(0.99)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_milliseconds() {
+        let mut latencies = Latencies::new();
+        assert!(latencies.at(0.5).is_nan());
+        for ms in 1..=99 {
+            latencies.record(Duration::from_millis(ms));
+        }
+        let mut slowest = Latencies::new();
+        slowest.record(Duration::from_secs(30));
+        latencies.add(&slowest);
+        assert_eq!(latencies.len(), 100);
+        let close = |quantile, ms: f64| (latencies.at(quantile) - ms).abs() < ms / 500.0;
+        assert!(close(0.5, 50.0) && close(0.99, 99.0) && close(1.0, 30_000.0));
     }
 }

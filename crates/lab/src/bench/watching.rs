@@ -29,6 +29,8 @@ use yurt_wire::{
 const MAX_FRAME: usize = 16 << 20;
 /// Between two changes of the fan-out.
 const CHANGE_INTERVAL: Duration = Duration::from_millis(25);
+/// An EndpointSlice of 50 endpoints, about; until the first is seen.
+const EVENT_BYTES: f64 = 10_000.0;
 /// Changes of a storm under way at a time.
 const STORM_WRITERS: usize = 8;
 const MERGE_PATCH: &str = "application/merge-patch+json";
@@ -68,10 +70,17 @@ async fn open(
     }
 }
 
+/// What a watch has brought so far.
+#[derive(Debug, Default)]
+struct Received {
+    bytes: AtomicU64,
+    frames: AtomicU64,
+}
+
 /// A watch with initial events, in protobuf, that is read until it is dropped.
 #[derive(Debug)]
 pub(super) struct WatchList {
-    bytes: Arc<AtomicU64>,
+    received: Arc<Received>,
     reader: JoinHandle<()>,
 }
 
@@ -84,12 +93,15 @@ impl WatchList {
         let accept =
             "application/vnd.kubernetes.protobuf;stream=watch,application/vnd.kubernetes.protobuf";
         let body = open(target, &path, accept).await?;
-        let bytes = Arc::new(AtomicU64::new(0));
+        let received = Arc::new(Received::default());
         let (complete, mut completed) = watch::channel(false);
-        let counter = bytes.clone();
+        let counter = received.clone();
         let reader = tokio::spawn(async move {
             let read = frames(body, Encoding::Protobuf, |frame| {
-                counter.fetch_add(frame.raw.len() as u64, Ordering::Relaxed);
+                counter
+                    .bytes
+                    .fetch_add(frame.raw.len() as u64, Ordering::Relaxed);
+                counter.frames.fetch_add(1, Ordering::Relaxed);
                 if ends_initial_events(frame) {
                     complete.send_replace(true);
                 }
@@ -99,7 +111,7 @@ impl WatchList {
                 tracing::debug!(why, "watch ended");
             }
         });
-        let list = Self { bytes, reader };
+        let list = Self { received, reader };
         match timeout(PATIENCE, completed.wait_for(|complete| *complete)).await {
             Ok(Ok(_)) => Ok(list),
             Ok(Err(_)) => Err(call(&path, "ended before the initial events did")),
@@ -111,7 +123,11 @@ impl WatchList {
 
     /// Bytes of all frames so far.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
+        self.received.bytes.load(Ordering::Relaxed)
+    }
+
+    fn frames(&self) -> u64 {
+        self.received.frames.load(Ordering::Relaxed)
     }
 }
 
@@ -143,16 +159,19 @@ pub(super) async fn storm(
 ) -> Result<(), BenchError> {
     let places = Arc::new(Semaphore::new(STORM_WRITERS));
     let mut writers = JoinSet::new();
-    let (begun, before) = (Instant::now(), watched.bytes());
-    // Bytes of one event, as far as is known.
-    let mut event = 10_000.0;
+    let begun = Instant::now();
+    let (bytes, frames) = (watched.bytes(), watched.frames());
     let mut sent = 0_usize;
     while begun.elapsed() < time {
-        let received = (watched.bytes() - before) as f64;
-        if sent > 100 {
-            event = (received / sent as f64).max(100.0);
-        }
-        if sent as f64 * event > begun.elapsed().as_secs_f64() * bytes_per_second {
+        let received = (watched.bytes() - bytes) as f64;
+        let events = (watched.frames() - frames) as f64;
+        let event = if events > 0.0 {
+            received / events
+        } else {
+            EVENT_BYTES
+        };
+        let under_way = (sent as f64 - events).max(0.0) * event;
+        if received + under_way > begun.elapsed().as_secs_f64() * bytes_per_second {
             sleep(Duration::from_millis(2)).await;
             continue;
         }
