@@ -101,7 +101,11 @@ pub struct Fresh(Arc<Scope>);
 
 impl Drop for Fresh {
     fn drop(&mut self) {
-        let mut watchers = self.0.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watchers = self
+            .0
+            .watchers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         watchers.count -= 1;
         if watchers.count == 0 {
             watchers.stop.cancel();
@@ -147,7 +151,9 @@ impl Backing {
 
     /// A view was read: reads the objects behind it, unless they are fresh.
     pub fn read(&self, caller: &Caller, info: &RequestInfo, headers: &HeaderMap) {
-        let Some(scope) = self.scope(caller, info, headers) else { return };
+        let Some(scope) = self.scope(caller, info, headers) else {
+            return;
+        };
         let inner = self.inner.clone();
         self.inner.tasks.spawn(async move {
             let work = inner.refresh(&scope);
@@ -162,7 +168,10 @@ impl Backing {
     pub fn watch(&self, caller: &Caller, info: &RequestInfo, headers: &HeaderMap) -> Option<Fresh> {
         let scope = self.scope(caller, info, headers)?;
         let stop = {
-            let mut watchers = scope.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut watchers = scope
+                .watchers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             watchers.count += 1;
             (watchers.count == 1).then(|| {
                 watchers.stop = CancellationToken::new();
@@ -182,7 +191,12 @@ impl Backing {
         Some(Fresh(scope))
     }
 
-    fn scope(&self, caller: &Caller, info: &RequestInfo, headers: &HeaderMap) -> Option<Arc<Scope>> {
+    fn scope(
+        &self,
+        caller: &Caller,
+        info: &RequestInfo,
+        headers: &HeaderMap,
+    ) -> Option<Arc<Scope>> {
         let options = info.list_options().ok()?;
         let mut target = info.path.clone();
         let kind = if info.verb == Verb::Get {
@@ -201,7 +215,11 @@ impl Backing {
             Kind::List(query)
         };
         let headers = own_headers(headers);
-        let mut scopes = self.inner.scopes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scopes = self
+            .inner
+            .scopes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(scope) = scopes.get(&(caller.clone(), target.clone())) {
             // The same caller, perhaps with a fresher form of its credentials.
             *scope.headers.lock().unwrap_or_else(PoisonError::into_inner) = headers;
@@ -236,7 +254,10 @@ fn own_headers(headers: &HeaderMap) -> HeaderMap {
         }
     }
     own.insert(header::ACCEPT, HeaderValue::from_static(ACCEPT));
-    own.insert(HeaderName::from_static("accept-encoding"), HeaderValue::from_static("identity"));
+    own.insert(
+        HeaderName::from_static("accept-encoding"),
+        HeaderValue::from_static("identity"),
+    );
     own
 }
 
@@ -314,7 +335,11 @@ impl Inner {
         let response = self.ask(scope, target).await?;
         let encoding = content_encoding(response.headers()).ok_or(Failure::Refused)?;
         let body = response.into_body();
-        let collected = tokio::time::timeout(WAIT, yurt_transport::collect(body, self.bounds.learned_body)).await;
+        let collected = tokio::time::timeout(
+            WAIT,
+            yurt_transport::collect(body, self.bounds.learned_body),
+        )
+        .await;
         match collected {
             Ok(Ok(bytes)) => Ok((encoding, bytes)),
             Ok(Err(yurt_transport::CollectError::TooLarge(_))) => {
@@ -325,11 +350,19 @@ impl Inner {
         }
     }
 
-    async fn ask(&self, scope: &Scope, target: &str) -> Result<http::Response<ResponseBody>, Failure> {
+    async fn ask(
+        &self,
+        scope: &Scope,
+        target: &str,
+    ) -> Result<http::Response<ResponseBody>, Failure> {
         let request = Outgoing {
             method: Method::GET,
             uri: target.parse::<Uri>().map_err(|_| Failure::Refused)?,
-            headers: scope.headers.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            headers: scope
+                .headers
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
             body: OutgoingBody::Held(Bytes::new()),
             wait: WAIT,
             safe: true,
@@ -353,7 +386,9 @@ impl Inner {
 
     /// Lists once, then follows the changes.
     async fn keep_fresh(&self, scope: &Scope) {
-        let Kind::List(query) = &scope.kind else { return };
+        let Kind::List(query) = &scope.kind else {
+            return;
+        };
         let mut pause = FIRST_PAUSE;
         let mut modes = self.modes.clone();
         loop {
@@ -384,7 +419,12 @@ impl Inner {
     }
 
     /// One watch, until it ends. `Ok` when it ended cleanly.
-    async fn follow(&self, scope: &Scope, query: &Query, fetched: &mut Fetched) -> Result<(), Failure> {
+    async fn follow(
+        &self,
+        scope: &Scope,
+        query: &Query,
+        fetched: &mut Fetched,
+    ) -> Result<(), Failure> {
         let joint = if scope.target.contains('?') { '&' } else { '?' };
         let target = format!(
             "{}{joint}watch=true&allowWatchBookmarks=true&timeoutSeconds={}&resourceVersion={}",

@@ -39,7 +39,11 @@ fn read_pair(files: &KeyPairFiles) -> Result<KeyPairPem, PkiError> {
 pub fn cloud(config: &Config) -> Result<CloudTls, PkiError> {
     let ca = read(&config.ca_file)?;
     let node = match &config.node_certificate {
-        Some(files) => Some(yurt_pki::client_config(&ca, Some(&read_pair(files)?), &ALPN)?),
+        Some(files) => Some(yurt_pki::client_config(
+            &ca,
+            Some(&read_pair(files)?),
+            &ALPN,
+        )?),
         None => None,
     };
     Ok(CloudTls {
@@ -51,21 +55,32 @@ pub fn cloud(config: &Config) -> Result<CloudTls, PkiError> {
 /// How the TLS proxy serves, by the files of the configuration; `None` when it is not to be served.
 pub fn serving(config: &Config) -> Result<Option<Arc<rustls::ServerConfig>>, PkiError> {
     match &config.serving_certificate {
-        Some(files) => Ok(Some(yurt_pki::server_config(&read_pair(files)?, None, true)?)),
+        Some(files) => Ok(Some(yurt_pki::server_config(
+            &read_pair(files)?,
+            None,
+            true,
+        )?)),
         None => Ok(None),
     }
 }
 
 /// When each file last changed.
 fn stamps(config: &Config) -> Vec<Option<SystemTime>> {
-    let pairs = config.node_certificate.iter().chain(&config.serving_certificate);
+    let pairs = config
+        .node_certificate
+        .iter()
+        .chain(&config.serving_certificate);
     let files: Vec<&PathBuf> = pairs
         .flat_map(|pair| [&pair.cert, &pair.key])
         .chain([&config.ca_file])
         .collect();
     files
         .into_iter()
-        .map(|path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok())
+        .map(|path| {
+            std::fs::metadata(path)
+                .and_then(|metadata| metadata.modified())
+                .ok()
+        })
         .collect()
 }
 
@@ -96,7 +111,9 @@ pub async fn follow(
                 known = now;
                 tracing::info!("certificates changed: in use from now on");
             }
-            Err(error) => tracing::warn!(%error, "changed certificates cannot be used; the old ones stay"),
+            Err(error) => {
+                tracing::warn!(%error, "changed certificates cannot be used; the old ones stay")
+            }
         }
     }
 }

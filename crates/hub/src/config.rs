@@ -146,18 +146,33 @@ impl UnusedArgs {
         [
             ("namespace", &self.namespace),
             ("multiplexer-port", &self.multiplexer_port),
-            ("heartbeat-interval-seconds", &self.heartbeat_interval_seconds),
+            (
+                "heartbeat-interval-seconds",
+                &self.heartbeat_interval_seconds,
+            ),
             ("heartbeat-timeout-seconds", &self.heartbeat_timeout_seconds),
             ("heartbeat-failed-retry", &self.heartbeat_failed_retry),
-            ("heartbeat-healthy-threshold", &self.heartbeat_healthy_threshold),
-            ("kubelet-health-grace-period", &self.kubelet_health_grace_period),
+            (
+                "heartbeat-healthy-threshold",
+                &self.heartbeat_healthy_threshold,
+            ),
+            (
+                "kubelet-health-grace-period",
+                &self.kubelet_health_grace_period,
+            ),
             ("gc-frequency", &self.gc_frequency),
-            ("host-control-plane-address", &self.host_control_plane_address),
+            (
+                "host-control-plane-address",
+                &self.host_control_plane_address,
+            ),
             ("bootstrap-mode", &self.bootstrap_mode),
             ("bootstrap-file", &self.bootstrap_file),
             ("join-token", &self.join_token),
             ("hub-cert-organizations", &self.hub_cert_organizations),
-            ("discovery-token-ca-cert-hash", &self.discovery_token_ca_cert_hash),
+            (
+                "discovery-token-ca-cert-hash",
+                &self.discovery_token_ca_cert_hash,
+            ),
             (
                 "discovery-token-unsafe-skip-ca-verification",
                 &self.discovery_token_unsafe_skip_ca_verification,
@@ -167,7 +182,10 @@ impl UnusedArgs {
             ("enable-resource-filter", &self.enable_resource_filter),
             ("disabled-resource-filters", &self.disabled_resource_filters),
             ("enable-node-pool", &self.enable_node_pool),
-            ("enable-pool-service-topology", &self.enable_pool_service_topology),
+            (
+                "enable-pool-service-topology",
+                &self.enable_pool_service_topology,
+            ),
             ("pool-scope-resources", &self.pool_scope_resources),
             ("profiling", &self.profiling),
             ("enable-iptables", &self.enable_iptables),
@@ -191,7 +209,10 @@ pub struct ConfigError {
 }
 
 fn refuse(flag: &'static str, why: impl Into<String>) -> ConfigError {
-    ConfigError { flag, why: why.into() }
+    ConfigError {
+        flag,
+        why: why.into(),
+    }
 }
 
 /// How requests are spread over several API servers.
@@ -296,17 +317,35 @@ impl TryFrom<HubArgs> for Config {
         match args.working_mode.as_str() {
             "edge" => {}
             "cloud" | "local" => {
-                return Err(refuse("working-mode", format!("{} is not built yet; only edge is", args.working_mode)));
+                return Err(refuse(
+                    "working-mode",
+                    format!("{} is not built yet; only edge is", args.working_mode),
+                ));
             }
-            other => return Err(refuse("working-mode", format!("{other:?} is none of edge, cloud, local"))),
+            other => {
+                return Err(refuse(
+                    "working-mode",
+                    format!("{other:?} is none of edge, cloud, local"),
+                ));
+            }
         }
         let lb_mode = match args.lb_mode.as_str() {
             "rr" => LbMode::RoundRobin,
             "priority" => LbMode::Priority,
-            other => return Err(refuse("lb-mode", format!("{other:?} is neither rr nor priority"))),
+            other => {
+                return Err(refuse(
+                    "lb-mode",
+                    format!("{other:?} is neither rr nor priority"),
+                ));
+            }
         };
         let mut servers = Vec::new();
-        for server in args.server_addr.iter().map(|s| s.trim()).filter(|s| !s.is_empty()) {
+        for server in args
+            .server_addr
+            .iter()
+            .map(|s| s.trim())
+            .filter(|s| !s.is_empty())
+        {
             let server = server_authority(server).map_err(|why| refuse("server-addr", why))?;
             if !servers.contains(&server) {
                 servers.push(server);
@@ -315,21 +354,40 @@ impl TryFrom<HubArgs> for Config {
         if servers.is_empty() {
             return Err(refuse("server-addr", "names no API server"));
         }
-        let ca_file = args
-            .ca_file
-            .ok_or_else(|| refuse("ca-file", "is needed: the CA that signs the API servers' certificates"))?;
-        let node_certificate = pair(args.client_cert, args.client_key, "client-cert", "client-key")?;
+        let ca_file = args.ca_file.ok_or_else(|| {
+            refuse(
+                "ca-file",
+                "is needed: the CA that signs the API servers' certificates",
+            )
+        })?;
+        let node_certificate = pair(
+            args.client_cert,
+            args.client_key,
+            "client-cert",
+            "client-key",
+        )?;
         if node_certificate.is_none() {
-            warnings.push("no --client-cert: only callers with a bearer token of their own are served".into());
+            warnings.push(
+                "no --client-cert: only callers with a bearer token of their own are served".into(),
+            );
         }
         let serving_certificate = pair(args.tls_cert, args.tls_key, "tls-cert", "tls-key")?;
-        let secure_proxy = address(args.bind_proxy_address, args.proxy_secure_port, "proxy-secure-port")?;
+        let secure_proxy = address(
+            args.bind_proxy_address,
+            args.proxy_secure_port,
+            "proxy-secure-port",
+        )?;
         if serving_certificate.is_none() && secure_proxy.is_some() {
             warnings.push("no --tls-cert: the TLS proxy is not served".into());
         }
         let min_request_timeout = parse_go_duration(&args.min_request_timeout)
             .filter(|d| *d >= Duration::from_secs(1))
-            .ok_or_else(|| refuse("min-request-timeout", "must be a duration of at least 1s, e.g. 1800s"))?;
+            .ok_or_else(|| {
+                refuse(
+                    "min-request-timeout",
+                    "must be a duration of at least 1s, e.g. 1800s",
+                )
+            })?;
         if args.cache_budget < 1 << 20 {
             return Err(refuse("cache-budget", "must be at least 1048576 bytes"));
         }
@@ -410,14 +468,29 @@ mod tests {
     }
 
     fn config(extra: &[&str]) -> Result<Config, ConfigError> {
-        let mut args = vec!["hub", "--node-name=edge-1", "--server-addr=https://a:6443", "--ca-file=ca.crt"];
+        let mut args = vec![
+            "hub",
+            "--node-name=edge-1",
+            "--server-addr=https://a:6443",
+            "--ca-file=ca.crt",
+        ];
         args.extend(extra);
-        Config::try_from(Cli::try_parse_from(args).map_err(|e| refuse("parse", e.to_string()))?.hub)
+        Config::try_from(
+            Cli::try_parse_from(args)
+                .map_err(|e| refuse("parse", e.to_string()))?
+                .hub,
+        )
     }
 
     #[test]
     fn defaults_are_openyurts() {
-        let config = config(&["--client-cert=c", "--client-key=k", "--tls-cert=c", "--tls-key=k"]).unwrap();
+        let config = config(&[
+            "--client-cert=c",
+            "--client-key=k",
+            "--tls-cert=c",
+            "--tls-key=k",
+        ])
+        .unwrap();
         assert_eq!(config.admin.unwrap().to_string(), "127.0.0.1:10267");
         assert_eq!(config.proxy.unwrap().to_string(), "127.0.0.1:10261");
         assert_eq!(config.secure_proxy.unwrap().to_string(), "127.0.0.1:10268");
@@ -441,8 +514,17 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(config.proxy, None);
-        for flag in ["--v ", "--heartbeat-interval-seconds", "--enable-iptables", "--bootstrap-file"] {
-            assert!(config.warnings.iter().any(|w| w.contains(flag)), "{flag}: {:?}", config.warnings);
+        for flag in [
+            "--v ",
+            "--heartbeat-interval-seconds",
+            "--enable-iptables",
+            "--bootstrap-file",
+        ] {
+            assert!(
+                config.warnings.iter().any(|w| w.contains(flag)),
+                "{flag}: {:?}",
+                config.warnings
+            );
         }
     }
 
@@ -454,7 +536,16 @@ mod tests {
         assert_eq!(ok("https://10.0.0.1:6443/"), "10.0.0.1:6443");
         assert_eq!(ok("https://[fd00::1]:6443"), "[fd00::1]:6443");
         assert_eq!(ok("HTTPS://a"), "a:443");
-        for bad in ["http://a", "ftp://a", "https://", "https://u@a", "a:99999", "a/b", "a b", ""] {
+        for bad in [
+            "http://a",
+            "ftp://a",
+            "https://",
+            "https://u@a",
+            "a:99999",
+            "a/b",
+            "a b",
+            "",
+        ] {
             assert!(server_authority(bad).is_err(), "{bad}");
         }
         let many = config(&["--server-addr=b,https://c:1,b:443"]).unwrap();

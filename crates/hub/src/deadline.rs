@@ -18,7 +18,11 @@ pub fn head_wait(info: &RequestInfo) -> Duration {
     let bound = match info.verb {
         Verb::Watch => WATCH_WAIT,
         Verb::Connect | Verb::Proxy => LONG_RUNNING_WAIT,
-        _ if matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy") => {
+        _ if matches!(
+            info.subresource.as_str(),
+            "log" | "exec" | "attach" | "portforward" | "proxy"
+        ) =>
+        {
             LONG_RUNNING_WAIT
         }
         _ => DEFAULT_WAIT,
@@ -51,10 +55,16 @@ pub fn parse_go_duration(text: &str) -> Option<Duration> {
     }
     let mut total = Duration::ZERO;
     while !rest.is_empty() {
-        let digits = rest.bytes().take_while(|b| b.is_ascii_digit() || *b == b'.').count();
+        let digits = rest
+            .bytes()
+            .take_while(|b| b.is_ascii_digit() || *b == b'.')
+            .count();
         let (number, tail) = rest.split_at(digits);
         let number: f64 = number.parse().ok()?;
-        let letters = tail.bytes().take_while(|b| !b.is_ascii_digit() && *b != b'.').count();
+        let letters = tail
+            .bytes()
+            .take_while(|b| !b.is_ascii_digit() && *b != b'.')
+            .count();
         let (unit, tail) = tail.split_at(letters);
         let seconds = match unit {
             "h" => 3600.0,

@@ -58,18 +58,23 @@ pub fn unauthorized(message: &str) -> Box<Status> {
 pub fn hash(token: &str) -> String {
     use std::fmt::Write;
     let digest = Sha256::digest(token.as_bytes());
-    digest.iter().take(16).fold(String::with_capacity(32), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    digest
+        .iter()
+        .take(16)
+        .fold(String::with_capacity(32), |mut text, byte| {
+            // Writing to a String does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 fn bearer(headers: &HeaderMap) -> Result<Option<String>, Box<Status>> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     if let Some(value) = values.next() {
         if values.next().is_some() {
-            return Err(unauthorized("Unauthorized: more than one Authorization header"));
+            return Err(unauthorized(
+                "Unauthorized: more than one Authorization header",
+            ));
         }
         let token = value.to_str().ok().and_then(|text| {
             let (scheme, token) = text.trim().split_once(' ')?;
@@ -78,7 +83,9 @@ fn bearer(headers: &HeaderMap) -> Result<Option<String>, Box<Status>> {
         });
         return match token {
             Some(token) => Ok(Some(token)),
-            None => Err(unauthorized("Unauthorized: only bearer tokens are understood")),
+            None => Err(unauthorized(
+                "Unauthorized: only bearer tokens are understood",
+            )),
         };
     }
     for value in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
@@ -89,9 +96,9 @@ fn bearer(headers: &HeaderMap) -> Result<Option<String>, Box<Status>> {
                     .ok()
                     .and_then(|bytes| String::from_utf8(bytes).ok())
                     .filter(|token| !token.is_empty());
-                return token
-                    .map(Some)
-                    .ok_or_else(|| unauthorized("Unauthorized: the bearer subprotocol is malformed"));
+                return token.map(Some).ok_or_else(|| {
+                    unauthorized("Unauthorized: the bearer subprotocol is malformed")
+                });
             }
         }
     }
@@ -124,12 +131,17 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
         .flat_map(|text| text.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    let upgrade_to = upgrade.then(|| headers.get(header::UPGRADE).cloned()).flatten();
+    let upgrade_to = upgrade
+        .then(|| headers.get(header::UPGRADE).cloned())
+        .flatten();
     for name in named.iter().chain(&HOP_BY_HOP).chain([&header::UPGRADE]) {
         headers.remove(name);
     }
     if let Some(value) = upgrade_to {
-        headers.insert(header::CONNECTION, http::HeaderValue::from_static("Upgrade"));
+        headers.insert(
+            header::CONNECTION,
+            http::HeaderValue::from_static("Upgrade"),
+        );
         headers.insert(header::UPGRADE, value);
     }
 }
@@ -143,7 +155,9 @@ pub fn clean_request(headers: &mut HeaderMap, upgrade: bool) {
     headers.remove(header::EXPECT);
     let vouching: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| name.as_str().starts_with("x-remote-") || name.as_str().starts_with("x-forwarded-"))
+        .filter(|name| {
+            name.as_str().starts_with("x-remote-") || name.as_str().starts_with("x-forwarded-")
+        })
         .cloned()
         .collect();
     for name in vouching {
@@ -179,8 +193,15 @@ mod tests {
         assert_eq!(caller(Some(peer("127.0.0.1:5", false))), Ok(Caller::Node));
         assert_eq!(caller(Some(peer("127.3.2.1:5", false))), Ok(Caller::Node));
         assert_eq!(caller(Some(peer("[::1]:5", false))), Ok(Caller::Node));
-        assert_eq!(caller(Some(peer("[::ffff:127.0.0.1]:5", false))), Ok(Caller::Node));
-        for refused in [Some(peer("127.0.0.1:5", true)), Some(peer("10.0.0.8:5", false)), None] {
+        assert_eq!(
+            caller(Some(peer("[::ffff:127.0.0.1]:5", false))),
+            Ok(Caller::Node)
+        );
+        for refused in [
+            Some(peer("127.0.0.1:5", true)),
+            Some(peer("10.0.0.8:5", false)),
+            None,
+        ] {
             assert_eq!(caller(refused).unwrap_err().reason, Reason::Unauthorized);
         }
     }
@@ -189,7 +210,9 @@ mod tests {
     fn a_token_is_an_identity_of_its_own() {
         let peer = peer("127.0.0.1:5", false);
         let one = identify(&headers(&[("authorization", "Bearer abc")]), Some(&peer)).unwrap();
-        let Caller::Bearer(hash) = &one.caller else { panic!("{one:?}") };
+        let Caller::Bearer(hash) = &one.caller else {
+            panic!("{one:?}")
+        };
         assert_eq!(hash, "ba7816bf8f01cfea414140de5dae2223");
         assert_eq!(
             identify(&headers(&[("authorization", "bearer  abc ")]), None).unwrap(),
@@ -198,7 +221,11 @@ mod tests {
         // The websocket form of the same token.
         let websocket = "base64url.bearer.authorization.k8s.io.YWJj, v4.channel.k8s.io";
         assert_eq!(
-            identify(&headers(&[("sec-websocket-protocol", websocket)]), Some(&peer)).unwrap(),
+            identify(
+                &headers(&[("sec-websocket-protocol", websocket)]),
+                Some(&peer)
+            )
+            .unwrap(),
             one
         );
         for bad in ["Basic dTpw", "Bearer", "Bearer ", "x"] {
@@ -212,9 +239,13 @@ mod tests {
     #[test]
     fn impersonation_needs_own_credentials() {
         let peer = peer("127.0.0.1:5", false);
-        let refused = identify(&headers(&[("impersonate-user", "admin")]), Some(&peer)).unwrap_err();
+        let refused =
+            identify(&headers(&[("impersonate-user", "admin")]), Some(&peer)).unwrap_err();
         assert_eq!(refused.reason, Reason::Forbidden);
-        let own = headers(&[("impersonate-extra-a", "b"), ("authorization", "Bearer abc")]);
+        let own = headers(&[
+            ("impersonate-extra-a", "b"),
+            ("authorization", "Bearer abc"),
+        ]);
         assert!(identify(&own, Some(&peer)).unwrap().impersonates);
     }
 
@@ -241,7 +272,11 @@ mod tests {
 
     #[test]
     fn an_upgrade_keeps_what_it_needs() {
-        let mut map = headers(&[("connection", "upgrade, x-hop"), ("x-hop", "1"), ("upgrade", "SPDY/3.1")]);
+        let mut map = headers(&[
+            ("connection", "upgrade, x-hop"),
+            ("x-hop", "1"),
+            ("upgrade", "SPDY/3.1"),
+        ]);
         clean_request(&mut map, true);
         assert_eq!(map.get("connection").unwrap(), "Upgrade");
         assert_eq!(map.get("upgrade").unwrap(), "SPDY/3.1");

@@ -203,8 +203,13 @@ impl Link {
 
     fn turn(&mut self, now: Instant, to: State) -> Option<State> {
         if to == State::Down {
-            let shortly_up = self.state == State::Up && now.saturating_duration_since(self.since) < STEADY;
-            self.needed = if shortly_up { (self.needed + 1).clamp(2, 5) } else { 2 };
+            let shortly_up =
+                self.state == State::Up && now.saturating_duration_since(self.since) < STEADY;
+            self.needed = if shortly_up {
+                (self.needed + 1).clamp(2, 5)
+            } else {
+                2
+            };
             self.probe_at = now;
         } else {
             self.heard = now;

@@ -134,7 +134,11 @@ impl Metrics {
             "How often the link to the API server went down",
             m.server_down.clone(),
         );
-        hub.register("offline", "1 while no API server answers", m.offline.clone());
+        hub.register(
+            "offline",
+            "1 while no API server answers",
+            m.offline.clone(),
+        );
         hub.register(
             "offline_seconds",
             "Time spent without any API server",
@@ -176,7 +180,11 @@ impl Metrics {
             "Watches ended because the client took nothing any more",
             m.watches_cut.clone(),
         );
-        hub.register("upgrades", "Upgraded connections (exec, ...)", m.upgrades.clone());
+        hub.register(
+            "upgrades",
+            "Upgraded connections (exec, ...)",
+            m.upgrades.clone(),
+        );
         hub.register(
             "replayed_writes",
             "Writes of offline times brought to the cloud",
@@ -192,7 +200,11 @@ impl Metrics {
             "Writes waiting for the cloud",
             m.pending.clone(),
         );
-        hub.register("cache_records", "Records in the cache", m.cache_records.clone());
+        hub.register(
+            "cache_records",
+            "Records in the cache",
+            m.cache_records.clone(),
+        );
         hub.register(
             "cache_live_bytes",
             "Bytes of live records in the cache",
@@ -236,8 +248,13 @@ impl Metrics {
 
     /// The state of a server's link.
     pub fn server(&self, server: &str, up: bool) {
-        let label = ServerLabel { server: server.to_owned() };
-        self.inner.server_healthy.get_or_create(&label).set(i64::from(up));
+        let label = ServerLabel {
+            server: server.to_owned(),
+        };
+        self.inner
+            .server_healthy
+            .get_or_create(&label)
+            .set(i64::from(up));
         let down = self.inner.server_down.get_or_create(&label);
         if !up {
             down.inc();
@@ -246,7 +263,9 @@ impl Metrics {
 
     /// The round trip to a server.
     pub fn server_rtt(&self, server: &str, seconds: f64) {
-        let label = ServerLabel { server: server.to_owned() };
+        let label = ServerLabel {
+            server: server.to_owned(),
+        };
         self.inner.server_rtt.get_or_create(&label).set(seconds);
     }
 
@@ -258,12 +277,18 @@ impl Metrics {
 
     /// A request was answered locally.
     pub fn local(&self, reason: &'static str) {
-        self.inner.local.get_or_create(&ReasonLabel { reason }).inc();
+        self.inner
+            .local
+            .get_or_create(&ReasonLabel { reason })
+            .inc();
     }
 
     /// A request was refused by the hub itself.
     pub fn refused(&self, reason: &'static str) {
-        self.inner.refused.get_or_create(&ReasonLabel { reason }).inc();
+        self.inner
+            .refused
+            .get_or_create(&ReasonLabel { reason })
+            .inc();
     }
 
     /// A request goes to another server.
@@ -275,7 +300,9 @@ impl Metrics {
     pub fn unlearned(&self, why: Unlearned) {
         self.inner
             .unlearned
-            .get_or_create(&ReasonLabel { reason: why.as_str() })
+            .get_or_create(&ReasonLabel {
+                reason: why.as_str(),
+            })
             .inc();
     }
 
@@ -283,7 +310,9 @@ impl Metrics {
     pub fn unlearned_count(&self, why: Unlearned) -> u64 {
         self.inner
             .unlearned
-            .get_or_create(&ReasonLabel { reason: why.as_str() })
+            .get_or_create(&ReasonLabel {
+                reason: why.as_str(),
+            })
             .get()
     }
 
@@ -415,10 +444,23 @@ fn verb(verb: Verb) -> &'static str {
 /// Subresources come from the path and so from the client: only the well-known ones get their own label.
 fn subresource(name: &str) -> &str {
     const KNOWN: [&str; 12] = [
-        "", "status", "log", "exec", "attach", "portforward", "proxy", "scale", "token", "eviction", "binding",
+        "",
+        "status",
+        "log",
+        "exec",
+        "attach",
+        "portforward",
+        "proxy",
+        "scale",
+        "token",
+        "eviction",
+        "binding",
         "approval",
     ];
-    KNOWN.into_iter().find(|known| *known == name).unwrap_or("other")
+    KNOWN
+        .into_iter()
+        .find(|known| *known == name)
+        .unwrap_or("other")
 }
 
 /// Milliseconds since an origin, kept in an atomic: when something was last seen.
@@ -462,8 +504,14 @@ mod tests {
             .lines()
             .filter(|l| l.starts_with("node_yurthub_in_flight_requests_collector{"))
             .count();
-        assert!((2..=MAX_CLIENTS + MAX_RESOURCES + 2).contains(&series), "{series}");
+        assert!(
+            (2..=MAX_CLIENTS + MAX_RESOURCES + 2).contains(&series),
+            "{series}"
+        );
         assert!(text.contains("client=\"other\""));
-        assert!(text.contains("\nnode_yurthub_in_flight_requests_total 0\n"), "{text}");
+        assert!(
+            text.contains("\nnode_yurthub_in_flight_requests_total 0\n"),
+            "{text}"
+        );
     }
 }

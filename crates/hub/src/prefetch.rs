@@ -69,7 +69,10 @@ async fn fetch_all(hub: &Hub) -> bool {
 async fn fetch(hub: &Hub, path: &str, accept: &'static str) -> Option<Bytes> {
     let mut headers = HeaderMap::new();
     headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
-    headers.insert(header::USER_AGENT, HeaderValue::from_static(crate::USER_AGENT));
+    headers.insert(
+        header::USER_AGENT,
+        HeaderValue::from_static(crate::USER_AGENT),
+    );
     let request = Outgoing {
         method: Method::GET,
         uri: path.parse().ok()?,
@@ -81,7 +84,8 @@ async fn fetch(hub: &Hub, path: &str, accept: &'static str) -> Option<Bytes> {
     let (response, _) = hub.upstreams.send(&Caller::Node, request).await.ok()?;
     let status = response.status();
     if status != StatusCode::OK {
-        return (!status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS).then(Bytes::new);
+        return (!status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS)
+            .then(Bytes::new);
     }
     let content_type = response
         .headers()
@@ -89,11 +93,15 @@ async fn fetch(hub: &Hub, path: &str, accept: &'static str) -> Option<Bytes> {
         .and_then(|value| value.to_str().ok())
         .unwrap_or(JSON)
         .to_owned();
-    let body = tokio::time::timeout(WAIT, yurt_transport::collect(response.into_body(), MOST_BYTES))
-        .await
-        .ok()?
-        .ok()?;
-    hub.cache.learn_document(&document_key(path), &content_type, body.clone());
+    let body = tokio::time::timeout(
+        WAIT,
+        yurt_transport::collect(response.into_body(), MOST_BYTES),
+    )
+    .await
+    .ok()?
+    .ok()?;
+    hub.cache
+        .learn_document(&document_key(path), &content_type, body.clone());
     Some(body)
 }
 
@@ -139,8 +147,12 @@ mod tests {
 
     #[test]
     fn versions_of_recorded_discovery() {
-        let core = Bytes::from_static(include_bytes!("../tests/fixtures/kube-apiserver/discovery-api.json"));
-        let groups = Bytes::from_static(include_bytes!("../tests/fixtures/kube-apiserver/discovery-apis.json"));
+        let core = Bytes::from_static(include_bytes!(
+            "../tests/fixtures/kube-apiserver/discovery-api.json"
+        ));
+        let groups = Bytes::from_static(include_bytes!(
+            "../tests/fixtures/kube-apiserver/discovery-apis.json"
+        ));
         let paths = versions(Some(&core), Some(&groups));
         for path in ["/api/v1", "/apis/apps/v1", "/apis/coordination.k8s.io/v1"] {
             assert!(paths.contains(path), "{path}: {paths:?}");

@@ -13,15 +13,12 @@ use crate::{
     query::Query,
     relay::{self, Watched},
     route::{self, Facts, Mode, Way},
-    tee::{Passing, Subject, Tee, Teacher},
+    tee::{Passing, Subject, Teacher, Tee},
     upgrade,
     upstream::{Outgoing, OutgoingBody, SendError, Server, Upstreams},
 };
 use bytes::Bytes;
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header,
-    request::Parts,
-};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -119,12 +116,19 @@ impl Hub {
         }
     }
 
-    async fn answer(self: &Arc<Self>, mut parts: Parts, body: Incoming) -> Result<Response<Body>, Box<Status>> {
+    async fn answer(
+        self: &Arc<Self>,
+        mut parts: Parts,
+        body: Incoming,
+    ) -> Result<Response<Body>, Box<Status>> {
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
         let agent = text(&parts.headers, header::USER_AGENT);
         let in_flight = self.metrics.begin(&info, agent);
         if self.metrics.in_flight() > self.bounds.in_flight as i64 {
-            let mut status = Status::new(Reason::TooManyRequests, "too many requests under way on this node");
+            let mut status = Status::new(
+                Reason::TooManyRequests,
+                "too many requests under way on this node",
+            );
             status.retry_after_seconds = Some(1);
             return Err(Box::new(status));
         }
@@ -134,7 +138,10 @@ impl Hub {
             Verb::List | Verb::Watch if info.is_resource => info.list_options()?,
             _ => ListOptions::default(),
         };
-        let accept = parts.headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+        let accept = parts
+            .headers
+            .get(header::ACCEPT)
+            .and_then(|value| value.to_str().ok());
         let representation = negotiate(accept, true);
         let way = route::decide(Facts {
             info: &info,
@@ -158,7 +165,9 @@ impl Hub {
             in_flight,
         };
         match way {
-            Way::Upgrade | Way::Unavailable => Err(self.unavailable("only the cloud can answer this")),
+            Way::Upgrade | Way::Unavailable => {
+                Err(self.unavailable("only the cloud can answer this"))
+            }
             Way::Relay => self.watch(call).await,
             Way::Local => {
                 let body = self.hold(&call.parts.headers, body).await?;
@@ -180,7 +189,10 @@ impl Hub {
     async fn watch(self: &Arc<Self>, call: Call) -> Result<Response<Body>, Box<Status>> {
         let mut headers = call.parts.headers.clone();
         identity::clean_request(&mut headers, false);
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.insert(
+            header::ACCEPT_ENCODING,
+            HeaderValue::from_static("identity"),
+        );
         let representation = call.representation.as_ref();
         let learnable = route::is_cacheable(&call.info, call.identity.impersonates)
             && representation.is_some_and(|r| r.shape == yurt_wire::media::Shape::Full);
@@ -198,7 +210,11 @@ impl Hub {
     }
 
     async fn locally(&self, call: &Call, body: Bytes) -> Result<Response<Body>, Box<Status>> {
-        self.metrics.local(if call.parts.method.is_safe() { "read" } else { "write" });
+        self.metrics.local(if call.parts.method.is_safe() {
+            "read"
+        } else {
+            "write"
+        });
         Ok(self
             .offline
             .answer(&call.identity.caller, &call.info, &call.parts, body)
@@ -212,11 +228,17 @@ impl Hub {
         fallback: bool,
     ) -> Result<Response<Body>, Box<Status>> {
         let too_large = Arc::new(AtomicBool::new(false));
-        let (body, held) = self.take_body(&call.parts.headers, body, fallback, &too_large).await?;
+        let (body, held) = self
+            .take_body(&call.parts.headers, body, fallback, &too_large)
+            .await?;
         let mut headers = call.parts.headers.clone();
         identity::clean_request(&mut headers, false);
         let subject = self.subject(&call);
-        let view = route::is_view(&call.info, call.representation.as_ref(), call.identity.impersonates);
+        let view = route::is_view(
+            &call.info,
+            call.representation.as_ref(),
+            call.identity.impersonates,
+        );
         if subject.is_some() || call.parts.method.is_safe() {
             // What the cache reads must be in an encoding that it knows; the client gets no other than it accepts.
             let gzip = text(&headers, header::ACCEPT_ENCODING)
@@ -236,32 +258,44 @@ impl Hub {
         let view_headers = view.then(|| outgoing.headers.clone());
         let (response, server) = match self.upstreams.send(&call.identity.caller, outgoing).await {
             Ok(answer) => answer,
-            Err(_) if too_large.load(Ordering::Relaxed) => return Err(too_large_status(self.bounds.request_body)),
+            Err(_) if too_large.load(Ordering::Relaxed) => {
+                return Err(too_large_status(self.bounds.request_body));
+            }
             Err(error) => return self.instead(&call, held, fallback, error).await,
         };
         let status = response.status();
         if !call.identity.impersonates {
-            self.learn_acceptance(&call.identity.caller, status, &call.info, &call.parts.headers);
+            self.learn_acceptance(
+                &call.identity.caller,
+                status,
+                &call.info,
+                &call.parts.headers,
+            );
         }
         if status.is_success()
             && let Some(headers) = view_headers
         {
-            self.backing.read(&call.identity.caller, &call.info, &headers);
+            self.backing
+                .read(&call.identity.caller, &call.info, &headers);
         }
         let subject = match status {
             _ if call.parts.method == Method::HEAD => None,
             StatusCode::OK | StatusCode::CREATED | StatusCode::ACCEPTED => subject,
-            StatusCode::NOT_FOUND => route::teaches_not_found(&call.info, call.identity.impersonates),
+            StatusCode::NOT_FOUND => {
+                route::teaches_not_found(&call.info, call.identity.impersonates)
+            }
             _ => None,
         };
-        let tee = subject.and_then(|subject| self.tee(&call.identity.caller, subject, response.headers()));
+        let tee = subject
+            .and_then(|subject| self.tee(&call.identity.caller, subject, response.headers()));
         Ok(self.pass(response, server, tee, call.in_flight))
     }
 
     /// What a successful answer would teach.
     fn subject(&self, call: &Call) -> Option<Subject> {
         if !call.info.is_resource {
-            let document = !call.identity.impersonates && route::is_document(&call.parts.method, &call.info.path);
+            let document = !call.identity.impersonates
+                && route::is_document(&call.parts.method, &call.info.path);
             return document.then(|| Subject::Document {
                 path: document_key(&call.info.path),
                 content_type: String::new(),
@@ -323,15 +357,28 @@ impl Hub {
         }
         tracing::info!(path = %call.info.path, error = %failure, "the cloud did not answer");
         let (reason, message) = match &failure {
-            ClientError::Timeout { .. } => (Reason::Timeout, "it is not known whether the request was carried out"),
-            ClientError::Broken { .. } => (Reason::ServerTimeout, "it is not known whether the request was carried out"),
+            ClientError::Timeout { .. } => (
+                Reason::Timeout,
+                "it is not known whether the request was carried out",
+            ),
+            ClientError::Broken { .. } => (
+                Reason::ServerTimeout,
+                "it is not known whether the request was carried out",
+            ),
             ClientError::Connect { .. } | ClientError::Tls { .. } => {
                 (Reason::ServiceUnavailable, "the request was not sent")
             }
         };
-        let detail = if call.parts.method.is_safe() { "" } else { message };
+        let detail = if call.parts.method.is_safe() {
+            ""
+        } else {
+            message
+        };
         let joint = if detail.is_empty() { "" } else { "; " };
-        Err(Box::new(Status::new(reason, format!("{failure}{joint}{detail}"))))
+        Err(Box::new(Status::new(
+            reason,
+            format!("{failure}{joint}{detail}"),
+        )))
     }
 
     /// Passes an answer of the cloud on.
@@ -346,7 +393,10 @@ impl Hub {
         identity::strip_hop_by_hop(&mut head.headers, false);
         head.version = http::Version::HTTP_11;
         head.extensions = http::Extensions::new();
-        Response::from_parts(head, Passing::new(body, server, tee, in_flight).boxed_unsync())
+        Response::from_parts(
+            head,
+            Passing::new(body, server, tee, in_flight).boxed_unsync(),
+        )
     }
 
     /// What the status of an answer says about a bearer and its rights; asks once in a while what it may do at all.
@@ -362,7 +412,8 @@ impl Hub {
             && matches!(info.verb, Verb::Get | Verb::List | Verb::Watch)
             && let Ok(options) = info.list_options()
         {
-            self.cache.learn_forbidden(caller, &Query::of_request(info, &options));
+            self.cache
+                .learn_forbidden(caller, &Query::of_request(info, &options));
         }
         if !matches!(caller, Caller::Bearer(_)) {
             return;
@@ -405,9 +456,15 @@ impl Hub {
 
     /// Asks the cloud, as the bearer itself, what it may do everywhere.
     async fn review(&self, caller: &Caller, mut headers: HeaderMap) {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
         headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(crate::USER_AGENT));
+        headers.insert(
+            header::USER_AGENT,
+            HeaderValue::from_static(crate::USER_AGENT),
+        );
         let review = serde_json::json!({
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SelfSubjectRulesReview",
@@ -426,7 +483,9 @@ impl Hub {
             if !response.status().is_success() {
                 return None;
             }
-            let body = yurt_transport::collect(response.into_body(), 1 << 20).await.ok()?;
+            let body = yurt_transport::collect(response.into_body(), 1 << 20)
+                .await
+                .ok()?;
             let review: serde_json::Value = serde_json::from_slice(&body).ok()?;
             review.get("status").cloned()
         };
@@ -443,7 +502,12 @@ impl Hub {
         if announced(headers) > self.bounds.request_body as u64 {
             return Err(too_large_status(self.bounds.request_body));
         }
-        match tokio::time::timeout(UPLOAD, yurt_transport::collect(body, self.bounds.request_body)).await {
+        match tokio::time::timeout(
+            UPLOAD,
+            yurt_transport::collect(body, self.bounds.request_body),
+        )
+        .await
+        {
             Ok(Ok(bytes)) => Ok(bytes),
             Ok(Err(CollectError::TooLarge(limit))) => Err(too_large_status(limit)),
             Ok(Err(CollectError::Broken(error))) => Err(Box::new(Status::new(
@@ -491,7 +555,10 @@ pub(crate) fn document_key(path: &str) -> String {
 }
 
 fn text(headers: &HeaderMap, name: header::HeaderName) -> &str {
-    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    headers
+        .get(name)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default()
 }
 
 fn announced(headers: &HeaderMap) -> u64 {
@@ -510,10 +577,17 @@ pub fn refusal(status: &Status, accept: Option<&HeaderValue>) -> Response<Body> 
     let accept = accept.and_then(|value| value.to_str().ok());
     let encoding = negotiate(accept, true).map_or(Encoding::Json, |r| r.encoding);
     let mut response = Response::new(yurt_transport::full(status.to_bytes(encoding)));
-    *response.status_mut() = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(encoding.content_type()));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static(encoding.content_type()),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, private"),
+    );
     if let Some(seconds) = status.retry_after_seconds {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }

@@ -59,7 +59,8 @@ impl Cloud for NodeCloud {
             };
             let (parts, body) = response.into_parts();
             let authority = || server.authority().to_owned();
-            match tokio::time::timeout(timeout, yurt_transport::collect(body, REPLAY_ANSWER)).await {
+            match tokio::time::timeout(timeout, yurt_transport::collect(body, REPLAY_ANSWER)).await
+            {
                 Ok(Ok(body)) => {
                     server.heard();
                     Ok(Response::from_parts(parts, body))
@@ -146,7 +147,12 @@ pub async fn supervise(
     }
 }
 
-fn come_back(mode: &watch::Sender<Mode>, metrics: &Metrics, offline: &Offline, offline_since: &mut Option<Instant>) {
+fn come_back(
+    mode: &watch::Sender<Mode>,
+    metrics: &Metrics,
+    offline: &Offline,
+    offline_since: &mut Option<Instant>,
+) {
     if let Some(since) = offline_since.take() {
         let lasted = since.elapsed();
         metrics.offline(false, lasted.as_secs_f64());

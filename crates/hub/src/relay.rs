@@ -5,8 +5,8 @@
 pub mod cursor;
 
 use crate::{
-    caller::Caller,
     cache::WatchLearner,
+    caller::Caller,
     deadline,
     metrics::{Held, InFlight, Unlearned},
     offline::LocalWatch,
@@ -82,9 +82,18 @@ enum Next {
 /// Serves a watch.
 pub async fn serve(hub: &Arc<Hub>, watched: Watched) -> Result<Response<Body>, Box<Status>> {
     if hub.mode() == Mode::Online {
-        match hub.upstreams.send(&watched.caller, watched.outgoing(&watched.info.query)).await {
+        match hub
+            .upstreams
+            .send(&watched.caller, watched.outgoing(&watched.info.query))
+            .await
+        {
             Ok((response, server)) => {
-                hub.learn_acceptance(&watched.caller, response.status(), &watched.info, &watched.headers);
+                hub.learn_acceptance(
+                    &watched.caller,
+                    response.status(),
+                    &watched.info,
+                    &watched.headers,
+                );
                 let encoding = watch_encoding(&response);
                 let Some(encoding) = encoding else {
                     return Ok(hub.pass(response, server, None, watched.in_flight));
@@ -93,7 +102,8 @@ pub async fn serve(hub: &Arc<Hub>, watched: Watched) -> Result<Response<Body>, B
                 crate::identity::strip_hop_by_hop(&mut head.headers, false);
                 head.headers.remove(header::CONTENT_LENGTH);
                 let cursor = Cursor::new(&watched.options);
-                let stream = Relay::start(hub, watched, encoding, cursor, Source::Cloud(body, server));
+                let stream =
+                    Relay::start(hub, watched, encoding, cursor, Source::Cloud(body, server));
                 head.version = http::Version::HTTP_11;
                 return Ok(Response::from_parts(head, stream));
             }
@@ -120,18 +130,25 @@ pub async fn serve(hub: &Arc<Hub>, watched: Watched) -> Result<Response<Body>, B
     if let Ok(value) = content_type.parse() {
         response.headers_mut().insert(header::CONTENT_TYPE, value);
     }
-    response
-        .headers_mut()
-        .insert(header::CACHE_CONTROL, http::HeaderValue::from_static("no-cache, private"));
+    response.headers_mut().insert(
+        header::CACHE_CONTROL,
+        http::HeaderValue::from_static("no-cache, private"),
+    );
     Ok(response)
 }
 
 /// The encoding of a watch whose frames can be followed; `None` for refusals and for what only can be passed on.
 fn watch_encoding<B>(response: &Response<B>) -> Option<Encoding> {
-    if response.status() != StatusCode::OK || response.headers().contains_key(header::CONTENT_ENCODING) {
+    if response.status() != StatusCode::OK
+        || response.headers().contains_key(header::CONTENT_ENCODING)
+    {
         return None;
     }
-    let content_type = response.headers().get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let content_type = response
+        .headers()
+        .get(header::CONTENT_TYPE)?
+        .to_str()
+        .ok()?;
     Encoding::from_content_type(content_type)
 }
 
@@ -165,7 +182,13 @@ struct Relay {
 }
 
 impl Relay {
-    fn start(hub: &Arc<Hub>, watched: Watched, encoding: Encoding, cursor: Cursor, source: Source) -> Body {
+    fn start(
+        hub: &Arc<Hub>,
+        watched: Watched,
+        encoding: Encoding,
+        cursor: Cursor,
+        source: Source,
+    ) -> Body {
         let (client, body) = yurt_transport::channel(QUEUE);
         let deadline = watched
             .options
@@ -185,7 +208,10 @@ impl Relay {
         };
         if matches!(source, Source::Cloud(..)) {
             let options = &relay.watched.options;
-            let (since, initial) = (options.resource_version.clone(), options.send_initial_events == Some(true));
+            let (since, initial) = (
+                options.resource_version.clone(),
+                options.send_initial_events == Some(true),
+            );
             relay.learn_from(&since, initial);
         }
         hub.tasks.spawn(relay.run(source));
@@ -195,10 +221,13 @@ impl Relay {
     async fn run(mut self, mut source: Source) {
         let _watch = Held::new(self.hub.metrics.watches());
         // Kept fresh as long as somebody looks at them.
-        let _objects = self
-            .watched
-            .view
-            .then(|| self.hub.backing.watch(&self.watched.caller, &self.watched.info, &self.watched.headers));
+        let _objects = self.watched.view.then(|| {
+            self.hub.backing.watch(
+                &self.watched.caller,
+                &self.watched.info,
+                &self.watched.headers,
+            )
+        });
         loop {
             let next = match source {
                 Source::Cloud(body, server) => self.from_cloud(body, server).await,
@@ -233,11 +262,11 @@ impl Relay {
     }
 
     fn learn_from(&mut self, since: &str, initial_events: bool) {
-        self.learner = self
-            .watched
-            .query
-            .as_ref()
-            .map(|query| self.hub.cache.watch_learner(&self.watched.caller, query, since, initial_events));
+        self.learner = self.watched.query.as_ref().map(|query| {
+            self.hub
+                .cache
+                .watch_learner(&self.watched.caller, query, since, initial_events)
+        });
     }
 
     async fn from_cloud(&mut self, mut body: ResponseBody, server: Arc<Server>) -> Next {
@@ -301,7 +330,12 @@ impl Relay {
     }
 
     /// Frames cannot be told apart any more: what comes is passed on as it is, until the stream ends or breaks.
-    async fn pass_blindly(&mut self, rest: VecDeque<Bytes>, mut body: ResponseBody, server: &Server) -> Next {
+    async fn pass_blindly(
+        &mut self,
+        rest: VecDeque<Bytes>,
+        mut body: ResponseBody,
+        server: &Server,
+    ) -> Next {
         self.over = true;
         for chunk in rest {
             if let Err(next) = self.deliver(chunk).await {
@@ -350,7 +384,8 @@ impl Relay {
             }
             Ok(_) | Err(_) => (row_revision(&event.object), false),
         };
-        let end = end || (event.kind == EventType::Bookmark && self.watched.view && marks_end(&event.object));
+        let end = end
+            || (event.kind == EventType::Bookmark && self.watched.view && marks_end(&event.object));
         self.cursor.saw(event.kind, &revision, end);
         if let Some(learner) = &mut self.learner {
             learner.event(event);
@@ -421,14 +456,12 @@ impl Relay {
         loop {
             if self.hub.mode() == Mode::Offline {
                 self.hub.metrics.local("watch");
-                let local = LocalWatch::follow(
-                    &self.hub.offline,
-                    &self.watched.caller,
-                    &self.watched.info,
-                    &self.watched.parts,
-                );
+                let local = self.local_changes();
                 return Ok(match local {
-                    Ok(local) if Encoding::from_content_type(local.content_type()) == Some(self.encoding) => {
+                    Ok(local)
+                        if Encoding::from_content_type(local.content_type())
+                            == Some(self.encoding) =>
+                    {
                         Source::Node(local)
                     }
                     Ok(_) => Source::Nothing,
@@ -452,13 +485,31 @@ impl Relay {
                 Again::End(next) => return Err(next),
                 Again::Later => {}
             }
+            let mut mode = self.hub.modes();
             tokio::select! {
                 () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())) => {}
+                _ = mode.wait_for(|mode| *mode == Mode::Offline) => {}
                 () = client.closed() => return Err(Next::End),
                 () = shutdown.cancelled() => return Err(Next::End),
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
+    }
+
+    /// What the node can tell on top of what the client has. With what it wrote since, because a write may have come between
+    /// the loss of the link and now; where the cache cannot tell that, from now on.
+    fn local_changes(&self) -> Result<LocalWatch, Box<Status>> {
+        let (offline, watched) = (&self.hub.offline, &self.watched);
+        let resume = self.cursor.resume();
+        if let (Resume::At(_), false) = (&resume, watched.view) {
+            let mut info = watched.info.clone();
+            info.query = resumed_query(&info.query, &resume, None);
+            let since = offline.watch(&watched.caller, &info, &watched.parts);
+            if since.is_ok() {
+                return since;
+            }
+        }
+        LocalWatch::follow(offline, &watched.caller, &watched.info, &watched.parts)
     }
 
     /// Asks the cloud to go on where the client is.
@@ -467,9 +518,15 @@ impl Relay {
         if resume == Resume::Impossible {
             return Again::End(Next::Break("the watch cannot be resumed"));
         }
-        let left = self.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = self
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let query = resumed_query(&self.watched.info.query, &resume, left);
-        let sent = self.hub.upstreams.send(&self.watched.caller, self.watched.outgoing(&query)).await;
+        let sent = self
+            .hub
+            .upstreams
+            .send(&self.watched.caller, self.watched.outgoing(&query))
+            .await;
         let (response, server) = match sent {
             Ok(answer) => answer,
             Err(error) => {
@@ -485,7 +542,9 @@ impl Relay {
             return Again::End(self.refused(response).await);
         }
         if watch_encoding(&response) != Some(self.encoding) {
-            return Again::End(Next::Break("the cloud answers in another encoding than before"));
+            return Again::End(Next::Break(
+                "the cloud answers in another encoding than before",
+            ));
         }
         self.hub.metrics.watches_resumed().inc();
         tracing::debug!(path = %self.watched.info.path, ?resume, server = server.authority(), "watch resumed");
@@ -493,7 +552,10 @@ impl Relay {
             Resume::At(revision) => self.learn_from(&revision.clone(), false),
             _ => {
                 let options = &self.watched.options;
-                let (since, initial) = (options.resource_version.clone(), options.send_initial_events == Some(true));
+                let (since, initial) = (
+                    options.resource_version.clone(),
+                    options.send_initial_events == Some(true),
+                );
                 self.learn_from(&since, initial);
             }
         }
@@ -510,7 +572,9 @@ impl Relay {
             .and_then(|value| value.to_str().ok())
             .and_then(Encoding::from_content_type)
             == Some(self.encoding);
-        let body = yurt_transport::collect(response.into_body(), MOST).await.unwrap_or_default();
+        let body = yurt_transport::collect(response.into_body(), MOST)
+            .await
+            .unwrap_or_default();
         let told = Object {
             encoding: self.encoding,
             bytes: body,
@@ -541,7 +605,9 @@ impl Relay {
     /// Gives a chunk to the client; one that takes nothing for too long is cut.
     async fn deliver(&mut self, bytes: Bytes) -> Result<(), Next> {
         let size = bytes.len();
-        match tokio::time::timeout(self.hub.bounds.stalled_client, self.client.send(Ok(bytes))).await {
+        match tokio::time::timeout(self.hub.bounds.stalled_client, self.client.send(Ok(bytes)))
+            .await
+        {
             Ok(Ok(())) => {
                 self.watched.in_flight.sent(size);
                 Ok(())
@@ -659,14 +725,25 @@ fn row_revision(object: &Object) -> String {
     }
     serde_json::from_slice::<Table>(&object.bytes)
         .ok()
-        .and_then(|table| table.rows?.into_iter().next()?.object?.metadata?.resource_version)
+        .and_then(|table| {
+            table
+                .rows?
+                .into_iter()
+                .next()?
+                .object?
+                .metadata?
+                .resource_version
+        })
         .unwrap_or_default()
 }
 
 /// Whether a bookmark in the form of a Table carries the end of the initial events in its row.
 fn marks_end(object: &Object) -> bool {
     let marker = watch::INITIAL_EVENTS_END.as_bytes();
-    object.bytes.windows(marker.len()).any(|window| window == marker)
+    object
+        .bytes
+        .windows(marker.len())
+        .any(|window| window == marker)
 }
 
 #[cfg(test)]
@@ -685,17 +762,23 @@ mod tests {
         assert_eq!(row_revision(&rows), "77");
         assert_eq!(row_revision(&table(r#"{"rows":[]}"#)), "");
         assert_eq!(row_revision(&table("nonsense")), "");
-        assert!(marks_end(&table(r#"{"annotations":{"k8s.io/initial-events-end":"true"}}"#)));
+        assert!(marks_end(&table(
+            r#"{"annotations":{"k8s.io/initial-events-end":"true"}}"#
+        )));
         assert!(!marks_end(&rows));
     }
 
     #[test]
     fn nothing_is_swallowed_when_frames_cannot_be_followed() {
         let mut frames = Frames::new(Encoding::Json, 1 << 20);
-        frames.push(Bytes::from_static(b"{\"type\":\"BOOKMARK\",\"object\":{}}\n{\"ty"));
+        frames.push(Bytes::from_static(
+            b"{\"type\":\"BOOKMARK\",\"object\":{}}\n{\"ty",
+        ));
         assert!(matches!(frames.next(), Taken::Frame(_)));
         assert!(matches!(frames.next(), Taken::Nothing));
-        frames.push(Bytes::from_static(b"pe\":\"BOOKMARK\",\"object\":{}}\n]]]garbage"));
+        frames.push(Bytes::from_static(
+            b"pe\":\"BOOKMARK\",\"object\":{}}\n]]]garbage",
+        ));
         assert!(matches!(frames.next(), Taken::Frame(_)));
         let Taken::Unfollowable(rest, _) = frames.next() else {
             panic!("garbage was followed")

@@ -54,7 +54,11 @@ pub enum Way {
 pub fn decide(facts: Facts<'_>) -> Way {
     let offline = facts.mode == Mode::Offline;
     if facts.upgrade {
-        return if offline { Way::Unavailable } else { Way::Upgrade };
+        return if offline {
+            Way::Unavailable
+        } else {
+            Way::Upgrade
+        };
     }
     // The node does not know what that somebody may read.
     if facts.impersonates {
@@ -101,7 +105,11 @@ pub fn is_journalled(info: &RequestInfo) -> bool {
     if !info.is_resource || dry_run(info) {
         return false;
     }
-    let resource = (info.group.as_str(), info.resource.as_str(), info.subresource.as_str());
+    let resource = (
+        info.group.as_str(),
+        info.resource.as_str(),
+        info.subresource.as_str(),
+    );
     match info.verb {
         Verb::Create => matches!(
             resource,
@@ -214,7 +222,9 @@ mod tests {
     use yurt_wire::media::negotiate;
 
     fn info(method: &str, target: &str) -> RequestInfo {
-        let (path, query) = target.split_once('?').map_or((target, None), |(p, q)| (p, Some(q)));
+        let (path, query) = target
+            .split_once('?')
+            .map_or((target, None), |(p, q)| (p, Some(q)));
         RequestInfo::parse(&Method::from_bytes(method.as_bytes()).unwrap(), path, query)
     }
 
@@ -235,12 +245,27 @@ mod tests {
         use Mode::{Offline, Online};
         let cases = [
             ("GET", POD, Way::Cloud { fallback: true }, Way::Local),
-            ("GET", "/api/v1/pods", Way::Cloud { fallback: true }, Way::Local),
+            (
+                "GET",
+                "/api/v1/pods",
+                Way::Cloud { fallback: true },
+                Way::Local,
+            ),
             ("GET", "/api/v1/pods?watch=1", Way::Relay, Way::Relay),
             ("GET", "/version", Way::Cloud { fallback: true }, Way::Local),
-            ("POST", "/api/v1/namespaces/a/pods", Way::Cloud { fallback: false }, Way::Local),
+            (
+                "POST",
+                "/api/v1/namespaces/a/pods",
+                Way::Cloud { fallback: false },
+                Way::Local,
+            ),
             ("DELETE", POD, Way::Cloud { fallback: false }, Way::Local),
-            ("PATCH", "/api/v1/nodes/n/status", Way::Cloud { fallback: true }, Way::Local),
+            (
+                "PATCH",
+                "/api/v1/nodes/n/status",
+                Way::Cloud { fallback: true },
+                Way::Local,
+            ),
             (
                 "PATCH",
                 "/api/v1/nodes/n/status?dryRun=All",
@@ -261,8 +286,16 @@ mod tests {
             ),
         ];
         for (method, target, online, offline) in cases {
-            assert_eq!(way(method, target, Online, false), online, "{method} {target} online");
-            assert_eq!(way(method, target, Offline, false), offline, "{method} {target} offline");
+            assert_eq!(
+                way(method, target, Online, false),
+                online,
+                "{method} {target} online"
+            );
+            assert_eq!(
+                way(method, target, Offline, false),
+                offline,
+                "{method} {target} offline"
+            );
         }
     }
 
@@ -270,8 +303,14 @@ mod tests {
     fn younger_writes_do_not_overtake() {
         let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n";
         assert_eq!(way("PUT", lease, Mode::Online, true), Way::Local);
-        assert_eq!(way("PUT", lease, Mode::Online, false), Way::Cloud { fallback: true });
-        assert_eq!(way("GET", lease, Mode::Online, true), Way::Cloud { fallback: true });
+        assert_eq!(
+            way("PUT", lease, Mode::Online, false),
+            Way::Cloud { fallback: true }
+        );
+        assert_eq!(
+            way("GET", lease, Mode::Online, true),
+            Way::Cloud { fallback: true }
+        );
     }
 
     #[test]
@@ -285,7 +324,10 @@ mod tests {
             journal_pending: false,
         };
         assert_eq!(decide(facts), Way::Unavailable);
-        let facts = Facts { mode: Mode::Online, ..facts };
+        let facts = Facts {
+            mode: Mode::Online,
+            ..facts
+        };
         assert_eq!(decide(facts), Way::Cloud { fallback: false });
         assert!(!is_cacheable(&info, true));
     }
@@ -293,22 +335,41 @@ mod tests {
     fn subject(method: &str, target: &str, accept: &str) -> Option<Subject> {
         let info = info(method, target);
         let options = info.list_options().unwrap();
-        teaches(&info, &options, negotiate(Some(accept), true).as_ref(), false)
+        teaches(
+            &info,
+            &options,
+            negotiate(Some(accept), true).as_ref(),
+            false,
+        )
     }
 
     #[test]
     fn what_answers_teach() {
         let json = "application/json";
         let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
-        assert!(matches!(subject("GET", POD, json), Some(Subject::Object(_))));
-        assert!(matches!(subject("PATCH", &format!("{POD}/status"), json), Some(Subject::Object(_))));
-        assert!(matches!(subject("DELETE", POD, json), Some(Subject::Absence { .. })));
-        let Some(Subject::List { query, continued }) =
-            subject("GET", "/api/v1/namespaces/a/pods?labelSelector=x%3Dy&continue=t", json)
-        else {
+        assert!(matches!(
+            subject("GET", POD, json),
+            Some(Subject::Object(_))
+        ));
+        assert!(matches!(
+            subject("PATCH", &format!("{POD}/status"), json),
+            Some(Subject::Object(_))
+        ));
+        assert!(matches!(
+            subject("DELETE", POD, json),
+            Some(Subject::Absence { .. })
+        ));
+        let Some(Subject::List { query, continued }) = subject(
+            "GET",
+            "/api/v1/namespaces/a/pods?labelSelector=x%3Dy&continue=t",
+            json,
+        ) else {
             panic!()
         };
-        assert_eq!((query.namespace.as_str(), query.labels.to_string().as_str()), ("a", "x=y"));
+        assert_eq!(
+            (query.namespace.as_str(), query.labels.to_string().as_str()),
+            ("a", "x=y")
+        );
         assert_eq!(continued, "t");
         for (method, target, accept) in [
             ("GET", POD, table),
@@ -317,28 +378,64 @@ mod tests {
             ("PUT", &format!("{POD}?dryRun=All"), json),
             ("POST", "/api/v1/namespaces/a/serviceaccounts/d/token", json),
             ("POST", "/apis/authentication.k8s.io/v1/tokenreviews", json),
-            ("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", json),
-            ("GET", "/apis/certificates.k8s.io/v1/certificatesigningrequests/x", json),
+            (
+                "POST",
+                "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+                json,
+            ),
+            (
+                "GET",
+                "/apis/certificates.k8s.io/v1/certificatesigningrequests/x",
+                json,
+            ),
             ("DELETE", "/api/v1/namespaces/a/pods", json),
             ("GET", "/version", json),
         ] {
-            assert_eq!(subject(method, target, accept), None, "{method} {target} {accept}");
+            assert_eq!(
+                subject(method, target, accept),
+                None,
+                "{method} {target} {accept}"
+            );
         }
-        let view = |target: &str, accept| is_view(&info("GET", target), negotiate(Some(accept), true).as_ref(), false);
+        let view = |target: &str, accept| {
+            is_view(
+                &info("GET", target),
+                negotiate(Some(accept), true).as_ref(),
+                false,
+            )
+        };
         assert!(view("/api/v1/pods", table));
-        assert!(view(POD, "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"));
+        assert!(view(
+            POD,
+            "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io"
+        ));
         assert!(!view(POD, json));
     }
 
     #[test]
     fn documents() {
         for path in [
-            "/version", "/version/", "/api", "/api/v1", "/apis", "/apis/apps", "/apis/apps/v1", "/openapi/v2",
-            "/openapi/v3", "/openapi/v3/apis/apps/v1",
+            "/version",
+            "/version/",
+            "/api",
+            "/api/v1",
+            "/apis",
+            "/apis/apps",
+            "/apis/apps/v1",
+            "/openapi/v2",
+            "/openapi/v3",
+            "/openapi/v3/apis/apps/v1",
         ] {
             assert!(is_document(&Method::GET, path), "{path}");
         }
-        for path in ["/", "/healthz", "/metrics", "/api/v1/pods", "/apis/apps/v1/deployments", "/logs"] {
+        for path in [
+            "/",
+            "/healthz",
+            "/metrics",
+            "/api/v1/pods",
+            "/apis/apps/v1/deployments",
+            "/logs",
+        ] {
             assert!(!is_document(&Method::GET, path), "{path}");
         }
         assert!(!is_document(&Method::POST, "/version"));

@@ -93,8 +93,13 @@ impl Listeners {
     }
 }
 
-async fn bind(address: Option<SocketAddr>, purpose: &'static str) -> Result<Option<TcpListener>, HubError> {
-    let Some(address) = address else { return Ok(None) };
+async fn bind(
+    address: Option<SocketAddr>,
+    purpose: &'static str,
+) -> Result<Option<TcpListener>, HubError> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
     match TcpListener::bind(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(source) => Err(HubError::Bind {
@@ -112,7 +117,11 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), HubE
 }
 
 /// Runs a hub on listeners that are bound already (socket activation, tests).
-pub async fn run_on(config: Config, listeners: Listeners, shutdown: CancellationToken) -> Result<(), HubError> {
+pub async fn run_on(
+    config: Config,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+) -> Result<(), HubError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -192,7 +201,14 @@ pub async fn run_on(config: Config, listeners: Listeners, shutdown: Cancellation
         serve_proxy(&mut serving, "API proxy", listener, None, &options, &hub);
     }
     if let (Some(listener), Some(tls)) = (listeners.secure_proxy, serving_tls) {
-        serve_proxy(&mut serving, "TLS API proxy", listener, Some(tls), &options, &hub);
+        serve_proxy(
+            &mut serving,
+            "TLS API proxy",
+            listener,
+            Some(tls),
+            &options,
+            &hub,
+        );
     }
     if let Some(listener) = listeners.admin {
         tracing::info!(address = ?listener.local_addr().ok(), "admin endpoints");
@@ -201,7 +217,13 @@ pub async fn run_on(config: Config, listeners: Listeners, shutdown: Cancellation
             let admin = admin.clone();
             async move { admin.handle(&request) }
         };
-        serving.spawn(yurt_transport::serve(listener, None, options.clone(), stop.clone(), handler));
+        serving.spawn(yurt_transport::serve(
+            listener,
+            None,
+            options.clone(),
+            stop.clone(),
+            handler,
+        ));
     }
     tracing::info!(
         node = config.node_name,
@@ -275,5 +297,11 @@ fn serve_proxy(
     let shutdown = hub.shutdown.clone();
     let hub = hub.clone();
     let handler = move |request: Request<Incoming>| hub.clone().handle(request);
-    serving.spawn(yurt_transport::serve(listener, tls, options.clone(), shutdown, handler));
+    serving.spawn(yurt_transport::serve(
+        listener,
+        tls,
+        options.clone(),
+        shutdown,
+        handler,
+    ));
 }

@@ -228,7 +228,11 @@ fn learn(cache: &Cache, paged: &mut Paged, lesson: Lesson, limit: usize) -> Resu
         gzip,
         body,
     } = lesson;
-    let body = if gzip { inflate(&body, limit)? } else { join(&body) };
+    let body = if gzip {
+        inflate(&body, limit)?
+    } else {
+        join(&body)
+    };
     if let Subject::Document { path, content_type } = subject {
         cache.learn_document(&path, &content_type, body);
         return Ok(());
@@ -248,7 +252,11 @@ fn learn(cache: &Cache, paged: &mut Paged, lesson: Lesson, limit: usize) -> Resu
         Subject::Object(gvr) if !status && !meta.name.is_empty() => {
             cache.learn_object(&caller, &gvr, &object);
         }
-        Subject::Absence { gvr, namespace, name } if status => {
+        Subject::Absence {
+            gvr,
+            namespace,
+            name,
+        } if status => {
             cache.learn_absent(&caller, &gvr, &namespace, &name);
         }
         _ => {}
@@ -261,7 +269,14 @@ fn learn(cache: &Cache, paged: &mut Paged, lesson: Lesson, limit: usize) -> Resu
 struct Paged(VecDeque<(Caller, Query, String, ListLearner)>);
 
 impl Paged {
-    fn learn(&mut self, cache: &Cache, caller: Caller, query: Query, continued: &str, page: list::SplitList) {
+    fn learn(
+        &mut self,
+        cache: &Cache,
+        caller: Caller,
+        query: Query,
+        continued: &str,
+        page: list::SplitList,
+    ) {
         let begun = self
             .0
             .iter()
@@ -323,7 +338,12 @@ pub struct Passing {
 
 impl Passing {
     /// Passes `body` on, untouched.
-    pub fn new(body: ResponseBody, server: Arc<Server>, tee: Option<Tee>, in_flight: InFlight) -> Self {
+    pub fn new(
+        body: ResponseBody,
+        server: Arc<Server>,
+        tee: Option<Tee>,
+        in_flight: InFlight,
+    ) -> Self {
         let mut passing = Self {
             body,
             server,

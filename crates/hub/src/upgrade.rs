@@ -55,7 +55,11 @@ pub async fn serve(
     };
     let (mut response, server) = match hub.upstreams.send_upgrade(caller, outgoing).await {
         Ok(answer) => answer,
-        Err(SendError::NoIdentity) => return Err(identity::unauthorized("Unauthorized: this node has no certificate")),
+        Err(SendError::NoIdentity) => {
+            return Err(identity::unauthorized(
+                "Unauthorized: this node has no certificate",
+            ));
+        }
         Err(error) => {
             return Err(Box::new(Status::new(
                 Reason::ServiceUnavailable,
@@ -114,12 +118,21 @@ mod tests {
         let headers = |pairs: &[(&str, &str)]| {
             let mut map = HeaderMap::new();
             for (name, value) in pairs {
-                map.append(name.parse::<header::HeaderName>().unwrap(), value.parse().unwrap());
+                map.append(
+                    name.parse::<header::HeaderName>().unwrap(),
+                    value.parse().unwrap(),
+                );
             }
             map
         };
-        assert!(is_upgrade(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "SPDY/3.1")])));
+        assert!(is_upgrade(&headers(&[
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "SPDY/3.1")
+        ])));
         assert!(!is_upgrade(&headers(&[("connection", "upgrade")])));
-        assert!(!is_upgrade(&headers(&[("upgrade", "h2c"), ("connection", "close")])));
+        assert!(!is_upgrade(&headers(&[
+            ("upgrade", "h2c"),
+            ("connection", "close")
+        ])));
     }
 }

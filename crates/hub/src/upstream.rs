@@ -105,7 +105,11 @@ impl Server {
     /// Resolves when the link is down.
     pub async fn went_down(&self) {
         // The sender lives as long as self.
-        let _ = self.state.subscribe().wait_for(|state| *state == State::Down).await;
+        let _ = self
+            .state
+            .subscribe()
+            .wait_for(|state| *state == State::Down)
+            .await;
     }
 
     fn link(&self) -> MutexGuard<'_, Link> {
@@ -274,7 +278,9 @@ impl Upstreams {
                 client.set_tls(tls.clone());
             }
             server.bearer.set_tls(tls.bearer.clone());
-            server.second.set_tls(tls.node.as_ref().unwrap_or(&tls.bearer).clone());
+            server
+                .second
+                .set_tls(tls.node.as_ref().unwrap_or(&tls.bearer).clone());
         }
     }
 
@@ -287,12 +293,16 @@ impl Upstreams {
 
     /// Whether any server is up, or may be because nothing is known yet.
     pub fn reachable(&self) -> bool {
-        self.servers.iter().any(|server| server.state() != State::Down)
+        self.servers
+            .iter()
+            .any(|server| server.state() != State::Down)
     }
 
     /// Whether any server is known to be up.
     pub fn up(&self) -> bool {
-        self.servers.iter().any(|server| server.state() == State::Up)
+        self.servers
+            .iter()
+            .any(|server| server.state() == State::Up)
     }
 
     /// Notified whenever a link changes; ask [`Self::reachable`] then.
@@ -338,7 +348,9 @@ impl Upstreams {
             if !matches!(failure, SendError::NoServer) {
                 self.metrics.retried();
             }
-            let Some(body) = request.body.take() else { break };
+            let Some(body) = request.body.take() else {
+                break;
+            };
             let mut attempt = Request::new(body);
             *attempt.method_mut() = request.method.clone();
             *attempt.uri_mut() = request.uri.clone();

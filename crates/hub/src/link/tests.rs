@@ -7,7 +7,10 @@ fn ms(n: u64) -> Duration {
 
 fn up(now: Instant) -> Link {
     let mut link = Link::new(now);
-    assert_eq!(link.input(now, Input::Answered { rtt: ms(20) }), Some(State::Up));
+    assert_eq!(
+        link.input(now, Input::Answered { rtt: ms(20) }),
+        Some(State::Up)
+    );
     link
 }
 
@@ -118,7 +121,10 @@ fn a_link_that_flaps_must_prove_more() {
         link.input(at, Input::Missed);
     }
     link.input(at, Input::Answered { rtt: ms(10) });
-    assert_eq!(link.input(at, Input::Answered { rtt: ms(10) }), Some(State::Up));
+    assert_eq!(
+        link.input(at, Input::Answered { rtt: ms(10) }),
+        Some(State::Up)
+    );
 }
 
 /// Delay of an answer over one TCP connection on a link that loses each packet with `loss`: request and answer are each
@@ -145,7 +151,10 @@ fn thirty_percent_loss_does_not_flap() {
         let transitions = run(&mut link, now, Duration::from_secs(3600), |_, _| {
             Some(lossy(&mut random, 0.3, ms(40)))
         });
-        falls += transitions.iter().filter(|(_, state)| *state == State::Down).count();
+        falls += transitions
+            .iter()
+            .filter(|(_, state)| *state == State::Down)
+            .count();
     }
     // An idle link: every sign of life is a probe of ours. A handful of falls an hour would be no flapping either.
     assert!(falls <= hours as usize, "{falls} falls in {hours} hours");

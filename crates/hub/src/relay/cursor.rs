@@ -49,7 +49,8 @@ impl Cursor {
         Self {
             phase,
             delivered: false,
-            revision: (phase == Phase::Changes && !from_nowhere).then(|| options.resource_version.clone()),
+            revision: (phase == Phase::Changes && !from_nowhere)
+                .then(|| options.resource_version.clone()),
         }
     }
 
@@ -66,7 +67,9 @@ impl Cursor {
     pub fn saw(&mut self, kind: EventType, revision: &str, initial_events_end: bool) {
         match (self.phase, kind) {
             (_, EventType::Error) => return,
-            (Phase::Listed, EventType::Bookmark) if initial_events_end => self.phase = Phase::Changes,
+            (Phase::Listed, EventType::Bookmark) if initial_events_end => {
+                self.phase = Phase::Changes
+            }
             // What is no ADDED is a change, so the initial events are over.
             (Phase::Synthetic, EventType::Modified | EventType::Deleted | EventType::Bookmark) => {
                 self.phase = Phase::Changes;
@@ -77,7 +80,12 @@ impl Cursor {
             self.delivered = true;
         }
         // Revisions of initial events are in no order: the greatest counts.
-        if !revision.is_empty() && self.revision.as_deref().is_none_or(|old| newer(revision, old)) {
+        if !revision.is_empty()
+            && self
+                .revision
+                .as_deref()
+                .is_none_or(|old| newer(revision, old))
+        {
             self.revision = Some(revision.to_owned());
         }
     }
@@ -105,7 +113,9 @@ impl Cursor {
 
     /// Whether the client has not come as far as `revision`.
     pub fn behind(&self, revision: &str) -> bool {
-        self.revision.as_deref().is_none_or(|own| own != revision && newer(revision, own))
+        self.revision
+            .as_deref()
+            .is_none_or(|own| own != revision && newer(revision, own))
     }
 
     /// Whether the client has the whole state up to [`Resume::At`], so that only changes are missing.
@@ -159,12 +169,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn cursor(query: &str) -> Cursor {
-        let info =
-            yurt_wire::RequestInfo::parse(&http::Method::GET, "/api/v1/pods", Some(&format!("watch=1&{query}")));
+        let info = yurt_wire::RequestInfo::parse(
+            &http::Method::GET,
+            "/api/v1/pods",
+            Some(&format!("watch=1&{query}")),
+        );
         Cursor::new(&info.list_options().unwrap())
     }
     use EventType::{Added, Bookmark, Deleted, Modified};
-    const WATCH_LIST: &str = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    const WATCH_LIST: &str =
+        "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
 
     #[test]
     fn a_watch_from_a_revision_goes_on_after_the_last_one_seen() {
@@ -218,10 +232,17 @@ mod tests {
             "watch=true&fieldSelector=a%3Db%2Cc&resourceVersion=42&timeoutSeconds=100"
         );
         assert_eq!(
-            resumed_query("watch=true&sendInitialEvents=true&timeoutSeconds=5", &Resume::Same, Some(Duration::ZERO)),
+            resumed_query(
+                "watch=true&sendInitialEvents=true&timeoutSeconds=5",
+                &Resume::Same,
+                Some(Duration::ZERO)
+            ),
             "watch=true&sendInitialEvents=true&timeoutSeconds=1"
         );
-        assert_eq!(resumed_query("watch=1", &at, None), "watch=1&resourceVersion=42");
+        assert_eq!(
+            resumed_query("watch=1", &at, None),
+            "watch=1&resourceVersion=42"
+        );
     }
 
     proptest! {

@@ -69,7 +69,11 @@ impl Admin {
     /// Answers one request.
     pub fn handle<B>(&self, request: &Request<B>) -> Response<Body> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return answer(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET is served here\n");
+            return answer(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "text/plain",
+                "only GET is served here\n",
+            );
         }
         match request.uri().path() {
             // yurtadm compares the body.
@@ -78,7 +82,9 @@ impl Admin {
             // was opened before the listener.
             "/v1/readyz" => answer(StatusCode::OK, "text/plain", "OK"),
             "/metrics" => {
-                self.hub.metrics.sizes(self.hub.journal.pending(), self.hub.cache.usage());
+                self.hub
+                    .metrics
+                    .sizes(self.hub.journal.pending(), self.hub.cache.usage());
                 let (text, content_type) = self.telemetry.render();
                 answer(StatusCode::OK, content_type, text)
             }
@@ -87,7 +93,11 @@ impl Admin {
                     body.push(b'\n');
                     answer(StatusCode::OK, "application/json", body)
                 }
-                Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", error.to_string()),
+                Err(error) => answer(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    "text/plain",
+                    error.to_string(),
+                ),
             },
             _ => answer(
                 StatusCode::NOT_FOUND,

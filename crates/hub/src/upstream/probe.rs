@@ -54,7 +54,11 @@ pub(super) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
         let before = absorbed;
         if probes.len() < MOST_PROBES {
             // After a reset the shared connection is left to requests: probes must not wait for its slower dials.
-            let path = if state == State::Down { Path::Second } else { Path::Shared };
+            let path = if state == State::Down {
+                Path::Second
+            } else {
+                Path::Shared
+            };
             ask(&server, &mut probes, path, plan);
             if plan.second_opinion || (state == State::Up && warmed.elapsed() >= WARM) {
                 warmed = Instant::now();
@@ -70,7 +74,11 @@ pub(super) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
         match outcome {
             Outcome::Answered(path, rtt) => {
                 // Under suspicion both are asked: the second answering alone says that the first is stuck.
-                stuck = if path == Path::Second && state == State::Up { stuck + 1 } else { 0 };
+                stuck = if path == Path::Second && state == State::Up {
+                    stuck + 1
+                } else {
+                    0
+                };
                 if stuck >= STUCK {
                     stuck = 0;
                     tracing::warn!(server = %server.authority, "the connection is stuck while the server answers on another; dropping it");
@@ -82,7 +90,9 @@ pub(super) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
                 while probes.join_next().await.is_some() {}
                 server.input(Instant::now(), Input::Answered { rtt });
                 if let Some(rtt) = server.link().rtt() {
-                    server.metrics.server_rtt(&server.authority, rtt.as_secs_f64());
+                    server
+                        .metrics
+                        .server_rtt(&server.authority, rtt.as_secs_f64());
                 }
                 if state != State::Up && server.state() == State::Up {
                     warmed = Instant::now();
@@ -152,15 +162,20 @@ fn ask(server: &Server, probes: &mut Probes, path: Path, plan: Plan) {
 async fn probe(client: &Client, wait: Duration) -> Result<Duration, ClientError> {
     let mut request = Request::new(yurt_transport::empty());
     *request.uri_mut() = http::Uri::from_static(PROBE_PATH);
-    request
-        .headers_mut()
-        .insert(header::USER_AGENT, http::HeaderValue::from_static(crate::USER_AGENT));
+    request.headers_mut().insert(
+        header::USER_AGENT,
+        http::HeaderValue::from_static(crate::USER_AGENT),
+    );
     let began = Instant::now();
     let response = client.send(request, wait).await?;
     let rtt = began.elapsed();
     let status = response.status();
     // Read to its end, so that an HTTP/1.1 connection can be used again.
-    let _ = tokio::time::timeout(wait, yurt_transport::collect(response.into_body(), 64 << 10)).await;
+    let _ = tokio::time::timeout(
+        wait,
+        yurt_transport::collect(response.into_body(), 64 << 10),
+    )
+    .await;
     // A balancer whose API server is gone, or an API server whose storage is: no use sending requests there.
     if status.is_server_error() {
         return Err(ClientError::Broken {

@@ -96,14 +96,21 @@ impl Cloud {
     pub(crate) async fn start(trust: &Trust) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let tls = yurt_pki::server_config(&trust.serving, Some(&trust.ca.cert_pem()), true).unwrap();
+        let tls =
+            yurt_pki::server_config(&trust.serving, Some(&trust.ca.cert_pem()), true).unwrap();
         let cloud = Self {
             addr,
             script: Arc::default(),
             stop: CancellationToken::new(),
         };
         cloud.answer(Method::GET, "/livez", 200, "text/plain", "ok");
-        cloud.answer(Method::GET, "/version", 200, JSON, r#"{"major":"1","minor":"36"}"#);
+        cloud.answer(
+            Method::GET,
+            "/version",
+            200,
+            JSON,
+            r#"{"major":"1","minor":"36"}"#,
+        );
         let api: &[u8] = include_bytes!("../fixtures/kube-apiserver/discovery-api.json");
         let apis: &[u8] = include_bytes!("../fixtures/kube-apiserver/discovery-apis.json");
         cloud.answer(Method::GET, "/api", 200, JSON, api);
@@ -120,7 +127,13 @@ impl Cloud {
             ..ServeOptions::default()
         };
         let tls = Arc::new(ArcSwap::new(tls));
-        tokio::spawn(yurt_transport::serve(listener, Some(tls), options, cloud.stop.clone(), handler));
+        tokio::spawn(yurt_transport::serve(
+            listener,
+            Some(tls),
+            options,
+            cloud.stop.clone(),
+            handler,
+        ));
         cloud
     }
 
@@ -128,12 +141,27 @@ impl Cloud {
         self.stop.cancel();
     }
 
-    pub(crate) fn answer(&self, method: Method, path: &str, status: u16, content_type: &'static str, body: impl Into<Bytes>) {
-        self.set(method, path, Answer::Body(status, content_type, body.into()));
+    pub(crate) fn answer(
+        &self,
+        method: Method,
+        path: &str,
+        status: u16,
+        content_type: &'static str,
+        body: impl Into<Bytes>,
+    ) {
+        self.set(
+            method,
+            path,
+            Answer::Body(status, content_type, body.into()),
+        );
     }
 
     pub(crate) fn set(&self, method: Method, path: &str, answer: Answer) {
-        self.script.lock().unwrap().answers.insert((method, path.to_owned()), answer);
+        self.script
+            .lock()
+            .unwrap()
+            .answers
+            .insert((method, path.to_owned()), answer);
     }
 
     /// Requests so far whose target begins so.
@@ -153,7 +181,8 @@ impl Cloud {
         let watchers = self.watchers(path);
         let mut reached = 0;
         for watcher in watchers {
-            let sent = tokio::time::timeout(Duration::from_secs(5), watcher.send(Ok(frame.clone()))).await;
+            let sent =
+                tokio::time::timeout(Duration::from_secs(5), watcher.send(Ok(frame.clone()))).await;
             reached += usize::from(matches!(sent, Ok(Ok(()))));
         }
         reached
@@ -166,7 +195,11 @@ impl Cloud {
                 let _ = watcher.send(Err("broken on purpose".into())).await;
             }
         }
-        self.script.lock().unwrap().watchers.retain(|(target, _)| !is_on(target, path));
+        self.script
+            .lock()
+            .unwrap()
+            .watchers
+            .retain(|(target, _)| !is_on(target, path));
     }
 
     fn watchers(&self, path: &str) -> Vec<Frames> {
@@ -186,16 +219,24 @@ impl Cloud {
 
     /// Answers the next watches so, instead of opening them.
     pub(crate) fn refuse_watches(&self, refusal: Option<(u16, &'static str)>) {
-        self.script.lock().unwrap().refuse_watch = refusal.map(|(code, body)| (code, Bytes::from_static(body.as_bytes())));
+        self.script.lock().unwrap().refuse_watch =
+            refusal.map(|(code, body)| (code, Bytes::from_static(body.as_bytes())));
     }
 
     async fn handle(&self, mut request: Request<Incoming>) -> Response<Body> {
         let target = request.uri().path_and_query().unwrap().to_string();
         let path = request.uri().path().to_owned();
-        let upgrade = request.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+        let upgrade = request
+            .extensions_mut()
+            .remove::<hyper::upgrade::OnUpgrade>();
         let (parts, body) = request.into_parts();
-        let body = yurt_transport::collect(body, 32 << 20).await.unwrap_or_default();
-        let certificate = parts.extensions.get::<Peer>().is_some_and(|peer| peer.certificate.is_some());
+        let body = yurt_transport::collect(body, 32 << 20)
+            .await
+            .unwrap_or_default();
+        let certificate = parts
+            .extensions
+            .get::<Peer>()
+            .is_some_and(|peer| peer.certificate.is_some());
         let answer = {
             let mut script = self.script.lock().unwrap();
             script.seen.push(Seen {
@@ -205,7 +246,9 @@ impl Cloud {
                 body,
                 certificate,
             });
-            if parts.method == Method::GET && (target.contains("watch=true") || target.contains("watch=1")) {
+            if parts.method == Method::GET
+                && (target.contains("watch=true") || target.contains("watch=1"))
+            {
                 if let Some((code, body)) = &script.refuse_watch {
                     return response(*code, JSON, body.clone());
                 }
@@ -218,15 +261,22 @@ impl Cloud {
                     .insert(header::CONTENT_TYPE, content_type.parse().unwrap());
                 return response;
             }
-            let accept = parts.headers.get(header::ACCEPT).map_or("", |v| v.to_str().unwrap());
+            let accept = parts
+                .headers
+                .get(header::ACCEPT)
+                .map_or("", |v| v.to_str().unwrap());
             let view = accept.contains("as=Table").then(|| {
                 script
                     .answers
                     .get(&(parts.method.clone(), format!("{path}#table")))
                     .cloned()
             });
-            view.flatten()
-                .or_else(|| script.answers.get(&(parts.method.clone(), path.clone())).cloned())
+            view.flatten().or_else(|| {
+                script
+                    .answers
+                    .get(&(parts.method.clone(), path.clone()))
+                    .cloned()
+            })
         };
         match answer {
             Some(Answer::Body(status, content_type, body)) => response(status, content_type, body),

@@ -32,13 +32,25 @@ async fn malformed_answers_pass_and_are_not_cached() {
         cloud.answer(Method::GET, path, 200, content_type, body.clone());
         let got = node.get_as(path, &[("accept", content_type)]).await;
         assert_eq!((got.status, &got.body), (200, body));
-        eventually("counted", async || node.metric(UNDECODABLE).await >= (index + 1) as f64).await;
+        eventually("counted", async || {
+            node.metric(UNDECODABLE).await >= (index + 1) as f64
+        })
+        .await;
     }
     // A list cut short of its end teaches nothing either, and nothing that was known is lost.
     cloud.answer(Method::GET, PODS, 200, JSON, pod_list(9, &[pod("a", 7)]));
     node.get(PODS).await;
-    eventually("learned", async || node.status().await["cache"]["objects"] == 1).await;
-    cloud.answer(Method::GET, PODS, 200, JSON, &b"{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":[{\"metadata\""[..]);
+    eventually("learned", async || {
+        node.status().await["cache"]["objects"] == 1
+    })
+    .await;
+    cloud.answer(
+        Method::GET,
+        PODS,
+        200,
+        JSON,
+        &b"{\"kind\":\"PodList\",\"apiVersion\":\"v1\",\"items\":[{\"metadata\""[..],
+    );
     node.get(PODS).await;
     eventually("counted", async || node.metric(UNDECODABLE).await >= 5.0).await;
     assert_eq!(node.status().await["cache"]["objects"], 1);
@@ -50,15 +62,26 @@ async fn malformed_events_pass_and_the_stream_goes_on() {
     let (trust, directory) = (Trust::new(), Directory::new());
     let cloud = Cloud::start(&trust).await;
     let node = Node::start(config(&directory.0, &trust, &[cloud.addr])).await;
-    let mut watch = node.watch(&format!("{PODS}?watch=true&resourceVersion=5"), &[("accept", JSON)]).await;
-    cloud.emit(PODS, "{\"type\":\"SURPRISE\",\"object\":{}}\n").await;
+    let mut watch = node
+        .watch(
+            &format!("{PODS}?watch=true&resourceVersion=5"),
+            &[("accept", JSON)],
+        )
+        .await;
+    cloud
+        .emit(PODS, "{\"type\":\"SURPRISE\",\"object\":{}}\n")
+        .await;
     assert_eq!(watch.event().await["type"], "SURPRISE");
     cloud.emit(PODS, event("ADDED", &pod("a", 7))).await;
     assert_eq!(watch.event().await["object"]["metadata"]["name"], "a");
     assert!(node.metric(UNDECODABLE).await >= 1.0);
     // Bytes that are no frames at all still reach the client.
     cloud.emit(PODS, "]]").await;
-    let frame = tokio::time::timeout(Duration::from_secs(10), http_body_util::BodyExt::frame(&mut watch.body)).await;
+    let frame = tokio::time::timeout(
+        Duration::from_secs(10),
+        http_body_util::BodyExt::frame(&mut watch.body),
+    )
+    .await;
     assert_eq!(frame.unwrap().unwrap().unwrap().into_data().unwrap(), "]]");
     cloud.end_watches(PODS, false).await;
     assert_eq!(watch.next().await, Came::End);
@@ -76,16 +99,38 @@ async fn too_large_is_said_and_too_much_is_not_cached() {
     let node = Node::start(config).await;
     cloud.answer(Method::POST, PODS, 201, JSON, "{}");
     let post = async |body: yurt_transport::Body| {
-        let request = Request::builder().method(Method::POST).uri(PODS).header("accept", JSON).body(body).unwrap();
-        node.client.send(request, Duration::from_secs(10)).await.map(|response| response.status().as_u16())
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(PODS)
+            .header("accept", JSON)
+            .body(body)
+            .unwrap();
+        node.client
+            .send(request, Duration::from_secs(10))
+            .await
+            .map(|response| response.status().as_u16())
     };
-    assert_eq!(post(yurt_transport::full(vec![b'x'; 100_000])).await.unwrap(), 201);
-    assert_eq!(post(yurt_transport::full(vec![b'x'; 100_001])).await.unwrap(), 413);
+    assert_eq!(
+        post(yurt_transport::full(vec![b'x'; 100_000]))
+            .await
+            .unwrap(),
+        201
+    );
+    assert_eq!(
+        post(yurt_transport::full(vec![b'x'; 100_001]))
+            .await
+            .unwrap(),
+        413
+    );
     // Without a length: found out on the way.
     let (chunks, body) = yurt_transport::channel(4);
     let upload = tokio::spawn(async move {
         for _ in 0..20 {
-            if chunks.send(Ok(Bytes::from(vec![b'x'; 10_000]))).await.is_err() {
+            if chunks
+                .send(Ok(Bytes::from(vec![b'x'; 10_000])))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
@@ -120,8 +165,15 @@ async fn a_server_with_a_wrong_certificate_gets_nothing() {
         .unwrap();
     let cloud = Cloud::start(&impostor).await;
     let node = Node::start(config(&directory.0, &trust, &[cloud.addr])).await;
-    let got = node.get_as(POD, &[("authorization", "Bearer secret"), ("accept", JSON)]).await;
-    assert!(matches!(got.status, 401 | 503), "{} {}", got.status, got.text());
+    let got = node
+        .get_as(POD, &[("authorization", "Bearer secret"), ("accept", JSON)])
+        .await;
+    assert!(
+        matches!(got.status, 401 | 503),
+        "{} {}",
+        got.status,
+        got.text()
+    );
     node.until_mode("offline").await;
     assert!(cloud.seen(Method::GET, "/").is_empty());
     node.stop().await;
@@ -136,7 +188,10 @@ async fn an_address_in_use_is_named() {
     let error = Listeners::bind(&config).await.unwrap_err();
     assert!(matches!(error, HubError::Bind { .. }));
     let text = error.to_string();
-    assert!(text.contains(&taken.local_addr().unwrap().to_string()) && text.contains("another hub"), "{text}");
+    assert!(
+        text.contains(&taken.local_addr().unwrap().to_string()) && text.contains("another hub"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -147,10 +202,18 @@ async fn a_client_that_leaves_takes_its_request_along() {
     cloud.set(Method::GET, POD, Answer::Silence);
     let gone = tokio::time::timeout(Duration::from_millis(300), node.get(POD)).await;
     assert!(gone.is_err());
-    let watch = node.watch(&format!("{PODS}?watch=true&resourceVersion=5"), &[("accept", JSON)]).await;
+    let watch = node
+        .watch(
+            &format!("{PODS}?watch=true&resourceVersion=5"),
+            &[("accept", JSON)],
+        )
+        .await;
     eventually("open", async || cloud.watching(PODS) == 1).await;
     drop(watch);
-    eventually("the upstream watch is gone too", async || cloud.watching(PODS) == 0).await;
+    eventually("the upstream watch is gone too", async || {
+        cloud.watching(PODS) == 0
+    })
+    .await;
     eventually("nothing is left", async || {
         let status = node.status().await;
         status["inFlightRequests"] == 0 && status["watches"]["open"] == 0

@@ -37,7 +37,9 @@ impl Link {
                     let mut open = state.clone();
                     // A SYN that vanished: the connection is never made.
                     let _ = open.wait_for(|state| *state == State::Whole).await;
-                    let Ok(far) = TcpStream::connect(cloud).await else { return };
+                    let Ok(far) = TcpStream::connect(cloud).await else {
+                        return;
+                    };
                     let (near_read, near_write) = near.into_split();
                     let (far_read, far_write) = far.into_split();
                     tokio::join!(
@@ -63,7 +65,11 @@ async fn pump(
     let mut buffer = vec![0; 16 << 10];
     loop {
         let read = from.read(&mut buffer).await;
-        if state.wait_for(|state| *state == State::Whole).await.is_err() {
+        if state
+            .wait_for(|state| *state == State::Whole)
+            .await
+            .is_err()
+        {
             return;
         }
         match read {

@@ -33,6 +33,8 @@ fn bookmark(revision: u64, end: bool) -> String {
     };
     event(
         "BOOKMARK",
-        &format!(r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"resourceVersion":"{revision}"{annotations}}}}}"#),
+        &format!(
+            r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"resourceVersion":"{revision}"{annotations}}}}}"#
+        ),
     )
 }

@@ -113,7 +113,11 @@ impl Node {
 
     pub(crate) async fn stop(self) {
         self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.running).await.unwrap().unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, self.running)
+            .await
+            .unwrap()
+            .unwrap()
+            .unwrap();
     }
 
     pub(crate) async fn ask(&self, request: Request<Bytes>) -> Response<ResponseBody> {
@@ -129,12 +133,20 @@ impl Node {
         self.call(Method::GET, target, headers, "").await
     }
 
-    pub(crate) async fn call(&self, method: Method, target: &str, headers: &[(&str, &str)], body: &str) -> Answered {
+    pub(crate) async fn call(
+        &self,
+        method: Method,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answered {
         let mut request = Request::builder().method(method).uri(target);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Bytes::copy_from_slice(body.as_bytes())).unwrap();
+        let request = request
+            .body(Bytes::copy_from_slice(body.as_bytes()))
+            .unwrap();
         Answered::of(self.ask(request).await).await
     }
 
@@ -152,7 +164,10 @@ impl Node {
     }
 
     pub(crate) async fn admin(&self, path: &str) -> Answered {
-        let request = Request::builder().uri(path).body(yurt_transport::empty()).unwrap();
+        let request = Request::builder()
+            .uri(path)
+            .body(yurt_transport::empty())
+            .unwrap();
         Answered::of(self.admin.send(request, PATIENCE).await.unwrap()).await
     }
 
@@ -176,7 +191,11 @@ impl Node {
     pub(crate) async fn until_up(&self) {
         eventually("a server is up", async || {
             let status = self.status().await;
-            status["servers"].as_array().unwrap().iter().any(|s| s["state"] == "up")
+            status["servers"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|s| s["state"] == "up")
         })
         .await;
     }
@@ -211,10 +230,13 @@ impl Answered {
         String::from_utf8_lossy(&self.body).into_owned()
     }
     pub(crate) fn json(&self) -> serde_json::Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
     pub(crate) fn content_type(&self) -> &str {
-        self.headers.get(header::CONTENT_TYPE).map_or("", |v| v.to_str().unwrap())
+        self.headers
+            .get(header::CONTENT_TYPE)
+            .map_or("", |v| v.to_str().unwrap())
     }
 }
 
@@ -241,7 +263,9 @@ impl Watching {
                 .expect("an event, or an end");
             match frame {
                 Some(Ok(frame)) => {
-                    let Ok(data) = frame.into_data() else { continue };
+                    let Ok(data) = frame.into_data() else {
+                        continue;
+                    };
                     return Came::Event(serde_json::from_slice(&data).unwrap_or_else(|error| {
                         panic!("{error}: {}", String::from_utf8_lossy(&data))
                     }));

@@ -37,9 +37,15 @@ async fn answers_pass_untouched_and_requests_are_cleaned() {
             ],
         )
         .await;
-    assert_eq!((got.status, got.content_type(), got.text()), (200, JSON, body));
+    assert_eq!(
+        (got.status, got.content_type(), got.text()),
+        (200, JSON, body)
+    );
     let seen = cloud.seen(Method::GET, POD).pop().unwrap();
-    assert!(seen.certificate, "the node's own components go with the node's certificate");
+    assert!(
+        seen.certificate,
+        "the node's own components go with the node's certificate"
+    );
     assert_eq!(seen.headers.get("user-agent").unwrap(), "kubelet/v1");
     assert_eq!(seen.headers.get("x-custom").unwrap(), "kept");
     for gone in ["x-remote-user", "x-hop"] {
@@ -47,16 +53,35 @@ async fn answers_pass_untouched_and_requests_are_cleaned() {
     }
 
     // Status codes, errors and writes as they are.
-    assert_eq!(node.get("/api/v1/namespaces/default/pods/none").await.status, 404);
+    assert_eq!(
+        node.get("/api/v1/namespaces/default/pods/none")
+            .await
+            .status,
+        404
+    );
     cloud.answer(Method::POST, PODS, 422, JSON, r#"{"kind":"Status"}"#);
-    let refused = node.call(Method::POST, PODS, &[("content-type", JSON)], "{\"x\":1}").await;
-    assert_eq!((refused.status, refused.text().as_str()), (422, r#"{"kind":"Status"}"#));
+    let refused = node
+        .call(Method::POST, PODS, &[("content-type", JSON)], "{\"x\":1}")
+        .await;
+    assert_eq!(
+        (refused.status, refused.text().as_str()),
+        (422, r#"{"kind":"Status"}"#)
+    );
     assert_eq!(cloud.seen(Method::POST, PODS)[0].body, "{\"x\":1}");
 
     // gzip only to who accepts it.
-    cloud.set(Method::GET, PODS, Answer::Gzip(JSON, pod_list(9, &[pod("a", 7)]).into()));
-    let zipped = node.get_as(PODS, &[("accept", JSON), ("accept-encoding", "br, gzip")]).await;
-    assert_eq!(zipped.headers.get(header::CONTENT_ENCODING).unwrap(), "gzip");
+    cloud.set(
+        Method::GET,
+        PODS,
+        Answer::Gzip(JSON, pod_list(9, &[pod("a", 7)]).into()),
+    );
+    let zipped = node
+        .get_as(PODS, &[("accept", JSON), ("accept-encoding", "br, gzip")])
+        .await;
+    assert_eq!(
+        zipped.headers.get(header::CONTENT_ENCODING).unwrap(),
+        "gzip"
+    );
     let plain = node.get(PODS).await;
     assert_eq!(plain.json()["items"].as_array().unwrap().len(), 1);
     node.stop().await;
@@ -76,9 +101,17 @@ async fn admin_endpoints() {
     assert_eq!(status["mode"], "online");
     assert_eq!(status["servers"][0]["server"], cloud.addr.to_string());
     node.get("/version").await;
-    let label = format!("node_yurthub_server_healthy_status{{server=\"{}\"}}", cloud.addr);
+    let label = format!(
+        "node_yurthub_server_healthy_status{{server=\"{}\"}}",
+        cloud.addr
+    );
     assert_eq!(node.metric(&label).await, 1.0);
-    assert!(node.admin("/metrics").await.text().contains("process_resident_memory_bytes"));
+    assert!(
+        node.admin("/metrics")
+            .await
+            .text()
+            .contains("process_resident_memory_bytes")
+    );
     node.stop().await;
 }
 
@@ -90,35 +123,67 @@ async fn identities_are_not_lent() {
     cloud.answer(Method::GET, POD, 200, JSON, pod("a", 7));
     let review = "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews";
 
-    let got = node.get_as(POD, &[("authorization", "Bearer abc"), ("accept", JSON)]).await;
+    let got = node
+        .get_as(POD, &[("authorization", "Bearer abc"), ("accept", JSON)])
+        .await;
     assert_eq!(got.status, 200);
     let seen = cloud.seen(Method::GET, POD).pop().unwrap();
-    assert!(!seen.certificate, "a caller with a token goes without the node's certificate");
+    assert!(
+        !seen.certificate,
+        "a caller with a token goes without the node's certificate"
+    );
     assert_eq!(seen.headers.get("authorization").unwrap(), "Bearer abc");
-    eventually("the token's rules are asked for, as the token", async || {
-        cloud
-            .seen(Method::POST, review)
-            .iter()
-            .any(|seen| !seen.certificate && seen.headers.get("authorization").unwrap() == "Bearer abc")
-    })
+    eventually(
+        "the token's rules are asked for, as the token",
+        async || {
+            cloud.seen(Method::POST, review).iter().any(|seen| {
+                !seen.certificate && seen.headers.get("authorization").unwrap() == "Bearer abc"
+            })
+        },
+    )
     .await;
 
     // Impersonation is the token's business, never the node's.
-    let refused = node.get_as(POD, &[("impersonate-user", "admin"), ("accept", JSON)]).await;
-    assert_eq!((refused.status, refused.json()["reason"].as_str()), (403, Some("Forbidden")));
-    let own = [("impersonate-user", "x"), ("authorization", "Bearer abc"), ("accept", JSON)];
+    let refused = node
+        .get_as(POD, &[("impersonate-user", "admin"), ("accept", JSON)])
+        .await;
+    assert_eq!(
+        (refused.status, refused.json()["reason"].as_str()),
+        (403, Some("Forbidden"))
+    );
+    let own = [
+        ("impersonate-user", "x"),
+        ("authorization", "Bearer abc"),
+        ("accept", JSON),
+    ];
     assert_eq!(node.get_as(POD, &own).await.status, 200);
-    assert_eq!(cloud.seen(Method::GET, POD).last().unwrap().headers.get("impersonate-user").unwrap(), "x");
+    assert_eq!(
+        cloud
+            .seen(Method::GET, POD)
+            .last()
+            .unwrap()
+            .headers
+            .get("impersonate-user")
+            .unwrap(),
+        "x"
+    );
 
     // The TLS listener has no identity to give.
     let tls = yurt_pki::client_config(&trust.ca.cert_pem(), None, &["h2", "http/1.1"]).unwrap();
-    let secure = Client::new(&node.secure.to_string(), Some(tls), ClientOptions::default());
+    let secure = Client::new(
+        &node.secure.to_string(),
+        Some(tls),
+        ClientOptions::default(),
+    );
     let ask = |token: Option<&'static str>| {
         let mut request = Request::builder().uri(POD).header("accept", JSON);
         if let Some(token) = token {
             request = request.header("authorization", token);
         }
-        secure.send(request.body(yurt_transport::empty()).unwrap(), Duration::from_secs(10))
+        secure.send(
+            request.body(yurt_transport::empty()).unwrap(),
+            Duration::from_secs(10),
+        )
     };
     assert_eq!(ask(None).await.unwrap().status(), 401);
     assert_eq!(ask(Some("Bearer abc")).await.unwrap().status(), 200);
@@ -143,7 +208,10 @@ async fn another_server_is_asked_when_one_does_not_answer() {
         assert_eq!(node.get(POD).await.status, 200);
     }
     eventually("writes go to the second as well", async || {
-        node.call(Method::POST, PODS, &[("content-type", JSON)], "{}").await.status == 201
+        node.call(Method::POST, PODS, &[("content-type", JSON)], "{}")
+            .await
+            .status
+            == 201
     })
     .await;
     assert!(!second.seen(Method::POST, PODS).is_empty());
@@ -156,7 +224,12 @@ async fn watches_stream_and_end_as_the_cloud_ends_them() {
     let (trust, directory) = (Trust::new(), Directory::new());
     let cloud = Cloud::start(&trust).await;
     let node = Node::start(config(&directory.0, &trust, &[cloud.addr])).await;
-    let mut watch = node.watch(&format!("{PODS}?watch=true&resourceVersion=5"), &[("accept", JSON)]).await;
+    let mut watch = node
+        .watch(
+            &format!("{PODS}?watch=true&resourceVersion=5"),
+            &[("accept", JSON)],
+        )
+        .await;
     assert_eq!(watch.headers.get(header::CONTENT_TYPE).unwrap(), JSON);
     cloud.emit(PODS, event("ADDED", &pod("a", 7))).await;
     assert_eq!(watch.event().await["object"]["metadata"]["name"], "a");
@@ -166,13 +239,24 @@ async fn watches_stream_and_end_as_the_cloud_ends_them() {
     cloud.emit(PODS, head.to_owned()).await;
     assert!(watch.silent_for(Duration::from_millis(100)).await);
     cloud.emit(PODS, tail.to_owned()).await;
-    assert_eq!(watch.event().await["object"]["metadata"]["resourceVersion"], "8");
+    assert_eq!(
+        watch.event().await["object"]["metadata"]["resourceVersion"],
+        "8"
+    );
     cloud.end_watches(PODS, false).await;
     assert_eq!(watch.next().await, Came::End);
 
-    cloud.refuse_watches(Some((410, r#"{"kind":"Status","apiVersion":"v1","reason":"Expired","code":410}"#)));
-    let refused = node.get(&format!("{PODS}?watch=true&resourceVersion=1")).await;
-    assert_eq!((refused.status, refused.json()["reason"].as_str()), (410, Some("Expired")));
+    cloud.refuse_watches(Some((
+        410,
+        r#"{"kind":"Status","apiVersion":"v1","reason":"Expired","code":410}"#,
+    )));
+    let refused = node
+        .get(&format!("{PODS}?watch=true&resourceVersion=1"))
+        .await;
+    assert_eq!(
+        (refused.status, refused.json()["reason"].as_str()),
+        (410, Some("Expired"))
+    );
     node.stop().await;
 }
 
@@ -184,23 +268,51 @@ async fn a_client_that_reads_nothing_hurts_nobody() {
     config.bounds.stalled_client = Duration::from_millis(500);
     let node = Node::start(config).await;
     let other = "/api/v1/namespaces/other/pods";
-    let stalled = node.watch(&format!("{PODS}?watch=true&resourceVersion=5"), &[("accept", JSON)]).await;
-    let mut live = node.watch(&format!("{other}?watch=true&resourceVersion=5"), &[("accept", JSON)]).await;
+    let stalled = node
+        .watch(
+            &format!("{PODS}?watch=true&resourceVersion=5"),
+            &[("accept", JSON)],
+        )
+        .await;
+    let mut live = node
+        .watch(
+            &format!("{other}?watch=true&resourceVersion=5"),
+            &[("accept", JSON)],
+        )
+        .await;
     // More than sockets and queues on the way hold, so that it stalls for sure.
     let padding = "x".repeat(1 << 20);
-    let big = event("ADDED", &pod("a", 7).replace("\"image\":\"i\"", &format!("\"image\":\"{padding}\"")));
+    let big = event(
+        "ADDED",
+        &pod("a", 7).replace("\"image\":\"i\"", &format!("\"image\":\"{padding}\"")),
+    );
     let flood = {
         let cloud = cloud.clone();
         tokio::spawn(async move { while cloud.emit(PODS, big.clone()).await > 0 {} })
     };
     for revision in 10..60 {
-        assert_eq!(cloud.emit(other, event("ADDED", &pod("b", revision))).await, 1);
-        assert_eq!(live.event().await["object"]["metadata"]["resourceVersion"], revision.to_string());
+        assert_eq!(
+            cloud.emit(other, event("ADDED", &pod("b", revision))).await,
+            1
+        );
+        assert_eq!(
+            live.event().await["object"]["metadata"]["resourceVersion"],
+            revision.to_string()
+        );
     }
-    eventually("the stalled one is cut", async || node.metric("node_yurthub_watches_cut_total").await >= 1.0).await;
-    tokio::time::timeout(Duration::from_secs(20), flood).await.unwrap().unwrap();
+    eventually("the stalled one is cut", async || {
+        node.metric("node_yurthub_watches_cut_total").await >= 1.0
+    })
+    .await;
+    tokio::time::timeout(Duration::from_secs(20), flood)
+        .await
+        .unwrap()
+        .unwrap();
     cloud.emit(other, event("ADDED", &pod("b", 99))).await;
-    assert_eq!(live.event().await["object"]["metadata"]["resourceVersion"], "99");
+    assert_eq!(
+        live.event().await["object"]["metadata"]["resourceVersion"],
+        "99"
+    );
     drop(stalled);
     node.stop().await;
 }
@@ -219,7 +331,11 @@ async fn upgrades_carry_bytes_both_ways() {
         .header("upgrade", "SPDY/3.1")
         .body(yurt_transport::empty())
         .unwrap();
-    let mut response = node.client.send_upgrade(request, Duration::from_secs(10)).await.unwrap();
+    let mut response = node
+        .client
+        .send_upgrade(request, Duration::from_secs(10))
+        .await
+        .unwrap();
     assert_eq!(response.status(), 101);
     assert_eq!(response.headers().get("upgrade").unwrap(), "SPDY/3.1");
     let stream = hyper::upgrade::on(&mut response).await.unwrap();
@@ -254,7 +370,11 @@ async fn bodies_stream_through_in_both_encodings() {
     }
     assert_eq!(size, large.len());
     // Larger than what is held: it streams.
-    let request = Request::builder().method(Method::POST).uri(PODS).body(large.clone()).unwrap();
+    let request = Request::builder()
+        .method(Method::POST)
+        .uri(PODS)
+        .body(large.clone())
+        .unwrap();
     assert_eq!(node.ask(request).await.status(), 200);
     assert_eq!(cloud.seen(Method::POST, PODS)[0].body.len(), large.len());
     node.stop().await;
