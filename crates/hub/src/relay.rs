@@ -62,7 +62,7 @@ pub struct Watched {
 /// Where the events come from.
 enum Source {
     Cloud(ResponseBody, Arc<Server>),
-    Node(LocalWatch),
+    Node(Box<LocalWatch>),
     /// The node cannot tell of local changes; the stream just stays open.
     Nothing,
 }
@@ -125,7 +125,13 @@ pub async fn serve(hub: &Arc<Hub>, watched: Watched) -> Result<Response<Body>, B
     };
     // Overwritten by the local watch's own revision when the cloud is back.
     let cursor = Cursor::new(&watched.options);
-    let stream = Relay::start(hub, watched, encoding, cursor, Source::Node(local));
+    let stream = Relay::start(
+        hub,
+        watched,
+        encoding,
+        cursor,
+        Source::Node(Box::new(local)),
+    );
     let mut response = Response::new(stream);
     if let Ok(value) = content_type.parse() {
         response.headers_mut().insert(header::CONTENT_TYPE, value);
@@ -230,9 +236,9 @@ impl Relay {
         });
         loop {
             let next = match source {
-                Source::Cloud(body, server) => self.from_cloud(body, server).await,
-                Source::Node(local) => self.from_node(local).await,
-                Source::Nothing => self.from_nowhere().await,
+                Source::Cloud(body, server) => self.relay_cloud(body, server).await,
+                Source::Node(local) => self.relay_node(local).await,
+                Source::Nothing => self.stay_open().await,
             };
             let next = match next {
                 Next::Lost if self.over => Next::End,
@@ -269,7 +275,7 @@ impl Relay {
         });
     }
 
-    async fn from_cloud(&mut self, mut body: ResponseBody, server: Arc<Server>) -> Next {
+    async fn relay_cloud(&mut self, mut body: ResponseBody, server: Arc<Server>) -> Next {
         let mut frames = Frames::new(self.encoding, self.hub.bounds.watch_frame);
         let overtime = self.deadline.map(|deadline| deadline + OVERTIME);
         let mut last = std::time::Instant::now();
@@ -310,7 +316,7 @@ impl Relay {
             frames.push(data);
             loop {
                 match frames.next() {
-                    Taken::Frame(frame) => {
+                    Ok(Some(frame)) => {
                         match &frame.event {
                             Ok(event) => self.saw(event),
                             Err(error) => self.not_understood(&error.to_string()),
@@ -319,8 +325,8 @@ impl Relay {
                             return next;
                         }
                     }
-                    Taken::Nothing => break,
-                    Taken::Unfollowable(rest, error) => {
+                    Ok(None) => break,
+                    Err(Unfollowable { rest, error }) => {
                         self.not_understood(&error);
                         return self.pass_blindly(rest, body, &server).await;
                     }
@@ -392,7 +398,7 @@ impl Relay {
         }
     }
 
-    async fn from_node(&mut self, mut local: LocalWatch) -> Next {
+    async fn relay_node(&mut self, mut local: Box<LocalWatch>) -> Next {
         let _local = Held::new(self.hub.metrics.watches_local());
         let mut mode = self.hub.modes();
         let deadline = self.local_deadline();
@@ -429,7 +435,7 @@ impl Relay {
         }
     }
 
-    async fn from_nowhere(&mut self) -> Next {
+    async fn stay_open(&mut self) -> Next {
         let _local = Held::new(self.hub.metrics.watches_local());
         let mut mode = self.hub.modes();
         let deadline = self.local_deadline();
@@ -462,7 +468,7 @@ impl Relay {
                         if Encoding::from_content_type(local.content_type())
                             == Some(self.encoding) =>
                     {
-                        Source::Node(local)
+                        Source::Node(Box::new(local))
                     }
                     Ok(_) => Source::Nothing,
                     Err(status) => {
@@ -642,10 +648,11 @@ struct Frames {
     held: VecDeque<Bytes>,
 }
 
-enum Taken {
-    Frame(watch::Frame),
-    Nothing,
-    Unfollowable(VecDeque<Bytes>, String),
+/// The stream cannot be cut into frames any more.
+struct Unfollowable {
+    /// What came and was not delivered.
+    rest: VecDeque<Bytes>,
+    error: String,
 }
 
 impl Frames {
@@ -661,19 +668,22 @@ impl Frames {
         self.decoder.push(chunk);
     }
 
-    fn next(&mut self) -> Taken {
+    fn next(&mut self) -> Result<Option<watch::Frame>, Unfollowable> {
         match self.decoder.next_frame() {
             Ok(Some(frame)) => {
                 self.release(frame.raw.len());
-                Taken::Frame(frame)
+                Ok(Some(frame))
             }
             Ok(None) => {
                 if self.decoder.pending() == 0 {
                     self.held.clear();
                 }
-                Taken::Nothing
+                Ok(None)
             }
-            Err(error) => Taken::Unfollowable(std::mem::take(&mut self.held), error.to_string()),
+            Err(error) => Err(Unfollowable {
+                rest: std::mem::take(&mut self.held),
+                error: error.to_string(),
+            }),
         }
     }
 
@@ -774,13 +784,13 @@ mod tests {
         frames.push(Bytes::from_static(
             b"{\"type\":\"BOOKMARK\",\"object\":{}}\n{\"ty",
         ));
-        assert!(matches!(frames.next(), Taken::Frame(_)));
-        assert!(matches!(frames.next(), Taken::Nothing));
+        assert!(matches!(frames.next(), Ok(Some(_))));
+        assert!(matches!(frames.next(), Ok(None)));
         frames.push(Bytes::from_static(
             b"pe\":\"BOOKMARK\",\"object\":{}}\n]]]garbage",
         ));
-        assert!(matches!(frames.next(), Taken::Frame(_)));
-        let Taken::Unfollowable(rest, _) = frames.next() else {
+        assert!(matches!(frames.next(), Ok(Some(_))));
+        let Err(Unfollowable { rest, .. }) = frames.next() else {
             panic!("garbage was followed")
         };
         let rest: Vec<u8> = rest.iter().flat_map(|chunk| chunk.to_vec()).collect();
