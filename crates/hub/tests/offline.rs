@@ -1,0 +1,781 @@
+//! Reads and watches without the cloud, against the recordings of a real API server.
+
+mod node;
+
+use http::Method;
+use node::{
+    JSON, Node, PROTOBUF, TABLE, event, events, fixture, fixture_json, info, next, parts, query,
+};
+use serde_json::{Value, json};
+use yurt_hub::{cache::Lookup, caller::Caller, offline::LocalWatch};
+use yurt_wire::{
+    Encoding, Gvr, Object, list,
+    watch::{EventType, is_initial_events_end},
+};
+
+const PODS: &str = "/api/v1/pods?fieldSelector=spec.nodeName%3Dedge-1";
+const WATCH_PODS: &str = "/api/v1/pods?allowWatchBookmarks=true&fieldSelector=spec.nodeName%3Dedge-1&resourceVersionMatch=NotOlderThan&sendInitialEvents=true&timeoutSeconds=496&watch=true";
+
+/// Lists of JSON answers: items carry apiVersion and kind, which a real server leaves out.
+fn items(list: &Value) -> Vec<Value> {
+    let mut items = list["items"].as_array().cloned().unwrap_or_default();
+    for item in &mut items {
+        if let Some(item) = item.as_object_mut() {
+            item.remove("apiVersion");
+            item.remove("kind");
+        }
+    }
+    items
+}
+
+#[tokio::test]
+async fn recorded_kubelet_requests_get_a_real_servers_answers() {
+    let node = Node::recorded().await.restart().await;
+    let requests = include_str!("fixtures/node-client-requests.jsonl");
+    let mut seen = 0;
+    for line in requests.lines() {
+        let request: Value = serde_json::from_str(line).expect("JSON");
+        let text = |field: &str| request[field].as_str().unwrap_or_default();
+        let (method, path) = (text("method"), text("path"));
+        let method: Method = method.parse().expect("a method");
+        let request_info = info(&method, path);
+        seen += 1;
+        if path.contains("watch=true") {
+            let mut watch = node
+                .offline
+                .watch(
+                    &Caller::Node,
+                    &request_info,
+                    &parts(&method, path, text("accept"), ""),
+                )
+                .unwrap_or_else(|status| panic!("{path}: {status}"));
+            assert_eq!(
+                watch.content_type(),
+                "application/vnd.kubernetes.protobuf;stream=watch"
+            );
+            let mut names = Vec::new();
+            loop {
+                let frame = watch.next().await.expect("a frame");
+                let event = event(frame.bytes, Encoding::Protobuf);
+                if is_initial_events_end(&event.object) {
+                    assert_eq!(event.kind, EventType::Bookmark);
+                    break;
+                }
+                assert_eq!(event.kind, EventType::Added);
+                names.push(event.object.meta().expect("metadata").name);
+            }
+            let want = match request_info.resource.as_str() {
+                "nodes" => vec!["edge-1"],
+                "services" => vec!["kubernetes", "lb", "np", "web"],
+                "pods" => vec![
+                    "web-65b97464c6-5t9tz",
+                    "web-65b97464c6-hbq56",
+                    "web-65b97464c6-pz569",
+                ],
+                "configmaps" if path.contains("kube-root") => vec!["kube-root-ca.crt"],
+                _ => vec![],
+            };
+            assert_eq!(names, want, "{path}");
+            continue;
+        }
+        let body = match (method.as_str(), request_info.resource.as_str()) {
+            ("PATCH", _) => json!({"status": {"phase": "Running"}}).to_string().into(),
+            ("PUT", "leases") => list::split(&fixture("list-leases.pb"), Encoding::Protobuf)
+                .expect("leases")
+                .items[0]
+                .bytes
+                .clone(),
+            ("POST", "events") => {
+                let event = json!({"apiVersion": "v1", "kind": "Event",
+                    "metadata": {"name": "e", "namespace": "default"}, "reason": "Started"});
+                Object::from_json_value(&event, Encoding::Protobuf)
+                    .expect("protobuf")
+                    .bytes
+            }
+            ("POST", "nodes") => fixture("get-node.pb"),
+            _ => bytes::Bytes::new(),
+        };
+        let answer = node
+            .request(
+                &Caller::Node,
+                method.clone(),
+                path,
+                text("accept"),
+                text("contentType"),
+                body,
+            )
+            .await;
+        let want = match (method.as_str(), request_info.resource.as_str()) {
+            ("GET", "csinodes") => 404,
+            ("POST", "events") => 201,
+            // it is registered already, as the kubelet learns from a real server
+            ("POST", "nodes") => 409,
+            ("POST", "serviceaccounts") | ("DELETE", _) => 503,
+            _ => 200,
+        };
+        assert_eq!(answer.code, want, "{method} {path}: {}", answer.message());
+        assert_eq!(answer.content_type, PROTOBUF, "{method} {path}");
+    }
+    assert_eq!(seen, 20);
+}
+
+#[tokio::test]
+async fn objects_and_lists_are_those_recorded_in_both_encodings() {
+    let node = Node::recorded().await;
+    for node in [node.killed(), node.restart().await] {
+        let got = node.get("/api/v1/nodes/edge-1", JSON).await;
+        assert_eq!((got.code, got.json()), (200, fixture_json("get-node.json")));
+        let got = node
+            .get(
+                "/api/v1/nodes/edge-1",
+                "application/vnd.kubernetes.protobuf,application/json",
+            )
+            .await;
+        assert_eq!(got.body, fixture("get-node.pb"));
+        for (path, json_file, pb_file) in [
+            (PODS, "list-pods.json", "list-pods.pb"),
+            (
+                "/api/v1/services?fieldSelector=spec.clusterIP!%3DNone",
+                "list-services.json",
+                "list-services.pb",
+            ),
+            (
+                "/apis/coordination.k8s.io/v1/leases",
+                "list-leases.json",
+                "list-leases.pb",
+            ),
+            (
+                "/apis/discovery.k8s.io/v1/endpointslices",
+                "list-endpointslices.json",
+                "list-endpointslices.pb",
+            ),
+        ] {
+            let got = node.get(path, JSON).await;
+            assert_eq!(got.code, 200, "{path}: {}", got.message());
+            let (got, want) = (got.json(), fixture_json(json_file));
+            assert_eq!(items(&got), items(&want), "{path}");
+            assert_eq!(
+                got["metadata"]["resourceVersion"],
+                want["metadata"]["resourceVersion"]
+            );
+            assert_eq!(got["kind"], want["kind"]);
+            let got = node.get(path, PROTOBUF).await;
+            assert_eq!(got.body, fixture(pb_file), "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn tables_and_partial_metadata_are_those_recorded() {
+    let node = Node::recorded().await;
+    let pods = "/api/v1/namespaces/default/pods";
+    let mut learner = node
+        .cache
+        .watch_learner(&Caller::Node, &query(pods), "", true);
+    for event in events(fixture("watch-pods.pb"), Encoding::Protobuf) {
+        learner.event(&event);
+    }
+    let got = node.get(pods, TABLE).await;
+    let (got, want) = (got.json(), fixture_json("table-pods.json"));
+    assert_eq!(got["kind"], "Table");
+    let columns = |table: &Value| -> Vec<Value> {
+        let mut columns = table["columnDefinitions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
+        for column in &mut columns {
+            if let Some(column) = column.as_object_mut() {
+                column.remove("description");
+            }
+        }
+        columns
+    };
+    assert_eq!(columns(&got), columns(&want));
+    let rows = |table: &Value| -> Vec<(Value, Value)> {
+        let rows = table["rows"].as_array().cloned().unwrap_or_default();
+        rows.iter()
+            .map(|row| {
+                let mut cells = row["cells"].clone();
+                // the age
+                cells[4] = Value::Null;
+                (cells, row["object"].clone())
+            })
+            .collect()
+    };
+    assert_eq!(rows(&got), rows(&want));
+    let partial = "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io";
+    let got = node.get(pods, partial).await.json();
+    let want = fixture_json("partial-pods.json");
+    assert_eq!(
+        (&got["kind"], &got["items"]),
+        (&want["kind"], &want["items"])
+    );
+}
+
+#[tokio::test]
+async fn people_are_told_that_they_read_a_cache() {
+    let node = Node::recorded().await;
+    let got = node.get("/api/v1/nodes/edge-1", TABLE).await;
+    let warning = got
+        .headers
+        .get("warning")
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or_default();
+    assert!(
+        warning.starts_with("299 - \"yurthub: ") && warning.contains("edge-1"),
+        "{warning}"
+    );
+    let got = node.get("/api/v1/nodes/edge-1", JSON).await;
+    assert!(!got.headers.contains_key("warning"));
+}
+
+#[tokio::test]
+async fn a_miss_says_why() {
+    let node = Node::recorded().await;
+    let got = node
+        .get("/api/v1/namespaces/default/secrets/none", PROTOBUF)
+        .await;
+    assert_eq!(got.code, 503);
+    assert!(
+        got.message().contains("edge-1") && got.message().contains("never cached"),
+        "{}",
+        got.message()
+    );
+    assert!(
+        !got.headers.contains_key("retry-after"),
+        "clients would wait for it"
+    );
+    let got = node.get("/apis/apps/v1/deployments", JSON).await;
+    assert_eq!(got.code, 503);
+    assert!(
+        got.message().contains("never cached completely"),
+        "{}",
+        got.message()
+    );
+    // known absent: kubelets treat a missing object as deleted, so only when it is sure
+    let got = node
+        .get(
+            "/api/v1/namespaces/default/configmaps/openshift-service-ca.crt",
+            JSON,
+        )
+        .await;
+    assert_eq!(got.code, 404);
+    assert_eq!(got.json()["reason"], "NotFound");
+    let got = node
+        .get("/api/v1/namespaces/default/pods/x/log", JSON)
+        .await;
+    assert_eq!(got.code, 503);
+}
+
+#[tokio::test]
+async fn lists_go_in_pages() {
+    let node = Node::recorded().await;
+    let mut seen = Vec::new();
+    let mut token = String::new();
+    loop {
+        let path = format!("/api/v1/events?limit=10&continue={token}");
+        let page = node.get(&path, JSON).await.json();
+        let got = items(&page);
+        assert!(!got.is_empty() && got.len() <= 10);
+        seen.extend(got);
+        token = page["metadata"]["continue"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
+        if token.is_empty() {
+            break;
+        }
+        assert_eq!(
+            page["metadata"]["remainingItemCount"],
+            json!(28 - seen.len())
+        );
+    }
+    assert_eq!(seen, items(&fixture_json("list-events.json")));
+}
+
+#[tokio::test]
+async fn a_watch_list_goes_on_with_local_changes() {
+    let node = Node::recorded().await;
+    let mut watch = node.watch(
+        WATCH_PODS,
+        "application/vnd.kubernetes.protobuf,application/json",
+    );
+    for (name, revision) in [
+        ("web-65b97464c6-5t9tz", "335"),
+        ("web-65b97464c6-hbq56", "340"),
+        ("web-65b97464c6-pz569", "343"),
+    ] {
+        assert_eq!(
+            next(&mut watch).await,
+            Some((EventType::Added, name.to_owned(), revision.to_owned()))
+        );
+    }
+    assert_eq!(
+        next(&mut watch).await,
+        Some((EventType::Bookmark, String::new(), "367".to_owned()))
+    );
+    assert_eq!(watch.last_revision(), "367");
+    let mut by_label = node.watch(
+        "/api/v1/namespaces/default/pods?watch=true&fieldSelector=spec.nodeName%3Dedge-1%2Cstatus.phase%3DRunning&resourceVersion=367",
+        JSON,
+    );
+    let path = "/api/v1/namespaces/default/pods/web-65b97464c6-hbq56/status";
+    let got = node
+        .patch(path, &json!({"status": {"phase": "Failed"}}))
+        .await;
+    assert_eq!(got.code, 200, "{}", got.message());
+    // the revision stays the cloud's
+    let name = "web-65b97464c6-hbq56".to_owned();
+    assert_eq!(
+        next(&mut watch).await,
+        Some((EventType::Modified, name.clone(), "340".to_owned()))
+    );
+    assert_eq!(
+        next(&mut by_label).await,
+        Some((EventType::Deleted, name.clone(), "340".to_owned()))
+    );
+    node.patch(path, &json!({"status": {"phase": "Running"}}))
+        .await;
+    assert_eq!(
+        next(&mut by_label).await,
+        Some((EventType::Added, name, "340".to_owned()))
+    );
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_from_a_revision() {
+    let node = Node::recorded().await;
+    let pods = query(PODS);
+    let mut learner = node.cache.watch_learner(&Caller::Node, &pods, "367", false);
+    for event in events(fixture("watch-pods.pb"), Encoding::Protobuf)
+        .iter()
+        .skip(4)
+    {
+        // kubelet's selector: the pod enters when it is bound
+        if pods.matches(
+            "default",
+            &event.object.meta().expect("metadata").name,
+            &event.object,
+        ) {
+            learner.event(event);
+        }
+    }
+    let mut watch = node.watch(&format!("{PODS}&watch=true&resourceVersion=390"), PROTOBUF);
+    assert_eq!(watch.last_revision(), "413");
+    let mut got = Vec::new();
+    for _ in 0..2 {
+        got.extend(next(&mut watch).await);
+    }
+    assert_eq!(
+        got,
+        [
+            (
+                EventType::Modified,
+                "web-65b97464c6-5t9tz".to_owned(),
+                "410".to_owned()
+            ),
+            (
+                EventType::Modified,
+                "web-65b97464c6-52j9z".to_owned(),
+                "413".to_owned()
+            ),
+        ]
+    );
+    // before what is known: the client must list again
+    let path = format!("{PODS}&watch=true&resourceVersion=100");
+    let gone = LocalWatch::follow(
+        &node.offline,
+        &Caller::Node,
+        &info(&Method::GET, &path),
+        &parts(&Method::GET, &path, JSON, ""),
+    );
+    assert!(gone.is_ok(), "a stream that was open only wants what comes");
+    let status = node
+        .offline
+        .watch(
+            &Caller::Node,
+            &info(&Method::GET, &path),
+            &parts(&Method::GET, &path, JSON, ""),
+        )
+        .expect_err("too old");
+    assert_eq!(status.code(), 410);
+}
+
+#[tokio::test(start_paused = true)]
+async fn watches_send_bookmarks_and_end() {
+    let node = Node::recorded().await;
+    let path = format!(
+        "{PODS}&watch=true&resourceVersion=367&allowWatchBookmarks=true&timeoutSeconds=150"
+    );
+    let mut watch = node.watch(&path, PROTOBUF);
+    let begun = tokio::time::Instant::now();
+    for _ in 0..2 {
+        assert_eq!(
+            next(&mut watch).await,
+            Some((EventType::Bookmark, String::new(), "367".to_owned()))
+        );
+    }
+    assert_eq!(next(&mut watch).await, None);
+    assert_eq!(begun.elapsed().as_secs(), 150);
+}
+
+#[tokio::test]
+async fn a_table_watch_shows_rows() {
+    let node = Node::recorded().await;
+    let path = "/api/v1/namespaces/default/pods?watch=true&fieldSelector=spec.nodeName%3Dedge-1";
+    let mut watch = node.watch(path, TABLE);
+    assert_eq!(watch.content_type(), JSON);
+    let mut tables = Vec::new();
+    for _ in 0..3 {
+        let frame = watch.next().await.expect("a frame");
+        let frame: Value = serde_json::from_slice(&frame.bytes).expect("JSON");
+        assert_eq!(frame["type"], "ADDED");
+        tables.push(frame["object"].clone());
+    }
+    assert_eq!(tables[0]["columnDefinitions"][0]["name"], "Name");
+    assert!(
+        tables[1]["columnDefinitions"]
+            .as_array()
+            .is_none_or(Vec::is_empty)
+    );
+    assert_eq!(tables[2]["rows"][0]["cells"][0], "web-65b97464c6-pz569");
+}
+
+#[tokio::test]
+async fn discovery_is_there() {
+    let node = Node::recorded().await;
+    let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+    let accept = format!("{aggregated},application/json");
+    assert_eq!(node.get("/version", JSON).await.code, 503);
+    node.cache
+        .learn_document("/version", JSON, fixture("version.json"));
+    node.cache.learn_document(
+        "/apis",
+        aggregated,
+        fixture("aggregated-discovery-apis.json"),
+    );
+    let node = node.restart().await;
+    assert_eq!(
+        node.get("/version", JSON).await.body,
+        fixture("version.json")
+    );
+    let got = node.get("/apis", &accept).await;
+    assert_eq!(
+        (got.content_type.as_str(), got.body),
+        (aggregated, fixture("aggregated-discovery-apis.json"))
+    );
+    // only the aggregated one is known: the legacy ones are derived
+    let got = node.get("/apis", JSON).await;
+    assert_eq!(
+        (got.content_type.as_str(), got.json()),
+        (JSON, fixture_json("discovery-apis.json"))
+    );
+    let got = node.get("/apis/apps/v1", JSON).await.json();
+    assert_eq!(got["groupVersion"], "apps/v1");
+    assert_eq!(node.get("/healthz", "*/*").await.body, "ok");
+    assert_eq!(node.get("/readyz", "*/*").await.code, 503);
+}
+
+#[tokio::test]
+async fn bearers_read_what_they_were_allowed() {
+    let node = Node::recorded().await;
+    let admin = Caller::Bearer("aa".into());
+    let stranger = Caller::Bearer("bb".into());
+    let ask = async |caller: &Caller, path: &str| {
+        node.request(caller, Method::GET, path, JSON, "", bytes::Bytes::new())
+            .await
+            .code
+    };
+    assert_eq!(ask(&stranger, "/api/v1/nodes/edge-1").await, 401);
+    node.cache.accept_bearer(&admin);
+    assert_eq!(ask(&admin, "/api/v1/nodes/edge-1").await, 403);
+    node.cache.learn_rules(
+        &admin,
+        &json!({"resourceRules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["nodes"]}]}),
+    );
+    assert_eq!(ask(&admin, "/api/v1/nodes/edge-1").await, 200);
+    assert_eq!(ask(&admin, PODS).await, 403);
+    // what it read itself; selectors are no matter of RBAC
+    node.learn_list(
+        &admin,
+        "/api/v1/namespaces/default/pods?labelSelector=app%3Dweb",
+        "list-pods.pb",
+    );
+    assert_eq!(
+        ask(
+            &admin,
+            "/api/v1/namespaces/default/pods?labelSelector=app%3Dweb"
+        )
+        .await,
+        200
+    );
+    assert_eq!(
+        ask(
+            &admin,
+            "/api/v1/namespaces/default/pods/web-65b97464c6-hbq56"
+        )
+        .await,
+        200
+    );
+    // the node itself reads only what it asked for
+    node.learn_list(&admin, "/api/v1/secrets", "list-secrets.pb");
+    assert_eq!(ask(&admin, "/api/v1/secrets").await, 200);
+    assert_eq!(ask(&Caller::Node, "/api/v1/secrets").await, 403);
+    let node = node.restart().await;
+    let got = node
+        .request(
+            &admin,
+            Method::GET,
+            "/api/v1/secrets",
+            JSON,
+            "",
+            bytes::Bytes::new(),
+        )
+        .await;
+    assert_eq!(got.code, 200);
+    // and no more when the cloud says so
+    node.cache
+        .learn_forbidden(&admin, &query("/api/v1/secrets"));
+    let got = node
+        .request(
+            &admin,
+            Method::GET,
+            "/api/v1/secrets",
+            JSON,
+            "",
+            bytes::Bytes::new(),
+        )
+        .await;
+    assert_eq!(got.code, 403);
+    node.cache.forget_bearer(&admin);
+    assert!(!node.restart().await.cache.knows(&admin));
+}
+
+/// hub.md W6: a named list with zero items wiped everything of its kind and namespace; only the last page of a paged list stayed;
+/// an old list overwrote newer watch data; objects deleted meanwhile stayed after a WatchList.
+#[tokio::test]
+async fn w6_lists_lose_nothing_and_keep_nothing_dead() {
+    let node = Node::recorded().await;
+    let maps = "/api/v1/namespaces/default/configmaps";
+    node.learn_empty(
+        &format!("{maps}?fieldSelector=metadata.name%3Doptional"),
+        "v1",
+        "ConfigMapList",
+    );
+    let got = node.get(&format!("{maps}/kube-root-ca.crt"), JSON).await;
+    assert_eq!(got.code, 200);
+    assert_eq!(node.get(&format!("{maps}/optional"), JSON).await.code, 404);
+    let empty = node
+        .get(
+            &format!("{maps}?fieldSelector=metadata.name%3Doptional"),
+            JSON,
+        )
+        .await;
+    assert_eq!((empty.code, items(&empty.json()).len()), (200, 0));
+
+    // pages: nothing is complete before the last one, everything after it
+    let mut whole = list::split(&fixture("list-secrets.pb"), Encoding::Protobuf).expect("a list");
+    let maps_list =
+        list::split(&fixture("list-configmaps.pb"), Encoding::Protobuf).expect("a list");
+    let all = query("/api/v1/configmaps");
+    let mut learner = node.cache.list_learner(&Caller::Node, &all);
+    let (first, second) = maps_list.items.split_at(5);
+    learner.page(list::SplitList {
+        continue_token: "more".into(),
+        items: first.to_vec(),
+        ..maps_list.clone()
+    });
+    assert!(node.cache.list(&Caller::Node, &all).is_none());
+    learner.page(list::SplitList {
+        items: second.to_vec(),
+        ..maps_list.clone()
+    });
+    learner.finish();
+    let listed = node.cache.list(&Caller::Node, &all).expect("complete");
+    assert_eq!(listed.items.len(), maps_list.items.len());
+
+    // an older list neither overwrites nor revives
+    let pods = Gvr::new("", "v1", "pods");
+    let everywhere = query("/api/v1/pods");
+    let mut watch = node
+        .cache
+        .watch_learner(&Caller::Node, &everywhere, "", true);
+    let recorded = events(fixture("watch-pods.pb"), Encoding::Protobuf);
+    for event in &recorded {
+        watch.event(event);
+    }
+    let last = recorded.last().expect("events");
+    let mut gone = last.clone();
+    gone.kind = EventType::Deleted;
+    gone.object = gone
+        .object
+        .with_resource_version("500")
+        .expect("a revision");
+    watch.event(&gone);
+    node.learn_list(&Caller::Node, "/api/v1/pods", "list-pods.pb");
+    let listed = node
+        .cache
+        .list(&Caller::Node, &everywhere)
+        .expect("complete");
+    let mut revisions: Vec<String> = listed
+        .items
+        .iter()
+        .map(|object| object.meta().expect("metadata").resource_version)
+        .collect();
+    revisions.sort();
+    assert_eq!(revisions, ["340", "343", "410"]);
+    assert_eq!(listed.resource_version, "500");
+    let name = last.object.meta().expect("metadata").name;
+    assert!(matches!(
+        node.cache.get(&Caller::Node, &pods, "default", &name),
+        Lookup::KnownAbsent
+    ));
+
+    // a WatchList prunes
+    whole.items.clear();
+    node.learn_list(&Caller::Node, "/api/v1/secrets", "list-secrets.pb");
+    let secrets = query("/api/v1/secrets");
+    let mut watch = node.cache.watch_learner(&Caller::Node, &secrets, "", true);
+    let gvk = yurt_wire::Gvk::from_api_version("v1", "Secret");
+    watch.event(&yurt_wire::watch::Event {
+        kind: EventType::Bookmark,
+        object: yurt_wire::watch::bookmark(&gvk, "600", true, Encoding::Protobuf),
+    });
+    assert_eq!(
+        node.cache
+            .list(&Caller::Node, &secrets)
+            .map(|l| l.items.len()),
+        Some(0)
+    );
+}
+
+/// hub.md W7: one selector per path and component, ignored offline.
+#[tokio::test]
+async fn w7_selectors_are_evaluated_whoever_asked_first() {
+    let node = Node::new();
+    node.learn_list(&Caller::Node, "/api/v1/pods", "list-pods.pb");
+    node.learn_list(&Caller::Node, "/api/v1/services", "list-services.json");
+    for (path, count) in [
+        ("/api/v1/pods?labelSelector=app%3Dweb", 3),
+        ("/api/v1/pods?labelSelector=app%3Dother", 0),
+        (
+            "/api/v1/namespaces/default/pods?fieldSelector=spec.nodeName%3Dedge-1",
+            3,
+        ),
+        ("/api/v1/namespaces/kube-system/pods", 0),
+        ("/api/v1/pods?fieldSelector=spec.nodeName%3Dedge-2", 0),
+        (
+            "/api/v1/pods?fieldSelector=metadata.name%3Dweb-65b97464c6-hbq56",
+            1,
+        ),
+        (
+            "/api/v1/services?fieldSelector=spec.clusterIP%3D10.96.0.1",
+            1,
+        ),
+    ] {
+        let got = node.get(path, JSON).await;
+        assert_eq!((got.code, items(&got.json()).len()), (200, count), "{path}");
+    }
+    // a narrower list says nothing about a wider one
+    let node = Node::new();
+    node.learn_list(
+        &Caller::Node,
+        "/api/v1/namespaces/default/pods?labelSelector=app%3Dweb",
+        "list-pods.pb",
+    );
+    assert_eq!(
+        node.get("/api/v1/namespaces/default/pods", JSON).await.code,
+        503
+    );
+    assert_eq!(
+        node.get(
+            "/api/v1/namespaces/default/pods?labelSelector=app%3Dweb%2Cpod-template-hash",
+            JSON
+        )
+        .await
+        .code,
+        200
+    );
+}
+
+/// hub.md W8: one damaged record poisoned its key for good, and a damaged index file kept the hub from starting.
+#[tokio::test]
+async fn w8_damage_costs_what_it_hits_and_no_more() {
+    let node = Node::recorded().await;
+    let dir = node.dir.path().join("cache");
+    // rot inside the value of one record
+    let needle = b"o//v1/pods/default/web-65b97464c6-pz569";
+    let mut hit = false;
+    for file in std::fs::read_dir(&dir).expect("files") {
+        let path = file.expect("a file").path();
+        let mut bytes = std::fs::read(&path).expect("bytes");
+        let at = bytes
+            .windows(needle.len())
+            .position(|window| window == needle);
+        if let (Some(at), true) = (at, path.extension().is_some_and(|e| e == "log")) {
+            bytes[at + needle.len() + 100] ^= 0xff;
+            std::fs::write(&path, bytes).expect("written");
+            hit = true;
+        }
+    }
+    assert!(hit);
+    let node = node.killed();
+    // that object is unknown, so is what would have to hold it; the rest is there
+    let got = node
+        .get("/api/v1/namespaces/default/pods/web-65b97464c6-pz569", JSON)
+        .await;
+    assert_eq!(got.code, 503, "{}", got.message());
+    assert_eq!(node.get(PODS, JSON).await.code, 503);
+    assert!(node.cache.stats().corrupt.get() > 0);
+    let got = node
+        .get("/api/v1/namespaces/default/pods/web-65b97464c6-hbq56", JSON)
+        .await;
+    assert_eq!(got.code, 200);
+    assert_eq!(node.get("/api/v1/nodes/edge-1", JSON).await.code, 200);
+    // and it heals with the next list
+    node.learn_list(&Caller::Node, PODS, "list-pods.pb");
+    assert_eq!(items(&node.get(PODS, JSON).await.json()).len(), 3);
+}
+
+/// hub.md W10: a storm of updates wrote every one of them; here each key is written at most once per pass.
+#[tokio::test]
+async fn w10_a_storm_is_written_at_its_own_pace() {
+    let node = Node::recorded().await;
+    node.cache.flush().await.expect("flush");
+    let before = node.cache.stats().written.get();
+    let slices =
+        list::split(&fixture("list-endpointslices.pb"), Encoding::Protobuf).expect("a list");
+    let query = query("/apis/discovery.k8s.io/v1/endpointslices");
+    let mut watch = node
+        .cache
+        .watch_learner(&Caller::Node, &query, "367", false);
+    let mut last = Vec::new();
+    for revision in 1000..6000u64 {
+        let item = &slices.items[revision as usize % slices.items.len()];
+        let object = item
+            .with_resource_version(&revision.to_string())
+            .expect("a revision");
+        watch.event(&yurt_wire::watch::Event {
+            kind: EventType::Modified,
+            object: object.clone(),
+        });
+        last.push(object);
+    }
+    node.cache.flush().await.expect("flush");
+    let written = node.cache.stats().written.get() - before;
+    assert!(
+        written <= 500,
+        "{written} records for 5000 updates of 3 objects"
+    );
+    let listed = node
+        .killed()
+        .cache
+        .list(&Caller::Node, &query)
+        .expect("complete");
+    assert_eq!(listed.resource_version, "5999");
+    let mut got: Vec<_> = listed.items;
+    let mut want = last.split_off(last.len() - 3);
+    got.sort_by(|a, b| a.bytes.cmp(&b.bytes));
+    want.sort_by(|a, b| a.bytes.cmp(&b.bytes));
+    assert_eq!(got, want);
+}
