@@ -2,6 +2,7 @@
 
 mod body;
 mod dispatch;
+mod openapi;
 mod respond;
 mod watch;
 
@@ -15,6 +16,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, request::Parts};
+use openapi::{Document, Documents};
 use respond::Wanted;
 use std::{
     sync::Arc,
@@ -40,6 +42,7 @@ pub(crate) struct Server {
     pub(crate) address: String,
     pub(crate) metrics: ServerMetrics,
     pub(crate) shutdown: CancellationToken,
+    openapi: Documents,
     mutating: Semaphore,
     reading: Semaphore,
 }
@@ -58,6 +61,7 @@ impl Server {
             address,
             metrics,
             shutdown,
+            openapi: Documents::default(),
             mutating: Semaphore::new(MAX_MUTATING),
             reading: Semaphore::new(MAX_READING),
         }
@@ -164,6 +168,11 @@ impl Server {
                 return Ok(respond::text(text, content_type));
             }
             ["version"] => Some(discovery::version()),
+            ["openapi", rest @ ..] => {
+                let document = Document::of(rest, wanted.accept()).ok_or_else(no_such_path)?;
+                let answer = self.openapi.answer(document, &catalog, parts, wanted);
+                return answer.await.ok_or_else(no_such_path);
+            }
             ["api"] | ["apis"] => {
                 let core = path == "api";
                 match media::aggregated_discovery(wanted.accept()) {
