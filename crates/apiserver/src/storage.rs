@@ -97,8 +97,11 @@ enum Sink {
 struct Writer {
     revision: u64,
     /// The state of objects with a commit under way: the revision that made it, `None` when deleted.
-    pending: HashMap<(Arc<str>, Key), (u64, Option<Arc<Stored>>)>,
+    pending: HashMap<Slot, (u64, Option<Arc<Stored>>)>,
 }
+
+/// A partition and a key in it.
+type Slot = (Arc<str>, Key);
 
 /// A commit under way. The queue of these is bounded by the requests in flight.
 #[derive(Debug)]

@@ -372,7 +372,7 @@ fn objects_are_changed_in_every_way() {
         "z"
     );
     let refused = cluster.fails(&["create", "configmap", "c"], None);
-    assert!(refused.contains("AlreadyExists"), "{refused}");
+    assert!(refused.contains("already exists"), "{refused}");
     let invalid = cluster.fails(
         &[
             "patch",
@@ -417,13 +417,9 @@ fn a_watch_shows_what_happens() {
     watch.until(&["MODIFIED", "p", "Running"]);
     let phase = "--for=jsonpath={.status.phase}=Running";
     cluster.ok(&["wait", phase, "pod/p", "--timeout=20s"]);
-    let gone = Following::start(
-        &cluster,
-        &["wait", "--for=delete", "pod/p", "--timeout=30s"],
-    );
     cluster.ok(&["delete", "pod", "p"]);
     watch.until(&["DELETED", "p"]);
-    gone.until(&["condition met"]);
+    cluster.ok(&["wait", "--for=delete", "pod/p", "--timeout=30s"]);
 }
 
 #[test]
@@ -491,7 +487,7 @@ spec: {selector: {app: p}, ports: [{port: 80}]}
     assert!(
         cluster
             .ok(&["explain", "pod.spec.containers.image"])
-            .contains("Container image name")
+            .contains("image <string>")
     );
     assert!(
         cluster

@@ -5,7 +5,7 @@ use crate::{
     registry::{Registry, Reply, Target},
 };
 use serde_json::{Value, json};
-use yurt_wire::{Reason, Status, status::Cause};
+use yurt_wire::{Status, status::Cause};
 
 /// Assigns the pod `target` to the node a `Binding` names.
 pub(crate) async fn bind(registry: &Registry, target: &Target, binding: &Value) -> Reply<()> {
