@@ -1,6 +1,19 @@
 //! The embedded cluster: one API server, a hub per simulated node as its own process behind a breakable link, a
 //! simulated kubelet per node.
+//!
+//! Start with [`cluster::Cluster`], which starts and commands it all; [`up`] leaves one running, [`demo`] tells a
+//! story with one, [`bench`] measures with one.
 
 pub mod bench;
+pub mod cluster;
+mod columns;
+pub mod control;
+pub mod demo;
+pub mod directory;
+pub mod hub_process;
+pub mod kube;
+pub mod kubeconfig;
 pub mod kubelet;
 pub mod link;
+pub mod plan;
+pub mod up;

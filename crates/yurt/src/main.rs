@@ -1,4 +1,24 @@
-//! The `yurt` binary.
+//! The `yurt` binary: flags, wiring, nothing else.
+
+mod cli;
+
+use std::process::ExitCode;
+
+// musl's and glibc's allocators keep what a burst of lists freed; on a node that memory is missed.
 #[global_allocator]
-static ALLOC: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-fn main() {}
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    match cli::run() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("yurt: {error}");
+            let mut source = error.source();
+            while let Some(cause) = source {
+                eprintln!("  because: {cause}");
+                source = cause.source();
+            }
+            ExitCode::FAILURE
+        }
+    }
+}

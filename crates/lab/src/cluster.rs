@@ -1,0 +1,521 @@
+//! A running lab: API server, nodes, links; commands on them.
+
+use crate::{
+    control::{Answer, Command, NodeStatus},
+    directory::{Directory, DirectoryError, Manifest},
+    hub_process::{HubCommand, HubProcess},
+    kube::{Kube, KubeError},
+    kubeconfig::{self, Credentials},
+    kubelet::{KubeletConfig, KubeletHandle, SimulatedKubelet},
+    link::{Link, LinkState},
+    plan::{self, NodePlan, Pools},
+};
+use serde_json::{Value, json};
+use std::{
+    ffi::OsString,
+    fs::File,
+    io::Read,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio_util::sync::CancellationToken;
+use yurt_pki::{Ca, KeyPairPem, PkiError, Profile};
+
+/// Validity of the lab's certificates, days.
+const DAYS: u32 = 3650;
+/// The hub's proxy port.
+pub const PROXY_PORT: u16 = 10261;
+/// The hub's TLS proxy port.
+pub const TLS_PROXY_PORT: u16 = 10268;
+/// The hub's admin port.
+pub const ADMIN_PORT: u16 = 10267;
+/// Claimed on `127.<subnet>.0.1`, so that two labs on one machine never share addresses.
+const CLAIM_PORT: u16 = 10260;
+/// The cluster IP of the `kubernetes` service, a name of the API server's certificate.
+const SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// The pools and their sizes.
+    pub pools: Pools,
+    /// The API server's port on 127.0.0.1; 0 for any free one.
+    pub port: u16,
+    /// The `yurt` binary that runs the hubs.
+    pub program: PathBuf,
+}
+
+/// Why a lab does not start or run.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// The data directory.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Certificates.
+    #[error(transparent)]
+    Pki(#[from] PkiError),
+    /// The API server.
+    #[error("API server: {0}")]
+    ApiServer(#[from] yurt_apiserver::StartError),
+    /// A call to it.
+    #[error(transparent)]
+    Kube(#[from] KubeError),
+    /// An address is taken.
+    #[error("{what} cannot listen on {address}: {source}; stop what uses it or choose another --port")]
+    Listen {
+        /// Who.
+        what: &'static str,
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No loopback subnet is free.
+    #[error("no free loopback subnet 127.N.0.0/16 for the nodes: stop another lab")]
+    NoSubnet,
+    /// The nodes did not become ready.
+    #[error("not Ready after {after:?}: {nodes}; see {log}")]
+    NotReady {
+        /// How long.
+        after: Duration,
+        /// Which.
+        nodes: String,
+        /// A hub's log.
+        log: PathBuf,
+    },
+    /// Control socket.
+    #[error("control socket: {0}")]
+    Control(std::io::Error),
+}
+
+/// One node of a running lab.
+#[derive(Debug)]
+pub struct Node {
+    /// Name, pool and address.
+    pub plan: NodePlan,
+    link: Link,
+    hub: HubProcess,
+    kubelet: KubeletHandle,
+    admin: Kube,
+}
+
+/// A running lab.
+#[derive(Debug)]
+pub struct Cluster {
+    directory: Directory,
+    manifest: Manifest,
+    ca: String,
+    nodes: Vec<Node>,
+    kube: Kube,
+    shutdown: CancellationToken,
+    api: yurt_apiserver::Running,
+    kubelets: Vec<tokio::task::JoinHandle<()>>,
+    _claim: TcpListener,
+}
+
+impl Cluster {
+    /// Starts everything and returns when hubs and kubelets are under way; `say` is told of each step.
+    pub async fn start(config: &Config, say: &mut dyn FnMut(&str)) -> Result<Self, LabError> {
+        let directory = Directory::lock(&config.data_dir)?;
+        let earlier = directory.manifest(&config.pools)?;
+        let (claim, subnet) = claim_subnet(earlier.as_ref().map(|m| m.subnet))?;
+        let nodes = plan::nodes(&config.pools, subnet);
+        let ca = certificate_authority(&directory)?;
+        let wanted_port = match &earlier {
+            Some(manifest) if config.port == 0 => manifest.port,
+            _ => config.port,
+        };
+
+        let shutdown = CancellationToken::new();
+        let admin_token = match &earlier {
+            Some(manifest) => manifest.admin_token.clone(),
+            None => random_token()?,
+        };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, wanted_port));
+        let api = start_api_server(&directory, &ca, address, &nodes, &admin_token, &shutdown)
+            .await?;
+        let address = api.addr();
+        say(&format!("API server on https://{address}"));
+        let manifest = Manifest {
+            pools: config.pools.to_string(),
+            subnet,
+            port: address.port(),
+            admin_token,
+        };
+        directory.remember(&manifest)?;
+
+        let ca_pem = ca.cert_pem();
+        let admin = ca.issue(&Profile {
+            common_name: "kubernetes-admin".into(),
+            organizations: vec!["system:masters".into()],
+            client: true,
+            days: DAYS,
+            ..Profile::default()
+        })?;
+        let server = format!("https://{address}");
+        let credentials = Credentials::Certificate { cert: &admin.cert, key: &admin.key };
+        directory.write(
+            "admin.kubeconfig",
+            &kubeconfig::render("yurt-lab", &server, &ca_pem, &credentials),
+        )?;
+        let tls = yurt_pki::client_config(&ca_pem, Some(&admin), &["h2", "http/1.1"])?;
+        let kube = Kube::new(&address.to_string(), Some(tls), None, Duration::from_secs(10));
+
+        let mut cluster = Self {
+            directory,
+            manifest,
+            ca: ca_pem,
+            nodes: Vec::new(),
+            kube,
+            shutdown,
+            api,
+            kubelets: Vec::new(),
+            _claim: claim,
+        };
+        for plan in nodes {
+            cluster.start_node(config, &ca, plan, address).await?;
+        }
+        say(&format!("{} hubs and kubelets started", cluster.nodes.len()));
+        Ok(cluster)
+    }
+
+    async fn start_node(
+        &mut self,
+        config: &Config,
+        ca: &Ca,
+        plan: NodePlan,
+        api: SocketAddr,
+    ) -> Result<(), LabError> {
+        let dir = self.directory.create(Path::new("nodes").join(&plan.name))?;
+        self.directory.create(dir.join("pki"))?;
+        let client = ca.issue(&Profile {
+            common_name: format!("system:node:{}", plan.name),
+            organizations: vec!["openyurt:yurthub".into(), "system:nodes".into()],
+            client: true,
+            days: DAYS,
+            ..Profile::default()
+        })?;
+        let serving = ca.issue(&Profile {
+            common_name: format!("system:node:{}", plan.name),
+            organizations: vec!["system:nodes".into()],
+            dns: kubernetes_names(),
+            ips: vec![plan.address.into(), SERVICE_IP.into()],
+            server: true,
+            days: DAYS,
+            ..Profile::default()
+        })?;
+        self.directory.write(dir.join("pki/ca.crt"), &self.ca)?;
+        for (name, pair) in [("client", &client), ("server", &serving)] {
+            self.directory.write(dir.join(format!("pki/{name}.crt")), &pair.cert)?;
+            self.directory.write(dir.join(format!("pki/{name}.key")), &pair.key)?;
+        }
+        let server = format!("https://{}:{TLS_PROXY_PORT}", plan.address);
+        self.directory.write(
+            dir.join("kubeconfig"),
+            &kubeconfig::render(
+                &plan.name,
+                &server,
+                &self.ca,
+                &Credentials::Token(&self.manifest.admin_token),
+            ),
+        )?;
+
+        let listen = SocketAddr::from((plan.address, api.port()));
+        let link = Link::start(listen, api).await.map_err(|source| LabError::Listen {
+            what: "the node's link",
+            address: listen,
+            source,
+        })?;
+        let hub = HubProcess::start(
+            HubCommand {
+                program: config.program.clone(),
+                arguments: hub_arguments(&plan, &dir, listen),
+                log: dir.join("hub.log"),
+            },
+            self.shutdown.clone(),
+        );
+        let mut kubelet = KubeletConfig::new(
+            &plan.name,
+            &format!("http://{}:{PROXY_PORT}", plan.address),
+        );
+        kubelet.labels.push(("apps.openyurt.io/nodepool".into(), plan.pool.clone()));
+        kubelet.labels.push(("openyurt.io/is-edge-worker".into(), "true".into()));
+        kubelet.address = IpAddr::V4(plan.address);
+        let (handle, run) = SimulatedKubelet::start(kubelet, self.shutdown.clone());
+        self.kubelets.push(run);
+        let admin = format!("{}:{ADMIN_PORT}", plan.address);
+        let admin = Kube::new(&admin, None, None, Duration::from_secs(2));
+        self.nodes.push(Node { plan, link, hub, kubelet: handle, admin });
+        Ok(())
+    }
+
+    /// The administrator's client, directly at the API server.
+    pub fn kube(&self) -> &Kube {
+        &self.kube
+    }
+
+    /// An administrator's client through a node's hub, as that node's kubeconfig has it.
+    pub fn through(&self, node: &str, timeout: Duration) -> Option<Kube> {
+        let node = self.nodes.iter().find(|n| n.plan.name == node)?;
+        let tls = yurt_pki::client_config(&self.ca, None, &["http/1.1"]).ok()?;
+        let authority = format!("{}:{TLS_PROXY_PORT}", node.plan.address);
+        Some(Kube::new(&authority, Some(tls), Some(&self.manifest.admin_token), timeout))
+    }
+
+    /// The data directory.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// The nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Waits until every node is Ready in the API server.
+    pub async fn ready(&self, patience: Duration) -> Result<(), LabError> {
+        let deadline = tokio::time::Instant::now() + patience;
+        loop {
+            let nodes = self.kube.get("/api/v1/nodes").await?;
+            let waiting: Vec<&str> = self
+                .nodes
+                .iter()
+                .map(|n| n.plan.name.as_str())
+                .filter(|name| !is_ready(&nodes, name))
+                .collect();
+            let Some(first) = waiting.first() else { return Ok(()) };
+            if tokio::time::Instant::now() >= deadline {
+                return Err(LabError::NotReady {
+                    after: patience,
+                    log: self.directory.node(first).join("hub.log"),
+                    nodes: waiting.join(", "),
+                });
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Carries out a command.
+    pub async fn command(&self, command: Command) -> Answer {
+        let target = match &command {
+            Command::Cut { target, .. }
+            | Command::Heal { target }
+            | Command::Slow { target, .. }
+            | Command::Kill { target }
+            | Command::Status { target } => target.as_str(),
+            Command::Touch { pod } => return self.touch(pod).await,
+        };
+        let plans: Vec<NodePlan> = self.nodes.iter().map(|n| n.plan.clone()).collect();
+        let chosen = plan::select(&plans, target);
+        let chosen: Vec<&Node> = self
+            .nodes
+            .iter()
+            .filter(|n| target.is_empty() || chosen.iter().any(|c| c.name == n.plan.name))
+            .collect();
+        if chosen.is_empty() {
+            let names: Vec<&str> = plans.iter().map(|n| n.name.as_str()).collect();
+            return Answer::Refused(format!(
+                "no node or pool `{target}`; nodes are {}",
+                names.join(", ")
+            ));
+        }
+        for node in &chosen {
+            match &command {
+                Command::Cut { reset: false, .. } => node.link.set(LinkState::Cut),
+                Command::Cut { reset: true, .. } => node.link.set(LinkState::Reset),
+                Command::Heal { .. } => node.link.set(LinkState::Up),
+                Command::Slow { delay_ms, bytes_per_second, .. } => {
+                    node.link.set(LinkState::Slow {
+                        delay: Duration::from_millis(*delay_ms),
+                        bytes_per_second: (*bytes_per_second > 0).then_some(*bytes_per_second),
+                    });
+                }
+                Command::Kill { .. } => {
+                    node.hub.kill();
+                }
+                Command::Status { .. } | Command::Touch { .. } => {}
+            }
+        }
+        let mut statuses = Vec::with_capacity(chosen.len());
+        for node in chosen {
+            statuses.push(node.status().await);
+        }
+        Answer::Nodes(statuses)
+    }
+
+    async fn touch(&self, pod: &str) -> Answer {
+        let Some((namespace, name)) = pod.split_once('/') else {
+            return Answer::Refused(format!("`{pod}` is not namespace/name"));
+        };
+        for node in &self.nodes {
+            if node.kubelet.touch_pod(namespace, name) {
+                return Answer::Nodes(vec![node.status().await]);
+            }
+        }
+        Answer::Refused(format!("no simulated kubelet runs pod {pod}"))
+    }
+
+    /// Stops everything, hubs first drained.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        for node in self.nodes {
+            node.hub.stopped().await;
+        }
+        for kubelet in self.kubelets {
+            // Ends with the token.
+            let _ = kubelet.await;
+        }
+        self.api.stopped().await;
+    }
+}
+
+impl Node {
+    /// What the node is doing, by its link, its process and its hub's own word.
+    pub async fn status(&self) -> NodeStatus {
+        let hub = self.admin.get("/v1/status").await.ok();
+        let counters = self.link.counters();
+        let pid = self.hub.pid();
+        NodeStatus {
+            name: self.plan.name.clone(),
+            pool: self.plan.pool.clone(),
+            address: self.plan.address.to_string(),
+            link: self.link.state().to_string(),
+            hub_pid: pid,
+            hub_restarts: self.hub.restarts(),
+            hub: match &hub {
+                Some(status) if status["online"] == true => "online".into(),
+                Some(_) => "offline".into(),
+                None => "down".into(),
+            },
+            journal: hub.as_ref().and_then(|s| s["journal"]["pending"].as_u64()).unwrap_or(0),
+            hub_memory: yurt_telemetry::process_usage(pid).map_or(0, |u| u.resident_bytes),
+            bytes_from_cloud: counters.from_target,
+            bytes_to_cloud: counters.to_target,
+        }
+    }
+}
+
+fn is_ready(nodes: &Value, name: &str) -> bool {
+    let items = nodes["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    items.iter().filter(|node| node["metadata"]["name"] == name).any(|node| {
+        let conditions = node["status"]["conditions"].as_array();
+        conditions.is_some_and(|conditions| {
+            conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+        })
+    })
+}
+
+fn claim_subnet(earlier: Option<u8>) -> Result<(TcpListener, u8), LabError> {
+    let claim = |subnet: u8| TcpListener::bind((Ipv4Addr::new(127, subnet, 0, 1), CLAIM_PORT));
+    earlier
+        .into_iter()
+        .chain(10..=250)
+        .find_map(|subnet| claim(subnet).ok().map(|listener| (listener, subnet)))
+        .ok_or(LabError::NoSubnet)
+}
+
+fn certificate_authority(directory: &Directory) -> Result<Ca, LabError> {
+    directory.create("pki")?;
+    if let (Some(cert), Some(key)) = (directory.read("pki/ca.crt")?, directory.read("pki/ca.key")?)
+    {
+        return Ok(Ca::from_pem(&KeyPairPem { cert, key })?);
+    }
+    let ca = Ca::new("kubernetes", DAYS)?;
+    let pem = ca.to_pem();
+    directory.write("pki/ca.key", &pem.key)?;
+    directory.write("pki/ca.crt", &pem.cert)?;
+    Ok(ca)
+}
+
+/// The names by which pods reach the API server.
+fn kubernetes_names() -> Vec<String> {
+    ["", ".default", ".default.svc", ".default.svc.cluster.local"]
+        .map(|end| format!("kubernetes{end}"))
+        .to_vec()
+}
+
+async fn start_api_server(
+    directory: &Directory,
+    ca: &Ca,
+    address: SocketAddr,
+    nodes: &[NodePlan],
+    admin_token: &str,
+    shutdown: &CancellationToken,
+) -> Result<yurt_apiserver::Running, LabError> {
+    let mut ips: Vec<IpAddr> = vec![address.ip(), SERVICE_IP.into()];
+    ips.extend(nodes.iter().map(|n| IpAddr::V4(n.address)));
+    let mut dns = kubernetes_names();
+    dns.push("localhost".into());
+    let serving = ca.issue(&Profile {
+        common_name: "kube-apiserver".into(),
+        dns,
+        ips,
+        server: true,
+        days: DAYS,
+        ..Profile::default()
+    })?;
+    let config = yurt_apiserver::Config {
+        data_dir: Some(directory.create("apiserver")?),
+        listen: address,
+        serving: Some(serving),
+        client_ca: Some(ca.cert_pem()),
+        tokens: vec![yurt_apiserver::Token {
+            token: admin_token.to_owned(),
+            user: "kubernetes-admin".into(),
+            groups: vec!["system:masters".into()],
+        }],
+        ..yurt_apiserver::Config::default()
+    };
+    Ok(yurt_apiserver::ApiServer::start(config, shutdown.clone()).await?)
+}
+
+fn hub_arguments(plan: &NodePlan, dir: &Path, server: SocketAddr) -> Vec<OsString> {
+    let address = plan.address.to_string();
+    let mut arguments: Vec<OsString> = vec!["hub".into()];
+    let mut flag = |name: &str, value: OsString| {
+        let mut argument = OsString::from(format!("--{name}="));
+        argument.push(value);
+        arguments.push(argument);
+    };
+    flag("node-name", (&plan.name).into());
+    flag("nodepool-name", (&plan.pool).into());
+    flag("node-ip", address.clone().into());
+    flag("server-addr", format!("https://{server}").into());
+    flag("bind-address", address.clone().into());
+    flag("bind-proxy-address", address.into());
+    flag("enable-dummy-if", "false".into());
+    flag("root-dir", dir.into());
+    flag("disk-cache-path", dir.join("cache").into());
+    flag("ca-file", dir.join("pki/ca.crt").into());
+    flag("client-cert", dir.join("pki/client.crt").into());
+    flag("client-key", dir.join("pki/client.key").into());
+    flag("tls-cert", dir.join("pki/server.crt").into());
+    flag("tls-key", dir.join("pki/server.key").into());
+    arguments
+}
+
+/// A secret of 192 bits, hexadecimal.
+fn random_token() -> Result<String, LabError> {
+    let path = PathBuf::from("/dev/urandom");
+    let mut bytes = [0u8; 24];
+    File::open(&path)
+        .and_then(|mut source| source.read_exact(&mut bytes))
+        .map_err(|source| DirectoryError::Io { path, source })?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+/// A Pod bound to a node, as the demo and the benches create it.
+pub fn pod(namespace: &str, name: &str, app: &str, node: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": { "namespace": namespace, "name": name, "labels": { "app": app } },
+        "spec": {
+            "nodeName": node,
+            "containers": [{ "name": "main", "image": "registry.lab/app:1" }],
+        },
+    })
+}

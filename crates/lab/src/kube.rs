@@ -1,0 +1,206 @@
+//! A small JSON client of the Kubernetes API, for what the lab itself must create and ask.
+
+use bytes::Bytes;
+use http::{Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use std::{sync::Arc, time::Duration};
+use yurt_transport::{BoxError, Client, ClientOptions, full};
+
+/// The largest answer that is read.
+const MOST: usize = 64 << 20;
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum KubeError {
+    /// No answer.
+    #[error(transparent)]
+    Client(#[from] yurt_transport::ClientError),
+    /// The answer broke off.
+    #[error("{path}: {source}")]
+    Body {
+        /// What was asked.
+        path: String,
+        /// Why.
+        source: BoxError,
+    },
+    /// The server refused.
+    #[error("{path}: {code} {message}")]
+    Refused {
+        /// What was asked.
+        path: String,
+        /// HTTP code.
+        code: u16,
+        /// The Status' message.
+        message: String,
+    },
+}
+
+impl KubeError {
+    /// The HTTP code, when the server answered.
+    pub fn code(&self) -> Option<u16> {
+        match self {
+            Self::Refused { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
+/// A client of one server.
+#[derive(Clone, Debug)]
+pub struct Kube {
+    client: Client,
+    token: Option<Arc<str>>,
+    timeout: Duration,
+}
+
+impl Kube {
+    /// A client for `authority` (`host:port`), with a bearer token unless the TLS configuration carries the identity.
+    pub fn new(
+        authority: &str,
+        tls: Option<Arc<rustls::ClientConfig>>,
+        token: Option<&str>,
+        timeout: Duration,
+    ) -> Self {
+        let options = ClientOptions {
+            connect_timeout: Duration::from_secs(3),
+            keepalive_interval: Duration::from_secs(5),
+            keepalive_timeout: Duration::from_secs(5),
+            max_idle: 4,
+        };
+        Self {
+            client: Client::new(authority, tls, options),
+            token: token.map(Arc::from),
+            timeout,
+        }
+    }
+
+    /// GET as JSON.
+    pub async fn get(&self, path: &str) -> Result<Value, KubeError> {
+        self.call(Method::GET, path, None, Bytes::new()).await
+    }
+
+    /// POST of a JSON object.
+    pub async fn create(&self, path: &str, object: &Value) -> Result<Value, KubeError> {
+        self.call(Method::POST, path, Some("application/json"), object.to_string().into()).await
+    }
+
+    /// POST, content with an object that is there already.
+    pub async fn ensure(&self, path: &str, object: &Value) -> Result<(), KubeError> {
+        match self.create(path, object).await {
+            Err(e) if e.code() == Some(409) => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    /// JSON merge patch.
+    pub async fn merge(&self, path: &str, patch: &Value) -> Result<Value, KubeError> {
+        let kind = Some("application/merge-patch+json");
+        self.call(Method::PATCH, path, kind, patch.to_string().into()).await
+    }
+
+    /// DELETE.
+    pub async fn delete(&self, path: &str) -> Result<Value, KubeError> {
+        self.call(Method::DELETE, path, None, Bytes::new()).await
+    }
+
+    /// Opens a JSON watch; the caller reads its lines.
+    pub async fn watch(&self, path: &str) -> Result<Lines, KubeError> {
+        let response = self.send(Method::GET, path, None, Bytes::new()).await?;
+        if response.status() != StatusCode::OK {
+            return Err(refused(path, response).await);
+        }
+        Ok(Lines { body: response.into_body(), buffer: Vec::new() })
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: Bytes,
+    ) -> Result<http::Response<hyper::body::Incoming>, KubeError> {
+        let mut request = Request::new(full(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = path.parse().map_err(|e: http::uri::InvalidUri| KubeError::Body {
+            path: path.to_owned(),
+            source: e.into(),
+        })?;
+        let headers = request.headers_mut();
+        headers.insert(header::ACCEPT, header::HeaderValue::from_static("application/json"));
+        headers.insert(header::USER_AGENT, header::HeaderValue::from_static("yurt-lab"));
+        if let Some(kind) = content_type.and_then(|kind| kind.parse().ok()) {
+            headers.insert(header::CONTENT_TYPE, kind);
+        }
+        if let Some(value) = self.token.as_ref().and_then(|t| format!("Bearer {t}").parse().ok()) {
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        Ok(self.client.send(request, self.timeout).await?)
+    }
+
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: Option<&str>,
+        body: Bytes,
+    ) -> Result<Value, KubeError> {
+        let response = self.send(method, path, content_type, body).await?;
+        if !response.status().is_success() {
+            return Err(refused(path, response).await);
+        }
+        let body = read(path, self.timeout, response).await?;
+        // `/v1/healthz` and the like answer text.
+        Ok(serde_json::from_slice(&body)
+            .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&body).into_owned())))
+    }
+}
+
+async fn read(
+    path: &str,
+    timeout: Duration,
+    response: http::Response<hyper::body::Incoming>,
+) -> Result<Bytes, KubeError> {
+    let broken = |source: BoxError| KubeError::Body { path: path.to_owned(), source };
+    match tokio::time::timeout(timeout, yurt_transport::collect(response.into_body(), MOST)).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(e)) => Err(broken(e.into())),
+        Err(e) => Err(broken(e.into())),
+    }
+}
+
+async fn refused(path: &str, response: http::Response<hyper::body::Incoming>) -> KubeError {
+    let code = response.status().as_u16();
+    let body = read(path, Duration::from_secs(5), response).await.unwrap_or_default();
+    let message = serde_json::from_slice::<Value>(&body)
+        .ok()
+        .and_then(|status| status["message"].as_str().map(str::to_owned))
+        .unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
+    KubeError::Refused { path: path.to_owned(), code, message }
+}
+
+/// The events of a JSON watch.
+#[derive(Debug)]
+pub struct Lines {
+    body: hyper::body::Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The next event; `None` when the stream ended.
+    pub async fn next(&mut self) -> Option<Value> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                return serde_json::from_slice(&line).ok();
+            }
+            let frame = self.body.frame().await?.ok()?;
+            if let Ok(data) = frame.into_data() {
+                if self.buffer.len() + data.len() > MOST {
+                    return None;
+                }
+                self.buffer.extend_from_slice(&data);
+            }
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The command line.
+
+use clap::{Parser, Subcommand};
+use std::{error::Error, process::ExitCode};
+use tokio_util::sync::CancellationToken;
+
+type AnyError = Box<dyn Error + Send + Sync>;
+
+/// One Kubernetes cluster across a cloud and many edge sites behind bad links.
+#[derive(Debug, Parser)]
+#[command(name = "yurt", version, propagate_version = true)]
+struct Cli {
+    /// Log level or filter (error, warn, info, debug, trace, or yurt_hub=debug); RUST_LOG wins.
+    #[arg(long, global = true, default_value = "info", value_name = "FILTER")]
+    log: String,
+    /// Log as JSON lines.
+    #[arg(long, global = true)]
+    log_json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole story in one command: a cluster, two pools, a cut link, a reboot, the link healed.
+    Demo(yurt_lab::demo::DemoArgs),
+    /// The same cluster, left running, for kubectl.
+    Up(yurt_lab::up::UpArgs),
+    /// Change or show the links of a running `yurt up`.
+    Lab(yurt_lab::up::LabArgs),
+    /// The node proxy (YurtHub).
+    Hub(Box<yurt_hub::HubArgs>),
+    /// Measure, beside what one would use instead.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// The hub: through it beside directly to the API server; memory, CPU and start-up.
+    Hub(yurt_lab::bench::BenchHubArgs),
+}
+
+/// Parses the command line and runs the component it names.
+pub(crate) fn run() -> Result<ExitCode, AnyError> {
+    let cli = Cli::parse();
+    let level = match &cli.command {
+        // Their own output is the story; a component's warnings still show.
+        Command::Demo(_) | Command::Lab(_) | Command::Bench { .. } if cli.log == "info" => "warn",
+        _ => &cli.log,
+    };
+    yurt_telemetry::init_logging(level, cli.log_json);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if matches!(cli.command, Command::Hub(_)) {
+        // A node has few cores to spare, and each worker costs a stack and an arena.
+        runtime.worker_threads(2).max_blocking_threads(8);
+    }
+    let runtime = runtime.enable_all().build()?;
+    let shutdown = CancellationToken::new();
+    let code = runtime.block_on(async {
+        tokio::spawn(end_on_signal(shutdown.clone()));
+        dispatch(cli.command, shutdown).await
+    });
+    // Blocking reads of stdin must not hold up the exit.
+    runtime.shutdown_background();
+    code
+}
+
+async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitCode, AnyError> {
+    let program = || std::env::current_exe();
+    match command {
+        Command::Demo(args) => {
+            let held = yurt_lab::demo::run(args, program()?, shutdown).await?;
+            return Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Up(args) => yurt_lab::up::run(args, program()?, shutdown).await?,
+        Command::Lab(args) => yurt_lab::up::command(args).await?,
+        Command::Hub(args) => {
+            if std::env::var_os("YURT_EXIT_WITH_PARENT").is_some() {
+                std::thread::spawn({
+                    let shutdown = shutdown.clone();
+                    move || end_with_parent(&shutdown)
+                });
+            }
+            yurt_hub::run(args.into_config()?, shutdown).await?;
+        }
+        Command::Bench { what: Bench::Hub(args) } => yurt_lab::bench::run(args).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// SIGINT or SIGTERM ends the component; a second one ends the process at once.
+async fn end_on_signal(shutdown: CancellationToken) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        tracing::error!("cannot listen to signals; stop with kill -9");
+        return;
+    };
+    for attempt in 0.. {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        if attempt > 0 {
+            std::process::exit(130);
+        }
+        shutdown.cancel();
+    }
+}
+
+/// Reads stdin to its end, which comes when the parent is gone, however it died.
+fn end_with_parent(shutdown: &CancellationToken) {
+    let mut sink = std::io::sink();
+    // An error means the same as the end.
+    let _ = std::io::copy(&mut std::io::stdin().lock(), &mut sink);
+    shutdown.cancel();
+}
