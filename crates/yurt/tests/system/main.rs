@@ -1,0 +1,6 @@
+//! The whole product as a user has it: the `yurt` binary, its processes, and an unmodified `kubectl`.
+
+mod fixture;
+
+mod link_cut;
+mod processes;
