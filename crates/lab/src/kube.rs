@@ -119,7 +119,7 @@ impl Kube {
         path: &str,
         content_type: Option<&str>,
         body: Bytes,
-    ) -> Result<http::Response<hyper::body::Incoming>, KubeError> {
+    ) -> Result<http::Response<yurt_transport::ResponseBody>, KubeError> {
         let mut request = Request::new(full(body));
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().map_err(|e: http::uri::InvalidUri| KubeError::Body {
@@ -159,7 +159,7 @@ impl Kube {
 async fn read(
     path: &str,
     timeout: Duration,
-    response: http::Response<hyper::body::Incoming>,
+    response: http::Response<yurt_transport::ResponseBody>,
 ) -> Result<Bytes, KubeError> {
     let broken = |source: BoxError| KubeError::Body { path: path.to_owned(), source };
     match tokio::time::timeout(timeout, yurt_transport::collect(response.into_body(), MOST)).await {
@@ -169,7 +169,7 @@ async fn read(
     }
 }
 
-async fn refused(path: &str, response: http::Response<hyper::body::Incoming>) -> KubeError {
+async fn refused(path: &str, response: http::Response<yurt_transport::ResponseBody>) -> KubeError {
     let code = response.status().as_u16();
     let body = read(path, Duration::from_secs(5), response).await.unwrap_or_default();
     let message = serde_json::from_slice::<Value>(&body)
@@ -182,7 +182,7 @@ async fn refused(path: &str, response: http::Response<hyper::body::Incoming>) ->
 /// The events of a JSON watch.
 #[derive(Debug)]
 pub struct Lines {
-    body: hyper::body::Incoming,
+    body: yurt_transport::ResponseBody,
     buffer: Vec<u8>,
 }
 

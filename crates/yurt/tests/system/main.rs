@@ -4,3 +4,4 @@ mod fixture;
 
 mod link_cut;
 mod processes;
+mod recorded;
