@@ -20,6 +20,7 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
+use yurt_apiserver::authn::User;
 use yurt_pki::{Ca, KeyPairPem, PkiError, Profile};
 
 /// Validity of the lab's certificates, days.
@@ -64,7 +65,9 @@ pub enum LabError {
     #[error(transparent)]
     Kube(#[from] KubeError),
     /// An address is taken.
-    #[error("{what} cannot listen on {address}: {source}; stop what uses it or choose another --port")]
+    #[error(
+        "{what} cannot listen on {address}: {source}; stop what uses it or choose another --port"
+    )]
     Listen {
         /// Who.
         what: &'static str,
@@ -135,8 +138,8 @@ impl Cluster {
             None => random_token()?,
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, wanted_port));
-        let api = start_api_server(&directory, &ca, address, &nodes, &admin_token, &shutdown)
-            .await?;
+        let api =
+            start_api_server(&directory, &ca, address, &nodes, &admin_token, &shutdown).await?;
         let address = api.addr();
         say(&format!("API server on https://{address}"));
         let manifest = Manifest {
@@ -156,13 +159,21 @@ impl Cluster {
             ..Profile::default()
         })?;
         let server = format!("https://{address}");
-        let credentials = Credentials::Certificate { cert: &admin.cert, key: &admin.key };
+        let credentials = Credentials::Certificate {
+            cert: &admin.cert,
+            key: &admin.key,
+        };
         directory.write(
             "admin.kubeconfig",
             &kubeconfig::render("yurt-lab", &server, &ca_pem, &credentials),
         )?;
         let tls = yurt_pki::client_config(&ca_pem, Some(&admin), &["h2", "http/1.1"])?;
-        let kube = Kube::new(&address.to_string(), Some(tls), None, Duration::from_secs(10));
+        let kube = Kube::new(
+            &address.to_string(),
+            Some(tls),
+            None,
+            Duration::from_secs(10),
+        );
 
         let mut cluster = Self {
             directory,
@@ -178,7 +189,10 @@ impl Cluster {
         for plan in nodes {
             cluster.start_node(config, &ca, plan, address).await?;
         }
-        say(&format!("{} hubs and kubelets started", cluster.nodes.len()));
+        say(&format!(
+            "{} hubs and kubelets started",
+            cluster.nodes.len()
+        ));
         Ok(cluster)
     }
 
@@ -209,8 +223,10 @@ impl Cluster {
         })?;
         self.directory.write(dir.join("pki/ca.crt"), &self.ca)?;
         for (name, pair) in [("client", &client), ("server", &serving)] {
-            self.directory.write(dir.join(format!("pki/{name}.crt")), &pair.cert)?;
-            self.directory.write(dir.join(format!("pki/{name}.key")), &pair.key)?;
+            self.directory
+                .write(dir.join(format!("pki/{name}.crt")), &pair.cert)?;
+            self.directory
+                .write(dir.join(format!("pki/{name}.key")), &pair.key)?;
         }
         let server = format!("https://{}:{TLS_PROXY_PORT}", plan.address);
         self.directory.write(
@@ -224,11 +240,13 @@ impl Cluster {
         )?;
 
         let listen = SocketAddr::from((plan.address, api.port()));
-        let link = Link::start(listen, api).await.map_err(|source| LabError::Listen {
-            what: "the node's link",
-            address: listen,
-            source,
-        })?;
+        let link = Link::start(listen, api)
+            .await
+            .map_err(|source| LabError::Listen {
+                what: "the node's link",
+                address: listen,
+                source,
+            })?;
         let hub = HubProcess::start(
             HubCommand {
                 program: config.program.clone(),
@@ -237,18 +255,26 @@ impl Cluster {
             },
             self.shutdown.clone(),
         );
-        let mut kubelet = KubeletConfig::new(
-            &plan.name,
-            &format!("http://{}:{PROXY_PORT}", plan.address),
-        );
-        kubelet.labels.push(("apps.openyurt.io/nodepool".into(), plan.pool.clone()));
-        kubelet.labels.push(("openyurt.io/is-edge-worker".into(), "true".into()));
+        let mut kubelet =
+            KubeletConfig::new(&plan.name, &format!("http://{}:{PROXY_PORT}", plan.address));
+        kubelet
+            .labels
+            .push(("apps.openyurt.io/nodepool".into(), plan.pool.clone()));
+        kubelet
+            .labels
+            .push(("openyurt.io/is-edge-worker".into(), "true".into()));
         kubelet.address = IpAddr::V4(plan.address);
         let (handle, run) = SimulatedKubelet::start(kubelet, self.shutdown.clone());
         self.kubelets.push(run);
         let admin = format!("{}:{ADMIN_PORT}", plan.address);
         let admin = Kube::new(&admin, None, None, Duration::from_secs(2));
-        self.nodes.push(Node { plan, link, hub, kubelet: handle, admin });
+        self.nodes.push(Node {
+            plan,
+            link,
+            hub,
+            kubelet: handle,
+            admin,
+        });
         Ok(())
     }
 
@@ -262,7 +288,12 @@ impl Cluster {
         let node = self.nodes.iter().find(|n| n.plan.name == node)?;
         let tls = yurt_pki::client_config(&self.ca, None, &["http/1.1"]).ok()?;
         let authority = format!("{}:{TLS_PROXY_PORT}", node.plan.address);
-        Some(Kube::new(&authority, Some(tls), Some(&self.manifest.admin_token), timeout))
+        Some(Kube::new(
+            &authority,
+            Some(tls),
+            Some(&self.manifest.admin_token),
+            timeout,
+        ))
     }
 
     /// The data directory.
@@ -286,7 +317,9 @@ impl Cluster {
                 .map(|n| n.plan.name.as_str())
                 .filter(|name| !is_ready(&nodes, name))
                 .collect();
-            let Some(first) = waiting.first() else { return Ok(()) };
+            let Some(first) = waiting.first() else {
+                return Ok(());
+            };
             if tokio::time::Instant::now() >= deadline {
                 return Err(LabError::NotReady {
                     after: patience,
@@ -327,10 +360,22 @@ impl Cluster {
                 Command::Cut { reset: false, .. } => node.link.set(LinkState::Cut),
                 Command::Cut { reset: true, .. } => node.link.set(LinkState::Reset),
                 Command::Heal { .. } => node.link.set(LinkState::Up),
-                Command::Slow { delay_ms, bytes_per_second, .. } => {
-                    node.link.set(LinkState::Slow {
-                        delay: Duration::from_millis(*delay_ms),
-                        bytes_per_second: (*bytes_per_second > 0).then_some(*bytes_per_second),
+                Command::Slow {
+                    delay_ms,
+                    bytes_per_second,
+                    loss_percent,
+                    ..
+                } => {
+                    let delay = Duration::from_millis(*delay_ms);
+                    node.link.set(match *loss_percent {
+                        0 => LinkState::Slow {
+                            delay,
+                            bytes_per_second: Some(*bytes_per_second).filter(|rate| *rate > 0),
+                        },
+                        loss_percent => LinkState::Lossy {
+                            delay,
+                            loss_percent,
+                        },
                     });
                 }
                 Command::Kill { .. } => {
@@ -368,7 +413,9 @@ impl Cluster {
             // Ends with the token.
             let _ = kubelet.await;
         }
-        self.api.stopped().await;
+        if let Err(error) = self.api.stopped().await {
+            tracing::error!(%error, "API server");
+        }
     }
 }
 
@@ -390,7 +437,10 @@ impl Node {
                 Some(_) => "offline".into(),
                 None => "down".into(),
             },
-            journal: hub.as_ref().and_then(|s| s["journal"]["pending"].as_u64()).unwrap_or(0),
+            journal: hub
+                .as_ref()
+                .and_then(|s| s["journal"]["pending"].as_u64())
+                .unwrap_or(0),
             hub_memory: yurt_telemetry::process_usage(pid).map_or(0, |u| u.resident_bytes),
             bytes_from_cloud: counters.from_target,
             bytes_to_cloud: counters.to_target,
@@ -399,13 +449,21 @@ impl Node {
 }
 
 fn is_ready(nodes: &Value, name: &str) -> bool {
-    let items = nodes["items"].as_array().map(Vec::as_slice).unwrap_or_default();
-    items.iter().filter(|node| node["metadata"]["name"] == name).any(|node| {
-        let conditions = node["status"]["conditions"].as_array();
-        conditions.is_some_and(|conditions| {
-            conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+    let items = nodes["items"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default();
+    items
+        .iter()
+        .filter(|node| node["metadata"]["name"] == name)
+        .any(|node| {
+            let conditions = node["status"]["conditions"].as_array();
+            conditions.is_some_and(|conditions| {
+                conditions
+                    .iter()
+                    .any(|c| c["type"] == "Ready" && c["status"] == "True")
+            })
         })
-    })
 }
 
 fn claim_subnet(earlier: Option<u8>) -> Result<(TcpListener, u8), LabError> {
@@ -457,16 +515,20 @@ async fn start_api_server(
         days: DAYS,
         ..Profile::default()
     })?;
+    let admin = User {
+        name: "kubernetes-admin".into(),
+        groups: vec!["system:masters".into(), "system:authenticated".into()],
+        ..User::default()
+    };
     let config = yurt_apiserver::Config {
         data_dir: Some(directory.create("apiserver")?),
         listen: address,
-        serving: Some(serving),
-        client_ca: Some(ca.cert_pem()),
-        tokens: vec![yurt_apiserver::Token {
-            token: admin_token.to_owned(),
-            user: "kubernetes-admin".into(),
-            groups: vec!["system:masters".into()],
-        }],
+        tls: Some(yurt_apiserver::Tls {
+            serving,
+            client_ca: Some(ca.cert_pem()),
+        }),
+        tokens: vec![(admin_token.to_owned(), admin)],
+        root_ca: Some(ca.cert_pem()),
         ..yurt_apiserver::Config::default()
     };
     Ok(yurt_apiserver::ApiServer::start(config, shutdown.clone()).await?)

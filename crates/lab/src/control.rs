@@ -41,6 +41,8 @@ pub enum Command {
         delay_ms: u64,
         /// Bytes per second, 0 for no limit.
         bytes_per_second: u64,
+        /// Lost packets of a hundred; with it the rate is not limited.
+        loss_percent: u8,
     },
     /// `kill -9` of the hub, which the lab starts again.
     Kill {
@@ -126,13 +128,22 @@ fn in_directory<T>(
     action: impl FnOnce(&Path) -> std::io::Result<T>,
 ) -> std::io::Result<T> {
     let handle = std::fs::File::open(dir)?;
-    action(&PathBuf::from(format!("/proc/self/fd/{}/control.sock", handle.as_raw_fd())))
+    action(&PathBuf::from(format!(
+        "/proc/self/fd/{}/control.sock",
+        handle.as_raw_fd()
+    )))
 }
 
 /// Sends a command to the lab on a data directory.
 pub async fn send(dir: &Path, command: &Command) -> Result<Answer, ControlError> {
-    let no_lab = |source| ControlError::NoLab { dir: dir.to_owned(), source };
-    let no_answer = |why: String| ControlError::NoAnswer { dir: dir.to_owned(), why };
+    let no_lab = |source| ControlError::NoLab {
+        dir: dir.to_owned(),
+        source,
+    };
+    let no_answer = |why: String| ControlError::NoAnswer {
+        dir: dir.to_owned(),
+        why,
+    };
     let stream = in_directory(dir, std::os::unix::net::UnixStream::connect).map_err(no_lab)?;
     let talk = async {
         stream.set_nonblocking(true)?;
@@ -141,7 +152,10 @@ pub async fn send(dir: &Path, command: &Command) -> Result<Answer, ControlError>
         line.push(b'\n');
         stream.write_all(&line).await?;
         let mut answer = String::new();
-        BufReader::new(stream).take(MOST).read_line(&mut answer).await?;
+        BufReader::new(stream)
+            .take(MOST)
+            .read_line(&mut answer)
+            .await?;
         serde_json::from_str(&answer).map_err(std::io::Error::from)
     };
     match tokio::time::timeout(PATIENCE, talk).await {
@@ -231,18 +245,31 @@ mod tests {
         while !dir.join("control.sock").exists() {
             tokio::task::yield_now().await;
         }
-        let command = Command::Heal { target: "a-1".into() };
-        let Answer::Refused(said) = send(&dir, &command).await.unwrap() else { panic!() };
+        let command = Command::Heal {
+            target: "a-1".into(),
+        };
+        let Answer::Refused(said) = send(&dir, &command).await.unwrap() else {
+            panic!()
+        };
         assert!(said.contains("a-1"));
         let mut raw = in_directory(&dir, std::os::unix::net::UnixStream::connect).unwrap();
         std::io::Write::write_all(&mut raw, b"nonsense\n").unwrap();
         raw.set_nonblocking(true).unwrap();
         let mut line = String::new();
-        BufReader::new(UnixStream::from_std(raw).unwrap()).read_line(&mut line).await.unwrap();
+        BufReader::new(UnixStream::from_std(raw).unwrap())
+            .read_line(&mut line)
+            .await
+            .unwrap();
         assert!(line.contains("not a command"), "{line}");
         shutdown.cancel();
         server.await.unwrap().unwrap();
-        assert!(send(&dir, &command).await.unwrap_err().to_string().contains("yurt up"));
+        assert!(
+            send(&dir, &command)
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("yurt up")
+        );
         std::fs::remove_dir_all(dir.parent().unwrap()).unwrap();
     }
 }

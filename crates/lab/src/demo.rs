@@ -71,9 +71,9 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<bool, DemoError> {
     let temporary = args.data_dir.is_none();
-    let data_dir = args.data_dir.unwrap_or_else(|| {
-        std::env::temp_dir().join(format!("yurt-demo-{}", std::process::id()))
-    });
+    let data_dir = args
+        .data_dir
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("yurt-demo-{}", std::process::id())));
     let mut report = Report::new(9);
     report.title("Yurt demo: an edge node that outlives its cloud link");
     let began = Instant::now();
@@ -81,7 +81,12 @@ pub async fn run(
     let pools: Pools = "hangzhou=2,beijing=1"
         .parse()
         .map_err(|e: crate::plan::PlanError| DemoError::Refused(e.to_string()))?;
-    let config = Config { data_dir: data_dir.clone(), pools, port: 0, program };
+    let config = Config {
+        data_dir: data_dir.clone(),
+        pools,
+        port: 0,
+        program,
+    };
     let cluster = Cluster::start(&config, &mut |line| report.say(line)).await?;
     let told = tokio::select! {
         told = tell(&cluster, &mut report, began) => told,
@@ -103,32 +108,60 @@ pub async fn run(
 
 async fn tell(cluster: &Cluster, report: &mut Report, began: Instant) -> Result<(), DemoError> {
     cluster.ready(PATIENCE).await?;
-    report.measure("cluster from nothing to all nodes Ready", began.elapsed(), None);
+    report.measure(
+        "cluster from nothing to all nodes Ready",
+        began.elapsed(),
+        None,
+    );
     let cloud = cluster.kube();
 
     report.step("an app: one pod on every node");
     deploy(cluster).await?;
     let online = within("every pod Running", async || {
         let list = cloud.get(PODS).await.ok()?;
-        let running = items(&list).iter().filter(|p| p["status"]["phase"] == "Running").count();
+        let running = items(&list)
+            .iter()
+            .filter(|p| p["status"]["phase"] == "Running")
+            .count();
         (running == cluster.nodes().len()).then_some(list)
     })
     .await?;
-    report.say(&format!("{} pods Running, set by their nodes' kubelets", items(&online).len()));
+    report.say(&format!(
+        "{} pods Running, set by their nodes' kubelets",
+        items(&online).len()
+    ));
 
     report.step(&format!("a reader at {WATCHED}'s hub: list, then watch"));
     let reader = through(cluster, WATCHED)?;
     let listed = reader.get(PODS).await?;
     through(cluster, KILLED)?.get(PODS).await?;
-    report.check("the hub lists what the API server lists", names(&listed) == names(&online));
-    let revision = listed["metadata"]["resourceVersion"].as_str().unwrap_or_default();
-    let mut watch = reader.watch(&format!("{PODS}?watch=true&resourceVersion={revision}")).await?;
+    report.check(
+        "the hub lists what the API server lists",
+        names(&listed) == names(&online),
+    );
+    let revision = listed["metadata"]["resourceVersion"]
+        .as_str()
+        .unwrap_or_default();
+    let mut watch = reader
+        .watch(&format!("{PODS}?watch=true&resourceVersion={revision}"))
+        .await?;
     let one = format!("{PODS}/{LOCAL_POD}");
-    report.measure("GET through the hub, online (median of 50)", median(&reader, &one).await?, None);
+    report.measure(
+        "GET through the hub, online (median of 50)",
+        median(&reader, &one).await?,
+        None,
+    );
 
     report.step("the cloud link of pool hangzhou is cut: packets vanish, nothing is reset");
     let cut = Instant::now();
-    command(cluster, Command::Cut { target: "hangzhou".into(), reset: false }).await?;
+    command(
+        cluster,
+        Command::Cut {
+            target: "hangzhou".into(),
+            reset: false,
+        },
+    )
+    .await?;
     let mut slowest = Duration::ZERO;
     within("the hub going local", async || {
         let asked = Instant::now();
@@ -137,84 +170,164 @@ async fn tell(cluster: &Cluster, report: &mut Report, began: Instant) -> Result<
         (answered && hub_state(cluster, WATCHED).await? == "offline").then_some(())
     })
     .await?;
-    report.measure("from the cut to answers from the node itself", cut.elapsed(), Some(BUDGET));
+    report.measure(
+        "from the cut to answers from the node itself",
+        cut.elapsed(),
+        Some(BUDGET),
+    );
     report.measure("slowest read meanwhile", slowest, Some(BUDGET));
     let cached = reader.get(PODS).await?;
-    report.check("the node still lists every pod, of both pools", names(&cached) == names(&online));
-    report.measure("GET from the cache, offline (median of 50)", median(&reader, &one).await?, None);
+    report.check(
+        "the node still lists every pod, of both pools",
+        names(&cached) == names(&online),
+    );
+    report.measure(
+        "GET from the cache, offline (median of 50)",
+        median(&reader, &one).await?,
+        None,
+    );
     let refused = reader
-        .create("/api/v1/namespaces/shop/configmaps", &json!({"metadata": {"name": "later"}}))
+        .create(
+            "/api/v1/namespaces/shop/configmaps",
+            &json!({"metadata": {"name": "later"}}),
+        )
         .await;
     match refused {
-        Err(KubeError::Refused { message, .. }) => report.say(&format!("a create is refused: {message}")),
-        other => report.check(&format!("a create is refused with its reason, not {other:?}"), false),
+        Err(KubeError::Refused { message, .. }) => {
+            report.say(&format!("a create is refused: {message}"))
+        }
+        other => report.check(
+            &format!("a create is refused with its reason, not {other:?}"),
+            false,
+        ),
     }
 
     report.step("life goes on at the node: a pod's status changes");
     let before = reader.get(&one).await?["status"].clone();
-    command(cluster, Command::Touch { pod: format!("shop/{LOCAL_POD}") }).await?;
+    command(
+        cluster,
+        Command::Touch {
+            pod: format!("shop/{LOCAL_POD}"),
+        },
+    )
+    .await?;
     let seen = next(&mut watch, "the new status in the open watch", |event| {
         event["object"]["metadata"]["name"] == LOCAL_POD && event["object"]["status"] != before
     })
     .await?;
-    report.check("the watch opened before the cut shows it", seen["type"] == "MODIFIED");
+    report.check(
+        "the watch opened before the cut shows it",
+        seen["type"] == "MODIFIED",
+    );
     let local = reader.get(&one).await?["status"].clone();
-    report.check("the cloud knows nothing of it yet", cloud.get(&one).await?["status"] == before);
+    report.check(
+        "the cloud knows nothing of it yet",
+        cloud.get(&one).await?["status"] == before,
+    );
 
     report.step("and in the cloud: a pod of the other pool gets a label");
     cloud
-        .merge(&format!("{PODS}/{CLOUD_POD}"), &json!({"metadata": {"labels": {"tier": "gold"}}}))
+        .merge(
+            &format!("{PODS}/{CLOUD_POD}"),
+            &json!({"metadata": {"labels": {"tier": "gold"}}}),
+        )
         .await?;
 
-    report.step(&format!("the hub of {KILLED} is killed with -9 while its link is cut"));
+    report.step(&format!(
+        "the hub of {KILLED} is killed with -9 while its link is cut"
+    ));
     let killed = Instant::now();
-    command(cluster, Command::Kill { target: KILLED.into() }).await?;
+    command(
+        cluster,
+        Command::Kill {
+            target: KILLED.into(),
+        },
+    )
+    .await?;
     let after = within("the restarted hub's first answer", async || {
         through(cluster, KILLED).ok()?.get(PODS).await.ok()
     })
     .await?;
-    report.measure("from the kill to the first answer of its successor", killed.elapsed(), None);
-    report.check("it answers as before, from its disk", names(&after) == names(&online));
+    report.measure(
+        "from the kill to the first answer of its successor",
+        killed.elapsed(),
+        None,
+    );
+    report.check(
+        "it answers as before, from its disk",
+        names(&after) == names(&online),
+    );
 
     report.step("the link is healed");
     let healed = Instant::now();
-    command(cluster, Command::Heal { target: "hangzhou".into() }).await?;
+    command(
+        cluster,
+        Command::Heal {
+            target: "hangzhou".into(),
+        },
+    )
+    .await?;
     within("the hub coming back", async || {
         (hub_state(cluster, WATCHED).await? == "online").then_some(())
     })
     .await?;
-    report.measure("from the heal to the hub online", healed.elapsed(), Some(BUDGET));
+    report.measure(
+        "from the heal to the hub online",
+        healed.elapsed(),
+        Some(BUDGET),
+    );
     within("the pod's status in the cloud", async || {
         (cloud.get(&one).await.ok()?["status"]["conditions"] == local["conditions"]).then_some(())
     })
     .await?;
-    report.measure("from the heal to the node's status in the cloud", healed.elapsed(), None);
+    report.measure(
+        "from the heal to the node's status in the cloud",
+        healed.elapsed(),
+        None,
+    );
 
     report.step("the reader at the hub, still on the same watch");
     let mut relisted = 0;
-    next(&mut watch, "the cloud's change in the open watch", |event| {
-        relisted += usize::from(event["type"] == "ADDED");
-        event["object"]["metadata"]["labels"]["tier"] == "gold"
-    })
+    next(
+        &mut watch,
+        "the cloud's change in the open watch",
+        |event| {
+            relisted += usize::from(event["type"] == "ADDED");
+            event["object"]["metadata"]["labels"]["tier"] == "gold"
+        },
+    )
     .await?;
-    report.measure("from the heal to the cloud's change in the watch", healed.elapsed(), None);
+    report.measure(
+        "from the heal to the cloud's change in the watch",
+        healed.elapsed(),
+        None,
+    );
     report.check("it came as a change, without a relist", relisted == 0);
     let memory = hub_memory(cluster).await;
-    report.figure("largest hub, resident", format!("{:.1} MB", memory as f64 / 1e6));
+    report.figure(
+        "largest hub, resident",
+        format!("{:.1} MB", memory as f64 / 1e6),
+    );
     Ok(())
 }
 
 async fn deploy(cluster: &Cluster) -> Result<(), DemoError> {
     let cloud = cluster.kube();
-    cloud.ensure("/api/v1/namespaces", &json!({"metadata": {"name": "shop"}})).await?;
+    cloud
+        .ensure("/api/v1/namespaces", &json!({"metadata": {"name": "shop"}}))
+        .await?;
     let service = json!({
         "metadata": {"name": "web"},
         "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]},
     });
-    cloud.ensure("/api/v1/namespaces/shop/services", &service).await?;
+    cloud
+        .ensure("/api/v1/namespaces/shop/services", &service)
+        .await?;
     for node in cluster.nodes() {
         let name = format!("web-{}", node.plan.name);
-        cloud.ensure(PODS, &pod("shop", &name, "web", &node.plan.name)).await?;
+        cloud
+            .ensure(PODS, &pod("shop", &name, "web", &node.plan.name))
+            .await?;
     }
     Ok(())
 }
@@ -256,7 +369,10 @@ async fn within<T>(
             return Ok(answer);
         }
         if Instant::now() >= deadline {
-            return Err(DemoError::InVain { what, patience: PATIENCE });
+            return Err(DemoError::InVain {
+                what,
+                patience: PATIENCE,
+            });
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -279,7 +395,10 @@ async fn next(
     match tokio::time::timeout(PATIENCE, read).await {
         Ok(Some(event)) => Ok(event),
         Ok(None) => Err(DemoError::Refused(format!("the watch ended before {what}"))),
-        Err(_) => Err(DemoError::InVain { what, patience: PATIENCE }),
+        Err(_) => Err(DemoError::InVain {
+            what,
+            patience: PATIENCE,
+        }),
     }
 }
 
@@ -295,9 +414,15 @@ async fn median(kube: &Kube, path: &str) -> Result<Duration, KubeError> {
 }
 
 fn items(list: &Value) -> &[Value] {
-    list["items"].as_array().map(Vec::as_slice).unwrap_or_default()
+    list["items"]
+        .as_array()
+        .map(Vec::as_slice)
+        .unwrap_or_default()
 }
 
 fn names(list: &Value) -> Vec<&str> {
-    items(list).iter().filter_map(|item| item["metadata"]["name"].as_str()).collect()
+    items(list)
+        .iter()
+        .filter_map(|item| item["metadata"]["name"].as_str())
+        .collect()
 }

@@ -109,7 +109,10 @@ impl Directory {
                 let mut pid = String::new();
                 // The pid only helps the message; the lock is what counts.
                 let _ = (&mut file).take(32).read_to_string(&mut pid);
-                return Err(DirectoryError::InUse { dir: root, pid: pid.trim().to_owned() });
+                return Err(DirectoryError::InUse {
+                    dir: root,
+                    pid: pid.trim().to_owned(),
+                });
             }
             Err(TryLockError::Error(source)) => return Err(DirectoryError::Io { path, source }),
         }
@@ -138,27 +141,32 @@ impl Directory {
     /// Creates a directory below.
     pub fn create(&self, path: impl AsRef<Path>) -> Result<PathBuf, DirectoryError> {
         let path = self.root.join(path);
-        fs::create_dir_all(&path)
-            .map_err(|source| DirectoryError::Io { path: path.clone(), source })?;
+        fs::create_dir_all(&path).map_err(|source| DirectoryError::Io {
+            path: path.clone(),
+            source,
+        })?;
         Ok(path)
     }
 
     /// Writes a file only its owner may read, whole or not at all.
-    pub fn write(
-        &self,
-        path: impl AsRef<Path>,
-        content: &str,
-    ) -> Result<PathBuf, DirectoryError> {
+    pub fn write(&self, path: impl AsRef<Path>, content: &str) -> Result<PathBuf, DirectoryError> {
         let path = self.root.join(path);
         let beside = path.with_extension("new");
         let write = || -> std::io::Result<()> {
-            let mut file =
-                File::options().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+            let mut file = File::options()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&beside)?;
             file.write_all(content.as_bytes())?;
             file.sync_all()?;
             fs::rename(&beside, &path)
         };
-        write().map_err(|source| DirectoryError::Io { path: path.clone(), source })?;
+        write().map_err(|source| DirectoryError::Io {
+            path: path.clone(),
+            source,
+        })?;
         Ok(path)
     }
 
@@ -174,10 +182,14 @@ impl Directory {
 
     /// The manifest of an earlier lab here, checked against the pools asked for.
     pub fn manifest(&self, wanted: &Pools) -> Result<Option<Manifest>, DirectoryError> {
-        let Some(text) = self.read("lab.json")? else { return Ok(None) };
-        let manifest: Manifest = serde_json::from_str(&text).map_err(|e| {
-            DirectoryError::Corrupt { path: self.join("lab.json"), why: e.to_string() }
-        })?;
+        let Some(text) = self.read("lab.json")? else {
+            return Ok(None);
+        };
+        let manifest: Manifest =
+            serde_json::from_str(&text).map_err(|e| DirectoryError::Corrupt {
+                path: self.join("lab.json"),
+                why: e.to_string(),
+            })?;
         if manifest.pools != wanted.to_string() {
             return Err(DirectoryError::OtherPools {
                 dir: self.root.clone(),
@@ -213,7 +225,10 @@ mod tests {
         let dir = scratch("lock");
         let held = Directory::lock(&dir).unwrap();
         let refused = Directory::lock(&dir).unwrap_err().to_string();
-        assert!(refused.contains(&format!("pid {}", std::process::id())), "{refused}");
+        assert!(
+            refused.contains(&format!("pid {}", std::process::id())),
+            "{refused}"
+        );
         drop(held);
         Directory::lock(&dir).unwrap();
         fs::remove_dir_all(&dir).unwrap();
@@ -223,10 +238,17 @@ mod tests {
     fn other_pools_are_refused() {
         let dir = scratch("pools");
         let held = Directory::lock(&dir).unwrap();
-        let manifest =
-            Manifest { pools: "a=1".into(), subnet: 10, port: 1, admin_token: "t".into() };
+        let manifest = Manifest {
+            pools: "a=1".into(),
+            subnet: 10,
+            port: 1,
+            admin_token: "t".into(),
+        };
         held.remember(&manifest).unwrap();
-        assert_eq!(held.manifest(&"a=1".parse().unwrap()).unwrap(), Some(manifest));
+        assert_eq!(
+            held.manifest(&"a=1".parse().unwrap()).unwrap(),
+            Some(manifest)
+        );
         let refused = held.manifest(&"a=2".parse().unwrap()).unwrap_err();
         assert!(matches!(refused, DirectoryError::OtherPools { .. }));
         fs::write(dir.join("lab.json"), "{").unwrap();

@@ -69,7 +69,8 @@ impl HubProcess {
 
     /// `kill -9`; the supervisor starts it again. False when it does not run.
     pub fn kill(&self) -> bool {
-        self.pid().is_some_and(|pid| signal(pid, rustix::process::Signal::KILL))
+        self.pid()
+            .is_some_and(|pid| signal(pid, rustix::process::Signal::KILL))
     }
 
     /// Waits until the hub has stopped after shutdown.
@@ -111,7 +112,11 @@ async fn supervise(command: HubCommand, shared: Arc<Shared>, shutdown: Cancellat
                 tracing::error!(program = %command.program.display(), %error, "hub does not start");
             }
         }
-        pause = if began.elapsed() >= HEALTHY { FIRST_PAUSE } else { pause };
+        pause = if began.elapsed() >= HEALTHY {
+            FIRST_PAUSE
+        } else {
+            pause
+        };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             () = shutdown.cancelled() => return,
@@ -135,7 +140,10 @@ fn spawn(command: &HubCommand) -> std::io::Result<Child> {
     if std::fs::metadata(&command.log).is_ok_and(|m| m.len() > MOST_LOG) {
         std::fs::rename(&command.log, command.log.with_extension("log.old"))?;
     }
-    let log = File::options().create(true).append(true).open(&command.log)?;
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .open(&command.log)?;
     Command::new(&command.program)
         .args(&command.arguments)
         // The hub watches this pipe: should the lab be killed, its hubs end too.

@@ -82,7 +82,13 @@ impl Kube {
 
     /// POST of a JSON object.
     pub async fn create(&self, path: &str, object: &Value) -> Result<Value, KubeError> {
-        self.call(Method::POST, path, Some("application/json"), object.to_string().into()).await
+        self.call(
+            Method::POST,
+            path,
+            Some("application/json"),
+            object.to_string().into(),
+        )
+        .await
     }
 
     /// POST, content with an object that is there already.
@@ -96,7 +102,8 @@ impl Kube {
     /// JSON merge patch.
     pub async fn merge(&self, path: &str, patch: &Value) -> Result<Value, KubeError> {
         let kind = Some("application/merge-patch+json");
-        self.call(Method::PATCH, path, kind, patch.to_string().into()).await
+        self.call(Method::PATCH, path, kind, patch.to_string().into())
+            .await
     }
 
     /// DELETE.
@@ -110,7 +117,10 @@ impl Kube {
         if response.status() != StatusCode::OK {
             return Err(refused(path, response).await);
         }
-        Ok(Lines { body: response.into_body(), buffer: Vec::new() })
+        Ok(Lines {
+            body: response.into_body(),
+            buffer: Vec::new(),
+        })
     }
 
     async fn send(
@@ -122,17 +132,29 @@ impl Kube {
     ) -> Result<http::Response<yurt_transport::ResponseBody>, KubeError> {
         let mut request = Request::new(full(body));
         *request.method_mut() = method;
-        *request.uri_mut() = path.parse().map_err(|e: http::uri::InvalidUri| KubeError::Body {
-            path: path.to_owned(),
-            source: e.into(),
-        })?;
+        *request.uri_mut() = path
+            .parse()
+            .map_err(|e: http::uri::InvalidUri| KubeError::Body {
+                path: path.to_owned(),
+                source: e.into(),
+            })?;
         let headers = request.headers_mut();
-        headers.insert(header::ACCEPT, header::HeaderValue::from_static("application/json"));
-        headers.insert(header::USER_AGENT, header::HeaderValue::from_static("yurt-lab"));
+        headers.insert(
+            header::ACCEPT,
+            header::HeaderValue::from_static("application/json"),
+        );
+        headers.insert(
+            header::USER_AGENT,
+            header::HeaderValue::from_static("yurt-lab"),
+        );
         if let Some(kind) = content_type.and_then(|kind| kind.parse().ok()) {
             headers.insert(header::CONTENT_TYPE, kind);
         }
-        if let Some(value) = self.token.as_ref().and_then(|t| format!("Bearer {t}").parse().ok()) {
+        if let Some(value) = self
+            .token
+            .as_ref()
+            .and_then(|t| format!("Bearer {t}").parse().ok())
+        {
             headers.insert(header::AUTHORIZATION, value);
         }
         Ok(self.client.send(request, self.timeout).await?)
@@ -161,7 +183,10 @@ async fn read(
     timeout: Duration,
     response: http::Response<yurt_transport::ResponseBody>,
 ) -> Result<Bytes, KubeError> {
-    let broken = |source: BoxError| KubeError::Body { path: path.to_owned(), source };
+    let broken = |source: BoxError| KubeError::Body {
+        path: path.to_owned(),
+        source,
+    };
     match tokio::time::timeout(timeout, yurt_transport::collect(response.into_body(), MOST)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(e)) => Err(broken(e.into())),
@@ -171,12 +196,18 @@ async fn read(
 
 async fn refused(path: &str, response: http::Response<yurt_transport::ResponseBody>) -> KubeError {
     let code = response.status().as_u16();
-    let body = read(path, Duration::from_secs(5), response).await.unwrap_or_default();
+    let body = read(path, Duration::from_secs(5), response)
+        .await
+        .unwrap_or_default();
     let message = serde_json::from_slice::<Value>(&body)
         .ok()
         .and_then(|status| status["message"].as_str().map(str::to_owned))
         .unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
-    KubeError::Refused { path: path.to_owned(), code, message }
+    KubeError::Refused {
+        path: path.to_owned(),
+        code,
+        message,
+    }
 }
 
 /// The events of a JSON watch.

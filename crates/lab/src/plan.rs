@@ -115,7 +115,11 @@ pub fn nodes(pools: &Pools, subnet: u8) -> Vec<NodePlan> {
 /// The nodes a target names: one node, or all of a pool. Empty when neither.
 pub fn select<'a>(nodes: &'a [NodePlan], target: &str) -> Vec<&'a NodePlan> {
     let node: Vec<_> = nodes.iter().filter(|n| n.name == target).collect();
-    if node.is_empty() { nodes.iter().filter(|n| n.pool == target).collect() } else { node }
+    if node.is_empty() {
+        nodes.iter().filter(|n| n.pool == target).collect()
+    } else {
+        node
+    }
 }
 
 #[cfg(test)]
@@ -156,7 +160,12 @@ mod tests {
     #[test]
     fn a_target_is_a_node_or_a_pool() {
         let nodes = nodes(&"a=2,b=1".parse().unwrap(), 10);
-        let names = |t| select(&nodes, t).iter().map(|n| n.name.clone()).collect::<Vec<_>>();
+        let names = |t| {
+            select(&nodes, t)
+                .iter()
+                .map(|n| n.name.clone())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(names("a"), ["a-1", "a-2"]);
         assert_eq!(names("b-1"), ["b-1"]);
         assert!(names("c").is_empty());

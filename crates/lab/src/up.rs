@@ -18,7 +18,11 @@ pub struct UpArgs {
     #[arg(long, default_value = ".yurt", value_name = "DIR")]
     pub data_dir: PathBuf,
     /// Edge pools and the number of nodes in each.
-    #[arg(long, default_value = "hangzhou=2,beijing=1", value_name = "NAME=COUNT,...")]
+    #[arg(
+        long,
+        default_value = "hangzhou=2,beijing=1",
+        value_name = "NAME=COUNT,..."
+    )]
     pub pools: Pools,
     /// Port of the API server on 127.0.0.1 (0: the one used before, or any free one).
     #[arg(long, default_value_t = 0, value_name = "PORT")]
@@ -31,7 +35,12 @@ pub async fn run(
     program: PathBuf,
     shutdown: CancellationToken,
 ) -> Result<(), LabError> {
-    let config = Config { data_dir: args.data_dir, pools: args.pools, port: args.port, program };
+    let config = Config {
+        data_dir: args.data_dir,
+        pools: args.pools,
+        port: args.port,
+        program,
+    };
     let mut say = |line: &str| eprintln!("{line}");
     let cluster = Arc::new(Cluster::start(&config, &mut say).await?);
     let served = serve(cluster.clone(), &shutdown).await;
@@ -73,12 +82,18 @@ async fn serve(cluster: Arc<Cluster>, shutdown: &CancellationToken) -> Result<()
 
 fn describe(cluster: &Cluster) {
     let dir = cluster.directory();
-    eprintln!("  kubectl --kubeconfig {} get nodes", dir.join("admin.kubeconfig").display());
+    eprintln!(
+        "  kubectl --kubeconfig {} get nodes",
+        dir.join("admin.kubeconfig").display()
+    );
     if let Some(node) = cluster.nodes().first() {
         let name = &node.plan.name;
         let kubeconfig = dir.node(name).join("kubeconfig");
         let root = dir.root().display();
-        eprintln!("  kubectl --kubeconfig {} get pods -A -w", kubeconfig.display());
+        eprintln!(
+            "  kubectl --kubeconfig {} get pods -A -w",
+            kubeconfig.display()
+        );
         eprintln!("  yurt lab --data-dir {root} cut {name}     # and `heal {name}`, `status`");
     }
 }
@@ -123,6 +138,10 @@ pub enum LabAction {
         /// Kilobytes per second each way; 0 for no limit.
         #[arg(long, default_value_t = 0, value_name = "KB/S")]
         rate: u64,
+        /// Lost packets of a hundred, instead of a rate.
+        #[arg(long, default_value_t = 0, value_name = "PERCENT", conflicts_with = "rate",
+              value_parser = clap::value_parser!(u8).range(0..=95))]
+        loss: u8,
     },
     /// Kill the hub with -9; the lab starts it again, as a service manager would.
     Kill {
@@ -148,10 +167,16 @@ impl From<LabAction> for Command {
         match action {
             LabAction::Cut { target, reset } => Self::Cut { target, reset },
             LabAction::Heal { target } => Self::Heal { target },
-            LabAction::Slow { target, delay, rate } => Self::Slow {
+            LabAction::Slow {
+                target,
+                delay,
+                rate,
+                loss,
+            } => Self::Slow {
                 target,
                 delay_ms: delay,
                 bytes_per_second: rate.saturating_mul(1000),
+                loss_percent: loss,
             },
             LabAction::Kill { target } => Self::Kill { target },
             LabAction::Touch { pod } => Self::Touch { pod },
@@ -187,8 +212,18 @@ pub async fn command(args: LabArgs) -> Result<(), LabCommandError> {
 }
 
 fn table(nodes: &[NodeStatus]) -> String {
-    let head =
-        ["NODE", "POOL", "ADDRESS", "LINK", "HUB", "PID", "STARTS", "WAITING", "MEMORY", "FROM CLOUD"];
+    let head = [
+        "NODE",
+        "POOL",
+        "ADDRESS",
+        "LINK",
+        "HUB",
+        "PID",
+        "STARTS",
+        "WAITING",
+        "MEMORY",
+        "FROM CLOUD",
+    ];
     let rows = nodes.iter().map(|n| {
         [
             n.name.clone(),

@@ -23,7 +23,12 @@ struct Figure {
 impl Report {
     /// A report of so many steps.
     pub(super) fn new(steps: usize) -> Self {
-        Self { steps, step: 0, failed: 0, figures: Vec::new() }
+        Self {
+            steps,
+            step: 0,
+            failed: 0,
+            figures: Vec::new(),
+        }
     }
 
     pub(super) fn title(&self, text: &str) {
@@ -56,16 +61,31 @@ impl Report {
         let held = budget.is_none_or(|budget| time <= budget);
         self.failed += usize::from(!held);
         let value = duration(time);
-        println!("      {what}: {value}{}", if held { "" } else { "  OVER BUDGET" });
+        println!(
+            "      {what}: {value}{}",
+            if held { "" } else { "  OVER BUDGET" }
+        );
         let seconds = Some(time.as_secs_f64());
-        self.figures.push(Figure { what: what.to_owned(), value, seconds, budget, held });
+        self.figures.push(Figure {
+            what: what.to_owned(),
+            value,
+            seconds,
+            budget,
+            held,
+        });
     }
 
     /// Another figure.
     pub(super) fn figure(&mut self, what: &str, value: String) {
         println!("      {what}: {value}");
         let what = what.to_owned();
-        self.figures.push(Figure { what, value, seconds: None, budget: None, held: true });
+        self.figures.push(Figure {
+            what,
+            value,
+            seconds: None,
+            budget: None,
+            held: true,
+        });
     }
 
     /// Whether everything held so far.
@@ -84,12 +104,17 @@ impl Report {
             };
             [figure.what.clone(), figure.value.clone(), budget]
         });
-        println!("\n{}", crate::columns::render(std::iter::once(head).chain(rows)));
+        println!(
+            "\n{}",
+            crate::columns::render(std::iter::once(head).chain(rows))
+        );
         if json {
             let figures: Vec<_> = self
                 .figures
                 .iter()
-                .map(|f| serde_json::json!({"what": f.what, "value": f.value, "seconds": f.seconds}))
+                .map(
+                    |f| serde_json::json!({"what": f.what, "value": f.value, "seconds": f.seconds}),
+                )
                 .collect();
             println!("{}", serde_json::json!(figures));
         }
