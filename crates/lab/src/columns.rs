@@ -1,7 +1,7 @@
 //! Plain-text tables: columns as wide as their widest cell, two spaces between.
 
 /// Renders rows of equal length.
-pub fn render<const N: usize>(rows: impl Iterator<Item = [String; N]>) -> String {
+pub(crate) fn render<const N: usize>(rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<[String; N]> = rows.collect();
     let mut widths = [0; N];
     for row in &rows {

@@ -144,7 +144,7 @@ pub async fn send(dir: &Path, command: &Command) -> Result<Answer, ControlError>
         dir: dir.to_owned(),
         why,
     };
-    let stream = in_directory(dir, std::os::unix::net::UnixStream::connect).map_err(no_lab)?;
+    let stream = in_directory(dir, |path| std::os::unix::net::UnixStream::connect(path)).map_err(no_lab)?;
     let talk = async {
         stream.set_nonblocking(true)?;
         let mut stream = UnixStream::from_std(stream)?;
@@ -178,7 +178,7 @@ where
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
         _ => {}
     }
-    let listener = in_directory(dir, std::os::unix::net::UnixListener::bind)?;
+    let listener = in_directory(dir, |path| std::os::unix::net::UnixListener::bind(path))?;
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     loop {
@@ -252,7 +252,7 @@ mod tests {
             panic!()
         };
         assert!(said.contains("a-1"));
-        let mut raw = in_directory(&dir, std::os::unix::net::UnixStream::connect).unwrap();
+        let mut raw = in_directory(&dir, |path| std::os::unix::net::UnixStream::connect(path)).unwrap();
         std::io::Write::write_all(&mut raw, b"nonsense\n").unwrap();
         raw.set_nonblocking(true).unwrap();
         let mut line = String::new();
