@@ -433,8 +433,7 @@ impl Node {
             hub_pid: pid,
             hub_restarts: self.hub.restarts(),
             hub: match &hub {
-                Some(status) if status["online"] == true => "online".into(),
-                Some(_) => "offline".into(),
+                Some(status) => status["mode"].as_str().unwrap_or("unknown").to_owned(),
                 None => "down".into(),
             },
             journal: hub

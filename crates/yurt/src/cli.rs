@@ -84,7 +84,7 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
                     move || end_with_parent(&shutdown)
                 });
             }
-            yurt_hub::run(args.into_config()?, shutdown).await?;
+            yurt_hub::run(yurt_hub::Config::try_from(*args)?, shutdown).await?;
         }
         Command::Bench { what: Bench::Hub(args) } => yurt_lab::bench::run(args).await?,
     }

@@ -13,11 +13,6 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("yurt: {error}");
-            let mut source = error.source();
-            while let Some(cause) = source {
-                eprintln!("  because: {cause}");
-                source = cause.source();
-            }
             ExitCode::FAILURE
         }
     }
