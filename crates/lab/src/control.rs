@@ -144,7 +144,8 @@ pub async fn send(dir: &Path, command: &Command) -> Result<Answer, ControlError>
         dir: dir.to_owned(),
         why,
     };
-    let stream = in_directory(dir, |path| std::os::unix::net::UnixStream::connect(path)).map_err(no_lab)?;
+    let stream =
+        in_directory(dir, |path| std::os::unix::net::UnixStream::connect(path)).map_err(no_lab)?;
     let talk = async {
         stream.set_nonblocking(true)?;
         let mut stream = UnixStream::from_std(stream)?;
@@ -252,7 +253,8 @@ mod tests {
             panic!()
         };
         assert!(said.contains("a-1"));
-        let mut raw = in_directory(&dir, |path| std::os::unix::net::UnixStream::connect(path)).unwrap();
+        let mut raw =
+            in_directory(&dir, |path| std::os::unix::net::UnixStream::connect(path)).unwrap();
         std::io::Write::write_all(&mut raw, b"nonsense\n").unwrap();
         raw.set_nonblocking(true).unwrap();
         let mut line = String::new();

@@ -73,7 +73,11 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
     match command {
         Command::Demo(args) => {
             let held = yurt_lab::demo::run(args, program()?, shutdown).await?;
-            return Ok(if held { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(if held {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
         Command::Up(args) => yurt_lab::up::run(args, program()?, shutdown).await?,
         Command::Lab(args) => yurt_lab::up::command(args).await?,
@@ -86,7 +90,16 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
             }
             yurt_hub::run(yurt_hub::Config::try_from(*args)?, shutdown).await?;
         }
-        Command::Bench { what: Bench::Hub(args) } => yurt_lab::bench::run(args).await?,
+        Command::Bench {
+            what: Bench::Hub(args),
+        } => {
+            let held = yurt_lab::bench::run(args).await?.held();
+            return Ok(if held {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -94,9 +107,10 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
 /// SIGINT or SIGTERM ends the component; a second one ends the process at once.
 async fn end_on_signal(shutdown: CancellationToken) {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
         tracing::error!("cannot listen to signals; stop with kill -9");
         return;
     };

