@@ -176,7 +176,7 @@ async fn body(hub: &Client, request: &Recorded) -> Bytes {
     match (request.method.as_str(), path.rsplit('/').next().unwrap()) {
         ("POST", "events") => protobuf(&json!({
             "apiVersion": "v1", "kind": "Event",
-            "metadata": {"generateName": "recorded.", "namespace": "default"},
+            "metadata": {"generateName": "recorded-", "namespace": "default"},
             "involvedObject": {"kind": "Node", "name": NODE, "uid": NODE},
             "reason": "Starting", "message": "Starting kubelet.", "type": "Normal", "count": 1,
             "source": {"component": "kubelet", "host": NODE},
