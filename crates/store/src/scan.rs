@@ -4,7 +4,7 @@ use crate::record::{HEAD_BYTES, Head, MAGIC, Place};
 use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 /// Bytes read at a time.
-const WINDOW_BYTES: usize = 256 << 10;
+const WINDOW_BYTES: usize = 64 << 10;
 
 /// What is found, in the order of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

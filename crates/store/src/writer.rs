@@ -22,7 +22,7 @@ use std::{
 /// Bytes that share one sync, unless one batch is larger.
 const GROUP_BYTES: usize = 4 << 20;
 /// Bytes gathered before they are handed to the system.
-const BUFFER_BYTES: usize = 256 << 10;
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// The writer's state.
 #[derive(Debug)]
