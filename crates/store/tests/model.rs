@@ -113,6 +113,21 @@ fn the_log(dir: &Path) -> PathBuf {
     logs.pop().expect("a log")
 }
 
+/// Where the last group of a log begins: the highest durable mark of its records (the layout is in the crate's
+/// documentation).
+fn durable_mark(log: &[u8]) -> usize {
+    let number = |at: usize| {
+        let four: [u8; 4] = log[at..at + 4].try_into().expect("four");
+        u32::from_le_bytes(four) as usize
+    };
+    let (mut at, mut mark) = (8, 8);
+    while at < log.len() {
+        mark = mark.max(number(at + 20));
+        at += 32 + number(at + 4) + number(at + 8);
+    }
+    mark
+}
+
 fn history(batches: usize) -> impl Strategy<Value = Vec<Changes>> {
     let change = (
         0..40_u8,
@@ -259,6 +274,49 @@ proptest! {
                 prop_assert_eq!(&got, &model.get(&k).cloned(), "key {}", k.escape_ascii());
             }
         }
+    }
+
+    /// A power cut while a group was written may leave any part of it: what remains is what was durable before, and
+    /// of the group whole batches in their order, up to the first that suffered.
+    #[test]
+    fn a_torn_group_leaves_a_prefix(
+        before in history(8), group in history(12), at: prop::sample::Index, len in 1..1500_usize,
+    ) {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let (store, _) = Store::open(dir.path(), options(1 << 30)).expect("open");
+        for changes in &before {
+            store.commit(batch(changes)).wait().expect("commit");
+        }
+        // Many under way, so that some share a group.
+        let commits: Vec<_> = group.iter().map(|changes| store.commit(batch(changes))).collect();
+        for commit in commits {
+            commit.wait().expect("commit");
+        }
+        let copy = crash_copy(dir.path());
+        let log = the_log(copy.path());
+        let mut bytes = fs::read(&log).expect("read");
+        let durable = durable_mark(&bytes);
+        prop_assume!(durable < bytes.len());
+        let from = durable + at.index(bytes.len() - durable);
+        let to = bytes.len().min(from + len);
+        let damaged = bytes[from..to].iter().any(|byte| *byte != 0);
+        bytes[from..to].fill(0);
+        fs::write(&log, &bytes).expect("write");
+
+        let (store, recovery) = Store::open(copy.path(), options(1 << 30)).expect("open");
+        prop_assert_eq!(recovery.corrupt_records, 0, "torn, not rotten");
+        prop_assert_eq!(recovery.truncated_bytes > 0, damaged);
+        prop_assert!(store.usage().disk_bytes as usize >= durable, "what was durable stays");
+        prop_assert!(!damaged || store.usage().disk_bytes as usize <= from);
+        let mut model = Model::new();
+        let found = contents(&store);
+        let mut is_prefix = found == model;
+        for changes in before.iter().chain(&group) {
+            apply(&mut model, changes);
+            is_prefix |= found == model;
+        }
+        prop_assert!(is_prefix, "not the state after any batch");
+        prop_assert_eq!(damaged || found == model, true);
     }
 
     /// Garbage instead of files neither panics nor blocks, and what is in other segments stays.
