@@ -3,14 +3,31 @@
 use crate::{Encoding, object::Malformed};
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use std::{borrow::Cow, fmt, ops::Range};
+use std::{borrow::Cow, fmt, fmt::Write as _, ops::Range};
 
 impl From<serde_json::Error> for Malformed {
+    /// Where the error quotes a long text of the input, it is cut.
     fn from(error: serde_json::Error) -> Self {
+        let mut what = Beginning(String::new());
+        let _cut = write!(what, "{error}");
         Self {
             encoding: Encoding::Json,
-            what: error.to_string(),
+            what: what.0,
         }
+    }
+}
+
+/// As much of what is written as fits an error.
+struct Beginning(String);
+impl fmt::Write for Beginning {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        const MAX: usize = 512;
+        let room = MAX.saturating_sub(self.0.len());
+        self.0.push_str(&text[..text.floor_char_boundary(room)]);
+        if text.len() > room {
+            return Err(fmt::Error);
+        }
+        Ok(())
     }
 }
 

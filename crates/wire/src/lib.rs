@@ -22,6 +22,6 @@ pub mod watch;
 
 pub use gvk::{Gvk, Gvr};
 pub use media::Encoding;
-pub use object::{Object, ObjectMeta};
+pub use object::{Object, ObjectKey, ObjectMeta};
 pub use request::{RequestInfo, Verb};
 pub use status::{Reason, Status};

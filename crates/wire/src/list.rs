@@ -2,7 +2,7 @@
 
 use crate::{
     Encoding, Gvk, json,
-    object::{Malformed, Object, insert_member},
+    object::{Malformed, Object, insert_member, shown},
     protobuf::{self, ENVELOPE_TAIL, Envelope, Reader, WireError, Writer, bytes_field_len},
 };
 use bytes::Bytes;
@@ -29,10 +29,19 @@ pub struct SplitList {
     pub items: Vec<Object>,
 }
 
+/// What the items of a list may cost beside their own bytes, as a multiple of the list's bytes: see [`split`].
+const MAX_OVERHEAD: usize = 4;
+/// What they may cost in any case, in bytes.
+const FREE_OVERHEAD: usize = 4096;
+
 /// Takes a list apart. `Status`, `Table` and single objects are `Malformed` ("not a list").
 ///
-/// A protobuf item is copied once, into its own envelope; a JSON item that carries its type already shares
-/// the list's bytes.
+/// Protobuf items are copied once, each in its own envelope, into one buffer that all of them share; a JSON item
+/// that carries its type already shares the list's bytes, any other is copied with it.
+///
+/// An item costs an [`Object`] and its type besides its bytes. A server's items are much larger than that, but two
+/// bytes can claim to be an item: a list whose items would cost more than 4 times its size (and 4 KiB) in this way
+/// is `Malformed`, so that a body of 1 MiB never takes more than some MiB apart.
 pub fn split(bytes: &Bytes, encoding: Encoding) -> Result<SplitList, Malformed> {
     match encoding {
         Encoding::Protobuf => split_protobuf(bytes),
@@ -52,8 +61,32 @@ pub fn item_kind(list_kind: &str) -> Option<&str> {
 fn not_a_list(encoding: Encoding, kind: &str) -> Malformed {
     Malformed {
         encoding,
-        what: format!("not a list: {kind:?}"),
+        what: format!("not a list: {:?}", shown(kind)),
     }
+}
+
+/// Refuses a list that would cost too much apart; `added` is what each item gets besides its own bytes.
+fn check_overhead(
+    encoding: Encoding,
+    list: usize,
+    items: usize,
+    added: usize,
+) -> Result<(), Malformed> {
+    if !affordable(list, items, added) {
+        return Err(Malformed {
+            encoding,
+            what: format!("{items} items in a list of {list} bytes"),
+        });
+    }
+    Ok(())
+}
+
+fn affordable(list: usize, items: usize, added: usize) -> bool {
+    let overhead = items.saturating_mul(size_of::<Object>().saturating_add(added));
+    overhead
+        <= list
+            .saturating_mul(MAX_OVERHEAD)
+            .saturating_add(FREE_OVERHEAD)
 }
 
 /// Field numbers of a list's metadata and items. Every list has them in this order but one.
@@ -78,18 +111,46 @@ fn split_protobuf(bytes: &Bytes) -> Result<SplitList, Malformed> {
         items: Vec::new(),
     };
     let (metadata, items) = list_fields(&list.gvk);
+    let (mut count, mut fields_len) = (0, 0);
     let mut fields = Reader::new(envelope.raw);
     while let Some(field) = fields.next_field()? {
         if field.number == items {
-            list.items.push(Object {
-                encoding: Encoding::Protobuf,
-                bytes: protobuf::seal(envelope.api_version, item_kind, field.bytes()?),
-            });
+            count += 1;
+            fields_len += bytes_field_len(2, field.bytes()?.len());
         } else if field.number == metadata {
             read_list_meta(field.bytes()?, &mut list)?;
         }
     }
+    let start = protobuf::envelope_type(envelope.api_version, item_kind, 0).into_vec();
+    let around = start.len() + ENVELOPE_TAIL.len();
+    check_overhead(Encoding::Protobuf, bytes.len(), count, around)?;
+    let mut sealed = Writer::with_capacity(count * around + fields_len);
+    for message in messages(envelope.raw, items) {
+        sealed.raw(&start);
+        sealed.bytes(2, message);
+        sealed.raw(ENVELOPE_TAIL);
+    }
+    let mut sealed = Bytes::from(sealed.into_vec());
+    list.items.reserve_exact(count);
+    list.items
+        .extend(messages(envelope.raw, items).map(|message| Object {
+            encoding: Encoding::Protobuf,
+            bytes: sealed.split_to(around + bytes_field_len(2, message.len())),
+        }));
     Ok(list)
+}
+
+/// The messages at one field of a message that was walked before without error.
+fn messages(message: &[u8], number: u32) -> impl Iterator<Item = &[u8]> {
+    let mut fields = Reader::new(message);
+    std::iter::from_fn(move || {
+        loop {
+            let field = fields.next_field().ok()??;
+            if field.number == number {
+                return field.bytes().ok();
+            }
+        }
+    })
 }
 
 /// ListMeta: 2 resourceVersion, 3 continue, 4 remainingItemCount.
@@ -154,8 +215,14 @@ impl<'de> Visitor<'de> for JsonItemsVisitor {
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = seq.next_element()? {
+        let mut len = 0;
+        while let Some(item) = seq.next_element::<&RawValue>()? {
+            len += item.get().len() + 1;
             items.push(item);
+            // The whole is checked when the type of the items is known; until then no more is held than that allows.
+            if !affordable(len, items.len(), 0) {
+                return Err(de::Error::custom("too many tiny items"));
+            }
         }
         Ok(JsonItems::List(items))
     }
@@ -197,6 +264,7 @@ fn split_json(bytes: &Bytes) -> Result<SplitList, Malformed> {
         return Err(not_a_list(Encoding::Json, &kind));
     };
     let head = TypeMembers::new(&api_version, item_kind);
+    check_overhead(Encoding::Json, bytes.len(), items.len(), head.both.len())?;
     let meta = list.metadata.unwrap_or_default();
     Ok(SplitList {
         gvk: Gvk::from_api_version(&api_version, &kind),

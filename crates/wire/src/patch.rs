@@ -9,6 +9,8 @@ mod strategic;
 pub const MAX_JSON_PATCH_OPERATIONS: usize = 10_000;
 /// Bytes that the `copy` operations of one JSON Patch may add in all: each can double what the one before made.
 pub const MAX_JSON_PATCH_COPY_BYTES: usize = 3 << 20;
+/// Values that they may add in all: a value takes up to 650 bytes of memory, however short its text.
+pub const MAX_JSON_PATCH_COPY_VALUES: usize = 32_768;
 /// Depth to which a JSON Patch may nest values. Deeper documents could not be read back.
 pub const MAX_DEPTH: usize = 128;
 
@@ -71,7 +73,8 @@ impl PatchType {
     }
 }
 
-/// RFC 6902. At most 10,000 operations, as kube-apiserver. The target is unchanged when an operation fails.
+/// RFC 6902. At most 10,000 operations, of which the copies add at most 3 MiB of text, as kube-apiserver, and 32,768
+/// values. The target is unchanged when an operation fails.
 pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), PatchError> {
     use json_patch::PatchOperation;
     let operations = patch
@@ -86,7 +89,7 @@ pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), PatchError> {
     let patch: json_patch::Patch = serde_json::from_value(patch.clone())
         .map_err(|error| PatchError::Malformed(format!("error decoding JSON patch: {error}")))?;
     let mut patched = target.clone();
-    let mut copied = 0usize;
+    let (mut copied, mut copied_values) = (0usize, 0usize);
     for operation in &patch.0 {
         match operation {
             PatchOperation::Add(op) => check_depth(op.path.count(), &op.value)?,
@@ -99,7 +102,13 @@ pub fn json_patch(target: &mut Value, patch: &Value) -> Result<(), PatchError> {
             PatchOperation::Copy(op) => {
                 if let Some(source) = patched.pointer(op.from.as_str()) {
                     check_depth(op.path.count(), source)?;
-                    copied = copied.saturating_add(source.to_string().len());
+                    copied_values = copied_values.saturating_add(values(source));
+                    if copied_values > MAX_JSON_PATCH_COPY_VALUES {
+                        return Err(PatchError::DoesNotApply(format!(
+                            "the copy operations add more than {MAX_JSON_PATCH_COPY_VALUES} values"
+                        )));
+                    }
+                    copied = copied.saturating_add(text_len(source));
                     if copied > MAX_JSON_PATCH_COPY_BYTES {
                         return Err(PatchError::DoesNotApply(format!(
                             "the copy operations add {copied} bytes, more than the limit of {MAX_JSON_PATCH_COPY_BYTES}"
@@ -130,6 +139,35 @@ fn check_depth(above: usize, value: &Value) -> Result<(), PatchError> {
         )));
     }
     Ok(())
+}
+
+/// Values in a value, itself included.
+fn values(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(values).sum::<usize>(),
+        Value::Object(fields) => 1 + fields.values().map(values).sum::<usize>(),
+        _ => 1,
+    }
+}
+
+/// The length of a value as JSON text, without making the text.
+fn text_len(value: &Value) -> usize {
+    struct Length(usize);
+    impl std::io::Write for Length {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0 += text.len();
+            Ok(text.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut length = Length(0);
+    match serde_json::to_writer(&mut length, value) {
+        Ok(()) => length.0,
+        // Counting cannot fail.
+        Err(_) => usize::MAX,
+    }
 }
 
 /// Levels of objects and lists in a value; 0 for scalars.

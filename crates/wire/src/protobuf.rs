@@ -352,14 +352,21 @@ pub(crate) fn envelope_head_with_room(
     raw_len: usize,
     room: usize,
 ) -> Writer {
+    let raw_head = 1 + varint_len(raw_len as u64);
+    let mut out = envelope_type(api_version, kind, raw_head + room);
+    out.bytes_head(2, raw_len);
+    out
+}
+
+/// Magic and type, how every envelope of a kind begins, with `room` bytes reserved for what the caller writes after it.
+pub(crate) fn envelope_type(api_version: &str, kind: &str, room: usize) -> Writer {
     let type_len = bytes_field_len(1, api_version.len()) + bytes_field_len(2, kind.len());
-    let head = MAGIC.len() + bytes_field_len(1, type_len) + 1 + varint_len(raw_len as u64);
+    let head = MAGIC.len() + bytes_field_len(1, type_len);
     let mut out = Writer::with_capacity(head + room);
     out.raw(MAGIC);
     out.bytes_head(1, type_len);
     out.str(1, api_version);
     out.str(2, kind);
-    out.bytes_head(2, raw_len);
     out
 }
 

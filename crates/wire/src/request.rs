@@ -401,14 +401,15 @@ fn hex_digit(byte: u8) -> Option<u8> {
 /// Decodes `a=b&c=d` with percent and `+` decoding, in order. As in Go, pairs that are malformed (a broken escape, a
 /// semicolon) are left out and the rest counts.
 pub fn query_pairs(query: &str) -> Vec<(String, String)> {
-    query
+    let well_formed = query
         .split('&')
-        .filter(|pair| !pair.is_empty() && !pair.contains(';'))
-        .filter_map(|pair| {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            Some((percent_decode(key, true)?, percent_decode(value, true)?))
-        })
-        .collect()
+        .filter(|pair| !pair.is_empty() && !pair.contains(';'));
+    let mut pairs = Vec::with_capacity(well_formed.clone().count());
+    pairs.extend(well_formed.filter_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        Some((percent_decode(key, true)?, percent_decode(value, true)?))
+    }));
+    pairs
 }
 
 /// Percent-encodes a query value.

@@ -5,8 +5,11 @@
 
 use crate::{Encoding, json};
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-use std::{borrow::Cow, fmt};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{IgnoredAny, SeqAccess, Visitor},
+};
+use std::{borrow::Cow, fmt, marker::PhantomData};
 
 mod protobuf_form;
 
@@ -502,7 +505,10 @@ struct Details<'a> {
     kind: Cow<'a, str>,
     #[serde(skip_serializing_if = "str::is_empty")]
     uid: Cow<'a, str>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "first_causes"
+    )]
     causes: Vec<DocumentCause<'a>>,
     #[serde(skip_serializing_if = "is_zero")]
     retry_after_seconds: i64,
@@ -517,6 +523,35 @@ struct DocumentCause<'a> {
     message: Cow<'a, str>,
     #[serde(skip_serializing_if = "str::is_empty")]
     field: Cow<'a, str>,
+}
+
+/// Causes that are read of a Status; a server has no reason to send more.
+const MAX_CAUSES: usize = 1024;
+
+/// Reads the first [`MAX_CAUSES`] of a list of causes.
+fn first_causes<'de, 'a, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<DocumentCause<'a>>, D::Error> {
+    struct Causes<'a>(PhantomData<&'a str>);
+    impl<'de, 'a> Visitor<'de> for Causes<'a> {
+        type Value = Vec<DocumentCause<'a>>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of causes")
+        }
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+            let mut causes = Vec::new();
+            while causes.len() < MAX_CAUSES {
+                match seq.next_element()? {
+                    Some(cause) => causes.push(cause),
+                    None => return Ok(causes),
+                }
+            }
+            while seq.next_element::<IgnoredAny>()?.is_some() {}
+            Ok(causes)
+        }
+    }
+    deserializer.deserialize_seq(Causes(PhantomData))
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)]
@@ -543,6 +578,8 @@ fn qualified(group: &str, resource: &str) -> String {
 
 /// A string in double quotes as Go's `%q` shows it, which is how names stand in messages.
 pub(crate) fn quoted(text: &str) -> String {
+    use fmt::Write as _;
+    // Writing to a string cannot fail.
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for c in text.chars() {
@@ -557,10 +594,10 @@ pub(crate) fn quoted(text: &str) -> String {
             '\t' => out.push_str("\\t"),
             '\x0b' => out.push_str("\\v"),
             c if (c as u32) < 0x20 || c == '\x7f' => {
-                out.push_str(&format!("\\x{:02x}", c as u32));
+                let _ = write!(out, "\\x{:02x}", c as u32);
             }
             c if c.is_control() || c == '\u{feff}' => {
-                out.push_str(&format!("\\u{:04x}", c as u32));
+                let _ = write!(out, "\\u{:04x}", c as u32);
             }
             c => out.push(c),
         }

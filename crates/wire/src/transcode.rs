@@ -26,6 +26,8 @@ pub fn to_json(gvk: &Gvk, raw: &[u8]) -> Result<Value, Malformed> {
 }
 
 /// As [`to_json`], but straight to JSON text, without building values. After an error `out` holds a part.
+///
+/// A message whose JSON would be more than 8 times larger (and 64 KiB) is `Malformed`: no server writes one.
 pub fn to_json_text(gvk: &Gvk, raw: &[u8], out: &mut Vec<u8>) -> Result<(), Malformed> {
     let message = message_of(gvk, Encoding::Protobuf)?;
     out.reserve(raw.len() * 3);

@@ -4,8 +4,9 @@ mod recordings;
 
 use bytes::Bytes;
 use proptest::prelude::*;
+use std::borrow::Cow;
 use yurt_wire::{
-    Encoding, Gvk, Object, list,
+    Encoding, Gvk, Object, ObjectMeta, list,
     watch::{self, EventType, Frame, FrameDecoder},
 };
 
@@ -47,6 +48,8 @@ fn both_encodings_of_a_list_have_the_same_metadata() {
         for (json, protobuf) in json.items.iter().zip(&protobuf.items) {
             let meta = json.meta().unwrap();
             assert_eq!(meta, protobuf.meta().unwrap(), "{name}");
+            same_key(json, &meta);
+            same_key(protobuf, &meta);
             assert!(!meta.name.is_empty() && !meta.uid.is_empty());
             assert!(meta.revision().is_some());
             assert!(meta.creation_timestamp.ends_with('Z'));
@@ -56,6 +59,16 @@ fn both_encodings_of_a_list_have_the_same_metadata() {
             );
         }
     }
+}
+
+fn same_key(object: &Object, meta: &ObjectMeta) {
+    let key = object.key().unwrap();
+    assert_eq!(Gvk::from_api_version(&key.api_version, &key.kind), meta.gvk);
+    assert_eq!(key.group(), meta.gvk.group);
+    assert_eq!(key.namespace, meta.namespace);
+    assert_eq!(key.name, meta.name);
+    assert_eq!(key.resource_version, meta.resource_version);
+    assert_eq!(key.revision(), meta.revision());
 }
 
 fn json_kind(name: &str) -> String {
@@ -127,6 +140,48 @@ fn items_get_the_type_they_lack() {
     let foo = Gvk::from_api_version("example.org/v1", "Foo");
     let bar = Gvk::from_api_version("v2", "Bar");
     assert_eq!(types, [foo.clone(), foo.clone(), bar, foo.clone(), foo]);
+}
+
+#[test]
+fn a_key_needs_no_copy_and_reads_escapes_and_nulls() {
+    let borrowed = |text: &Cow<'_, str>| matches!(text, Cow::Borrowed(_));
+    for name in ["get-node.json", "get-node.pb"] {
+        let node = recordings::object(name);
+        let key = node.key().unwrap();
+        assert!(borrowed(&key.name) && borrowed(&key.resource_version) && borrowed(&key.kind));
+        same_key(&node, &node.meta().unwrap());
+    }
+    for text in [
+        r#"{"kind":"Pod","apiVersion":"v1","metadata":{"name":"\u0061b","namespace":null,"labels":{"name":"x"}}}"#,
+        r#"{"kind":null,"metadata":null}"#,
+        r#"{"kind":"Status","apiVersion":"v1","metadata":{"resourceVersion":"7"},"status":"Failure"}"#,
+    ] {
+        let object = Object {
+            encoding: Encoding::Json,
+            bytes: Bytes::from(text),
+        };
+        same_key(&object, &object.meta().unwrap());
+    }
+    let list = recordings::object("list-leases.pb");
+    same_key(&list, &list.meta().unwrap());
+    let number = Object {
+        encoding: Encoding::Json,
+        bytes: Bytes::from_static(br#"{"metadata":{"name":1}}"#),
+    };
+    number.key().unwrap_err();
+}
+
+#[test]
+fn of_equal_labels_the_last_counts() {
+    let object = Object {
+        encoding: Encoding::Json,
+        bytes: Bytes::from_static(
+            br#"{"metadata":{"labels":{"b":"1","a":"2","b":"3","c":null,"a":"4","b":"5"}}}"#,
+        ),
+    };
+    let labels = [("a", "4"), ("b", "5"), ("c", "")];
+    let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    assert_eq!(object.meta().unwrap().labels, labels);
 }
 
 #[test]
@@ -361,6 +416,9 @@ fn read_everything(bytes: &Bytes, encoding: Encoding) {
         bytes: bytes.clone(),
     };
     let meta = object.meta();
+    if let Ok(meta) = &meta {
+        same_key(&object, meta);
+    }
     if let Ok(changed) = object.with_resource_version("77")
         && meta.is_ok()
     {

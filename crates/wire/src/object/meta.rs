@@ -6,8 +6,11 @@ use crate::{
     protobuf::{Envelope, Reader, WireError},
     transcode::scalar::read_time,
 };
-use serde::{Deserialize, Deserializer};
-use std::collections::BTreeMap;
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
+use std::fmt;
 
 /// What a kind has at field 1 of its message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +26,12 @@ pub(crate) enum HeadShape {
 /// The shape of a built-in kind's message. By name, because every stored kind of every API version has
 /// ObjectMeta at field 1; the exceptions are few and fixed.
 pub(crate) fn head_shape(gvk: &Gvk) -> HeadShape {
-    match gvk.kind.as_str() {
+    head_shape_of(&gvk.version, &gvk.kind)
+}
+
+/// As [`head_shape`], which no group has a say in.
+pub(super) fn head_shape_of(version: &str, kind: &str) -> HeadShape {
+    match kind {
         "Status" => HeadShape::List,
         "APIVersions"
         | "APIGroup"
@@ -33,7 +41,7 @@ pub(crate) fn head_shape(gvk: &Gvk) -> HeadShape {
         | "AdmissionReview"
         | "ConversionReview"
         | "SerializedReference" => HeadShape::None,
-        "PartialObjectMetadataList" if gvk.version == "v1beta1" => HeadShape::None,
+        "PartialObjectMetadataList" if version == "v1beta1" => HeadShape::None,
         kind if kind.ends_with("List") => HeadShape::List,
         kind if kind.ends_with("Options") => HeadShape::None,
         _ => HeadShape::Object,
@@ -62,7 +70,9 @@ fn read_protobuf(bytes: &[u8]) -> Result<ObjectMeta, Malformed> {
         if field.number == 1 {
             match shape {
                 HeadShape::Object => read_object_meta(field.bytes()?, &mut meta)?,
-                HeadShape::List => meta.resource_version = read_list_version(field.bytes()?)?,
+                HeadShape::List => {
+                    meta.resource_version = read_list_version(field.bytes()?)?.to_owned();
+                }
                 HeadShape::None => {}
             }
         }
@@ -72,7 +82,8 @@ fn read_protobuf(bytes: &[u8]) -> Result<ObjectMeta, Malformed> {
 
 /// ObjectMeta: 1 name, 2 generateName, 3 namespace, 5 uid, 6 resourceVersion, 7 generation,
 /// 8 creationTimestamp, 9 deletionTimestamp, 11 labels, 12 annotations.
-fn read_object_meta(message: &[u8], meta: &mut ObjectMeta) -> Result<(), WireError> {
+fn read_object_meta(message: &[u8], meta: &mut ObjectMeta) -> Result<(), Malformed> {
+    reserve_maps(message, meta)?;
     let mut fields = Reader::new(message);
     while let Some(field) = fields.next_field()? {
         match field.number {
@@ -92,7 +103,32 @@ fn read_object_meta(message: &[u8], meta: &mut ObjectMeta) -> Result<(), WireErr
     Ok(())
 }
 
-fn read_list_version(message: &[u8]) -> Result<String, WireError> {
+/// Makes room for labels and annotations, so that their vectors need not grow. An entry is a pair of strings in memory
+/// and at least 7 bytes as servers write it, but a hostile one may be empty: then there are too many.
+fn reserve_maps(message: &[u8], meta: &mut ObjectMeta) -> Result<(), Malformed> {
+    const MIN_ENTRY: usize = 7;
+    const FREE_ENTRIES: usize = 64;
+    let (mut labels, mut annotations) = (0, 0);
+    let mut fields = Reader::new(message);
+    while let Some(field) = fields.next_field()? {
+        match field.number {
+            11 => labels += 1,
+            12 => annotations += 1,
+            _ => {}
+        }
+    }
+    if labels + annotations > message.len() / MIN_ENTRY + FREE_ENTRIES {
+        return Err(Malformed {
+            encoding: Encoding::Protobuf,
+            what: "labels and annotations without content".to_owned(),
+        });
+    }
+    meta.labels.reserve_exact(labels);
+    meta.annotations.reserve_exact(annotations);
+    Ok(())
+}
+
+pub(super) fn read_list_version(message: &[u8]) -> Result<&str, WireError> {
     let mut fields = Reader::new(message);
     let mut version = "";
     while let Some(field) = fields.next_field()? {
@@ -100,7 +136,7 @@ fn read_list_version(message: &[u8]) -> Result<String, WireError> {
             version = field.str()?;
         }
     }
-    Ok(version.to_owned())
+    Ok(version)
 }
 
 fn read_map_entry(message: &[u8]) -> Result<(String, String), WireError> {
@@ -147,9 +183,42 @@ struct JsonMeta {
     #[serde(deserialize_with = "null_is_default")]
     deletion_timestamp: String,
     #[serde(deserialize_with = "null_is_default")]
-    labels: BTreeMap<String, Option<String>>,
+    labels: Pairs,
     #[serde(deserialize_with = "null_is_default")]
-    annotations: BTreeMap<String, Option<String>>,
+    annotations: Pairs,
+}
+
+/// A map of strings, sorted by key; of equal keys the last one counts, and null is an empty string.
+#[derive(Default)]
+struct Pairs(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Pairs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(PairsVisitor)
+    }
+}
+
+struct PairsVisitor;
+
+impl<'de> Visitor<'de> for PairsVisitor {
+    type Value = Pairs;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map of strings")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut pairs: Vec<(String, String)> = Vec::new();
+        while let Some((key, value)) = map.next_entry::<String, Option<String>>()? {
+            pairs.push((key, value.unwrap_or_default()));
+        }
+        // Servers write sorted maps, which are left as they are.
+        if !pairs.is_sorted_by(|(a, _), (b, _)| a < b) {
+            pairs.reverse();
+            pairs.sort_by(|(a, _), (b, _)| a.cmp(b));
+            pairs.dedup_by(|(later, _), (first, _)| later == first);
+        }
+        Ok(Pairs(pairs))
+    }
 }
 
 /// Go's decoder leaves a field alone where JSON says null.
@@ -163,11 +232,6 @@ where
 
 fn read_json(bytes: &[u8]) -> Result<ObjectMeta, Malformed> {
     let object: JsonObject = serde_json::from_slice(bytes)?;
-    let pairs = |map: BTreeMap<String, Option<String>>| {
-        map.into_iter()
-            .map(|(key, value)| (key, value.unwrap_or_default()))
-            .collect()
-    };
     let meta = object.metadata;
     Ok(ObjectMeta {
         gvk: Gvk::from_api_version(&object.api_version, &object.kind),
@@ -177,8 +241,8 @@ fn read_json(bytes: &[u8]) -> Result<ObjectMeta, Malformed> {
         uid: meta.uid,
         resource_version: meta.resource_version,
         generation: meta.generation,
-        labels: pairs(meta.labels),
-        annotations: pairs(meta.annotations),
+        labels: meta.labels.0,
+        annotations: meta.annotations.0,
         creation_timestamp: meta.creation_timestamp,
         deletion_timestamp: meta.deletion_timestamp,
     })

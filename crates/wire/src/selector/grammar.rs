@@ -58,7 +58,7 @@ impl<'a> Lexer<'a> {
 
 pub(super) fn parse_labels(text: &str) -> Result<Vec<Requirement>, SelectorError> {
     let mut lexer = Lexer { rest: text };
-    let mut requirements = Vec::new();
+    let mut requirements = Vec::with_capacity(terms(text));
     match lexer.peek() {
         Token::End => return Ok(requirements),
         Token::Word(_) | Token::Symbol("!") => {}
@@ -85,6 +85,17 @@ pub(super) fn parse_labels(text: &str) -> Result<Vec<Requirement>, SelectorError
             other => return Err(SelectorError(unexpected(other, "identifier after ','"))),
         }
     }
+}
+
+/// The requirements that a selector can have at most, so that room is made for them once: separators outside sets.
+fn terms(text: &str) -> usize {
+    let mut in_set = false;
+    let separators = text.bytes().filter(|byte| {
+        in_set = *byte == b'(' || (in_set && *byte != b')');
+        *byte == b',' && !in_set
+    });
+    // None is empty, so that there are no more than half as many as bytes.
+    separators.count().min(text.len() / 2) + 1
 }
 
 fn requirement(lexer: &mut Lexer<'_>) -> Result<Requirement, String> {
@@ -138,7 +149,8 @@ fn value_set(lexer: &mut Lexer<'_>) -> Result<Vec<String>, String> {
         Token::Symbol("(") => {}
         other => return Err(format!("found '{}' expected: '('", other.text())),
     }
-    let mut values = Vec::new();
+    let set = lexer.rest.split(')').next().unwrap_or_default();
+    let mut values = Vec::with_capacity(1 + set.bytes().filter(|&b| b == b',').count());
     loop {
         let value = match lexer.peek() {
             Token::Word(value) => {
@@ -158,7 +170,8 @@ fn value_set(lexer: &mut Lexer<'_>) -> Result<Vec<String>, String> {
 }
 
 pub(super) fn parse_fields(text: &str) -> Result<Vec<FieldRequirement>, SelectorError> {
-    let mut requirements = Vec::new();
+    let some = split_terms(text).filter(|term| !term.is_empty());
+    let mut requirements = Vec::with_capacity(some.count());
     for term in split_terms(text) {
         if term.is_empty() {
             continue;

@@ -10,6 +10,9 @@ const SUBDOMAIN_RULE: &str = "a lowercase RFC 1123 subdomain must consist of low
 const VALUE_RULE: &str = "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character";
 /// Longest name part of a key, and longest value, in bytes.
 const MAX_NAME: usize = 63;
+/// Wrong values that one requirement's error tells of: each takes some hundred bytes, and a value of one byte may be
+/// wrong.
+const MAX_WRONG_VALUES: usize = 16;
 /// Longest prefix of a key, in bytes.
 const MAX_SUBDOMAIN: usize = 253;
 
@@ -47,9 +50,15 @@ fn is_subdomain(text: &str) -> bool {
 pub fn label_key_errors(key: &str) -> Vec<String> {
     let name_examples = "'MyName',  or 'my.name',  or '123-abc'";
     let mut errors = Vec::new();
-    let name = match key.split('/').collect::<Vec<_>>().as_slice() {
-        [name] => *name,
-        [prefix, name] => {
+    let name = match key.split_once('/') {
+        None => key,
+        Some((_, name)) if name.contains('/') => {
+            return vec![format!(
+                "a valid label key {} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')",
+                pattern_error(NAME_RULE, NAME_FORMAT, name_examples)
+            )];
+        }
+        Some((prefix, name)) => {
             if prefix.is_empty() {
                 errors.push("prefix part must be non-empty".to_owned());
             } else {
@@ -63,13 +72,7 @@ pub fn label_key_errors(key: &str) -> Vec<String> {
                     ));
                 }
             }
-            *name
-        }
-        _ => {
-            return vec![format!(
-                "a valid label key {} with an optional DNS subdomain prefix and '/' (e.g. 'example.com/MyName')",
-                pattern_error(NAME_RULE, NAME_FORMAT, name_examples)
-            )];
+            name
         }
     };
     if name.is_empty() {
@@ -157,9 +160,14 @@ pub(super) fn check_requirement(key: &str, op: Op, values: &[String]) -> Result<
             }
         }
     }
+    let mut wrong = 0;
     for (at, value) in values.iter().enumerate() {
         let value_errors = label_value_errors(value);
         if !value_errors.is_empty() {
+            wrong += 1;
+            if wrong > MAX_WRONG_VALUES {
+                break;
+            }
             errors.push(format!(
                 "values[{at}][{key}]: Invalid value: {}: {}",
                 quoted(value),

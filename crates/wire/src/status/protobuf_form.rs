@@ -2,13 +2,10 @@
 //! the `k8s\0` envelope. Kubernetes' generated code writes strings and numbers of its non-pointer fields even
 //! when they are empty, so that the bytes here do too.
 
-use super::{Details, Document, DocumentCause};
+use super::{Details, Document, DocumentCause, MAX_CAUSES};
 use crate::protobuf::{self, Envelope, Reader, WireError, WireField, Writer};
 use bytes::Bytes;
 use std::borrow::Cow;
-
-/// Longest list of causes that is read; a server has no reason to send more.
-const MAX_CAUSES: usize = 1024;
 
 pub(super) fn encode(document: &Document<'_>) -> Bytes {
     let mut metadata = Writer::new();

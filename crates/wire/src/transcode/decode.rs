@@ -24,6 +24,13 @@ enum Slot<'a> {
     },
 }
 
+/// How many times larger than its protobuf the JSON of an object may be. Servers write empty strings and zeros on the
+/// wire, and their objects as JSON are up to 3 times larger; but an empty message of two bytes can stand for some
+/// hundred bytes of JSON, which would make a list of them a bomb.
+const MAX_GROWTH: usize = 8;
+/// How large the JSON of an object may be in any case, in bytes.
+const FREE_GROWTH: usize = 64 << 10;
+
 /// Writes messages as JSON.
 pub(super) struct Decoder<'a, 'o> {
     out: &'o mut Vec<u8>,
@@ -32,11 +39,14 @@ pub(super) struct Decoder<'a, 'o> {
     /// A stack: the slots of each message that is being written.
     slots: Vec<Slot<'a>>,
     depth: usize,
+    /// The length of `out` at which no further message is begun.
+    limit: usize,
 }
 
 impl<'a, 'o> Decoder<'a, 'o> {
     pub(super) fn new(out: &'o mut Vec<u8>, api_version: &'o str) -> Self {
         Self {
+            limit: out.len(),
             out,
             api_version,
             slots: Vec::new(),
@@ -54,6 +64,11 @@ impl<'a, 'o> Decoder<'a, 'o> {
         // A watch event is the one kind whose JSON does not say what it is.
         let typed = kind != "WatchEvent";
         let api_version = self.api_version;
+        self.limit = self
+            .out
+            .len()
+            .saturating_add(raw.len().saturating_mul(MAX_GROWTH))
+            .saturating_add(FREE_GROWTH);
         self.object(message, raw, typed.then_some((api_version, kind)))
     }
 
@@ -65,6 +80,9 @@ impl<'a, 'o> Decoder<'a, 'o> {
     ) -> Result<(), Malformed> {
         if self.depth == MAX_DEPTH {
             return Err(WireError::Depth.into());
+        }
+        if self.out.len() > self.limit {
+            return Err(malformed("many times larger as JSON"));
         }
         self.depth += 1;
         let base = self.slots.len();
@@ -282,9 +300,13 @@ impl<'a, 'o> Decoder<'a, 'o> {
                 self.raw(text.as_bytes());
             }
             FieldKind::Bytes => {
-                let text = BASE64_STANDARD.encode(found.bytes()?);
+                let bytes = found.bytes()?;
                 self.out.push(b'"');
-                self.raw(text.as_bytes());
+                let start = self.out.len();
+                // Four characters for each three bytes that were begun.
+                self.out.resize(start + bytes.len().div_ceil(3) * 4, 0);
+                let written = BASE64_STANDARD.encode_slice(bytes, &mut self.out[start..]);
+                self.out.truncate(start + written.unwrap_or_default());
                 self.out.push(b'"');
             }
             FieldKind::Quantity => match scalar::read_wrapped(found.bytes()?)? {

@@ -3,7 +3,7 @@
 use super::{Event, EventType, Frame};
 use crate::{
     Encoding, json,
-    object::{Malformed, Object},
+    object::{Malformed, Object, shown},
     protobuf::{MAGIC, Reader},
 };
 use bytes::{Bytes, BytesMut};
@@ -227,10 +227,10 @@ fn skip_space(chunk: &mut Bytes) {
     drop(chunk.split_to(space));
 }
 
-fn malformed(encoding: Encoding, what: &str) -> Malformed {
+fn malformed(encoding: Encoding, what: impl Into<String>) -> Malformed {
     Malformed {
         encoding,
-        what: what.to_owned(),
+        what: what.into(),
     }
 }
 
@@ -262,8 +262,12 @@ fn json_event(raw: &Bytes) -> Result<Event, Malformed> {
         Some(kind) => serde_json::from_str(kind.get())?,
         None => String::new(),
     };
-    let kind = EventType::parse(&kind)
-        .ok_or_else(|| malformed(Encoding::Json, &format!("unknown event type {kind:?}")))?;
+    let kind = EventType::parse(&kind).ok_or_else(|| {
+        malformed(
+            Encoding::Json,
+            format!("unknown event type {:?}", shown(&kind)),
+        )
+    })?;
     let object = object
         .map(|object| object.get().as_bytes())
         .filter(|text| text.first() == Some(&b'{'))
@@ -301,8 +305,12 @@ fn protobuf_event(raw: &Bytes) -> Result<Event, Malformed> {
             _ => {}
         }
     }
-    let kind = EventType::parse(kind)
-        .ok_or_else(|| malformed(Encoding::Protobuf, &format!("unknown event type {kind:?}")))?;
+    let kind = EventType::parse(kind).ok_or_else(|| {
+        malformed(
+            Encoding::Protobuf,
+            format!("unknown event type {:?}", shown(kind)),
+        )
+    })?;
     if !object.starts_with(MAGIC) {
         return Err(malformed(
             Encoding::Protobuf,
