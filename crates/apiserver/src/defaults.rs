@@ -187,6 +187,29 @@ fn normalize_message(message: &'static Message, value: &mut Value, resource: boo
     }
 }
 
+/// Spells the amounts in an applied configuration as stored objects do, so that `0.5` is no change of `500m`.
+pub(crate) fn canonical_quantities(message: &'static Message, value: &mut Value) {
+    canonical_amounts(message, value, 0);
+}
+
+fn canonical_amounts(message: &'static Message, value: &mut Value, depth: usize) {
+    let Value::Object(fields) = value else {
+        return;
+    };
+    for field in message.fields {
+        let Some(value) = fields.get_mut(field.json_name) else {
+            continue;
+        };
+        if field.kind == FieldKind::Quantity {
+            each(field, value, canonical_quantity);
+        } else if let Some(inner) = inner_message(field)
+            && depth < MAX_DEPTH
+        {
+            each(field, value, |value| canonical_amounts(inner, value, depth + 1));
+        }
+    }
+}
+
 /// Amounts have one spelling: `1000m` is `1`.
 fn canonical_quantity(value: &mut Value) {
     let written = match value {

@@ -27,6 +27,7 @@ pub use set::FieldSet;
 pub use typing::Typing;
 pub(crate) use typing::is_atomic_struct;
 
+use crate::defaults;
 use compare::{Comparison, claimed, compare, print};
 use entries::Entry;
 use serde_json::{Map, Value};
@@ -232,6 +233,11 @@ pub fn apply(
             "metadata.managedFields must be nil".into(),
         ));
     }
+    let mut config = Cow::Borrowed(config);
+    if let Typing::Builtin(message) = typing {
+        defaults::canonical_quantities(message, config.to_mut());
+    }
+    let config: &Value = &config;
     let root = typing.root();
     let wanted = claimed(root, config)
         .map_err(|why| {

@@ -389,6 +389,20 @@ fn applying_again_changes_nothing() {
 }
 
 #[test]
+fn amounts_are_compared_by_value() {
+    let with = |cpu: Value| {
+        let mut config = deployment("i:1", 2);
+        config["spec"]["template"]["spec"]["containers"][0]["resources"] =
+            json!({"requests": {"cpu": cpu}});
+        config
+    };
+    let live = applied(None, &with(json!("500m")), "a");
+    assert_eq!(applied(Some(&live), &with(json!(0.5)), "a"), live);
+    let shared = applied(Some(&live), &with(json!("0.5")), "b");
+    assert_eq!(shared["spec"], live["spec"]);
+}
+
+#[test]
 fn a_configuration_must_fit() {
     let mut config = deployment("i:1", 2);
     config["metadata"]["managedFields"] = json!([]);

@@ -57,9 +57,6 @@ pub(super) fn apply_defaults(resource: &Resource, object: &mut Value) {
     } else if resource.custom.is_none() {
         defaults::apply_defaults(&resource.gvk(), object);
     }
-    if is_crd(resource) {
-        crd::default_crd(object);
-    }
 }
 
 /// What is wrong with a new object.
@@ -67,9 +64,6 @@ pub(super) fn validate_create(resource: &Resource, object: &Value) -> Vec<Cause>
     let mut causes = validation::validate_create(&resource.gvk(), object);
     if let Some(structural) = structural(resource) {
         causes.extend(structural.validate(object, None));
-    }
-    if is_crd(resource) {
-        causes.extend(Crd::parse(object).err().unwrap_or_default());
     }
     distinct(causes)
 }
@@ -90,9 +84,6 @@ pub(super) fn validate_update(
     let mut causes = validation::validate_update(&resource.gvk(), old, new);
     if let Some(structural) = structural(resource) {
         causes.extend(structural.validate(new, Some(old)));
-    }
-    if is_crd(resource) && old.get("spec") != new.get("spec") {
-        causes.extend(Crd::parse(new).err().unwrap_or_default());
     }
     distinct(causes)
 }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::defaults::apply_defaults;
 use crate::recorded;
+use proptest::prelude::*;
 use serde_json::json;
 
 fn gvk_of(object: &Value) -> Gvk {
@@ -505,4 +506,90 @@ fn custom_resources_have_their_metadata_checked() {
     assert_eq!(validate_create(&gvk_of(&object), &object), []);
     let broken = edited(&object, "/metadata/name", json!("A"));
     assert_eq!(validate_create(&gvk_of(&object), &broken).len(), 1);
+}
+
+#[test]
+fn the_pods_of_a_stateful_set_can_mount_its_claims() {
+    let mut set = deployment();
+    set["kind"] = json!("StatefulSet");
+    set["spec"]["template"]["spec"]["containers"][0]["volumeMounts"] =
+        json!([{"name": "data", "mountPath": "/data"}]);
+    let gvk = gvk_of(&set);
+    assert_eq!(said(validate_create(&gvk, &defaulted(&set))).len(), 1);
+    set["spec"]["volumeClaimTemplates"] = json!([{"metadata": {"name": "data"}, "spec": {
+        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]);
+    assert_eq!(said(validate_create(&gvk, &defaulted(&set))), [""; 0]);
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "\\PC{0,12}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 12, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec(("[a-z]{1,8}", inner), 0..4)
+                .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+        ]
+    })
+}
+
+/// Puts `value` somewhere into `object`, chosen by `at`.
+fn spoil(object: &mut Value, mut at: usize, value: Value) {
+    let mut slot = object;
+    loop {
+        let width = match &*slot {
+            Value::Object(fields) => fields.len(),
+            Value::Array(items) => items.len(),
+            _ => 0,
+        };
+        if width == 0 || at % 7 == 6 {
+            *slot = value;
+            return;
+        }
+        let next = at % width;
+        at = at / width + 1;
+        slot = match slot {
+            Value::Object(fields) => fields.values_mut().nth(next).unwrap(),
+            Value::Array(items) => &mut items[next],
+            _ => unreachable!(),
+        };
+    }
+}
+
+proptest! {
+    /// Whatever a client sends, every step gives an answer.
+    #[test]
+    fn no_object_is_too_strange(
+        which in any::<prop::sample::Index>(),
+        spoils in prop::collection::vec((any::<u32>(), any_json()), 1..4),
+    ) {
+        let mut objects = recorded::objects();
+        objects.extend([pod(), deployment(), service()]);
+        let good = which.get(&objects).clone();
+        let gvk = gvk_of(&good);
+        let mut bad = good.clone();
+        for (at, value) in spoils {
+            spoil(&mut bad, at as usize, value);
+        }
+        let _ = type_errors(&gvk, &bad);
+        let _ = unknown_fields(&gvk, &bad, None);
+        let _ = validate_create(&gvk, &bad);
+        let _ = validate_update(&gvk, &good, &bad);
+        let _ = validate_update(&gvk, &bad, &good);
+        let mut defaulted = bad.clone();
+        apply_defaults(&gvk, &mut defaulted);
+        let _ = validate_create(&gvk, &defaulted);
+        let typing = crate::managed::Typing::Builtin(yurt_wire::schema::message_of(&gvk).unwrap());
+        let writer = crate::managed::Writer {
+            manager: "m", api_version: "v1", subresource: "", now: "2026-11-21T20:00:00Z",
+        };
+        let _ = crate::managed::apply(typing, Some(&good), &bad, &writer, true);
+        let _ = crate::managed::apply(typing, Some(&bad), &good, &writer, true);
+        crate::managed::track_update(typing, Some(&good), &mut bad, &writer);
+    }
 }

@@ -2,14 +2,14 @@
 
 use super::{given, join, list, metadata, one_of, pod, text};
 use crate::causes::{invalid, not_supported, required};
-use serde_json::Value;
+use serde_json::{Value, json};
 use yurt_wire::status::Cause;
 
 pub(super) fn workload(kind: &str, object: &Value, causes: &mut Vec<Cause>) {
     let spec = &object["spec"];
     match kind {
         "Deployment" | "ReplicaSet" | "DaemonSet" | "StatefulSet" => {
-            selected_template(spec, causes);
+            selected_template(kind, spec, causes);
             for count in ["replicas", "minReadySeconds", "revisionHistoryLimit"] {
                 not_negative(spec, count, "spec", causes);
             }
@@ -72,7 +72,7 @@ pub(super) fn template(object: &Value, at: &str, causes: &mut Vec<Cause>) {
     pod::pod_spec(&template["spec"], &join(&at, "spec"), causes);
 }
 
-fn selected_template(spec: &Value, causes: &mut Vec<Cause>) {
+fn selected_template(kind: &str, spec: &Value, causes: &mut Vec<Cause>) {
     let selector = &spec["selector"];
     let labels = &spec["template"]["metadata"]["labels"];
     let empty = selector.as_object().is_none_or(|selector| {
@@ -88,7 +88,7 @@ fn selected_template(spec: &Value, causes: &mut Vec<Cause>) {
         causes.push(invalid(
             "spec.selector",
             selector,
-            "empty selector is invalid for deployment",
+            &format!("empty selector is invalid for {}", kind.to_lowercase()),
         ));
     } else {
         metadata::selector("spec.selector", selector, causes);
@@ -100,7 +100,34 @@ fn selected_template(spec: &Value, causes: &mut Vec<Cause>) {
             ));
         }
     }
-    template(spec, "spec", causes);
+    if kind == "StatefulSet" {
+        template(&with_claims(spec), "spec", causes);
+    } else {
+        template(spec, "spec", causes);
+    }
+}
+
+/// The pods of a stateful set have a volume for each of its claims, which their template can mount.
+fn with_claims(spec: &Value) -> Value {
+    let mut spec = spec.clone();
+    let claims: Vec<Value> = list(&spec, "volumeClaimTemplates")
+        .iter()
+        .map(|claim| json!({"name": claim["metadata"]["name"], "persistentVolumeClaim": {}}))
+        .collect();
+    if claims.is_empty() {
+        return spec;
+    }
+    if let Some(Value::Object(pods)) = spec.pointer_mut("/template/spec") {
+        let volumes = pods
+            .entry("volumes")
+            .or_insert_with(|| Value::Array(Vec::new()));
+        if let Value::Array(volumes) = volumes {
+            // A claim takes the place of a volume of its name.
+            volumes.retain(|volume| claims.iter().all(|claim| claim["name"] != volume["name"]));
+            volumes.extend(claims);
+        }
+    }
+    spec
 }
 
 fn restart_policy(template: &Value, at: &str, allowed: &[&str], causes: &mut Vec<Cause>) {
