@@ -205,7 +205,9 @@ fn canonical_amounts(message: &'static Message, value: &mut Value, depth: usize)
         } else if let Some(inner) = inner_message(field)
             && depth < MAX_DEPTH
         {
-            each(field, value, |value| canonical_amounts(inner, value, depth + 1));
+            each(field, value, |value| {
+                canonical_amounts(inner, value, depth + 1)
+            });
         }
     }
 }

@@ -180,6 +180,10 @@ impl Catalog {
                 groups[at].1.push(&r.version);
             }
         }
+        // The CRDs of a group need not serve the same versions: the newest any of them serves is preferred.
+        for (_, versions) in &mut groups {
+            versions.sort_by_key(|version| std::cmp::Reverse(version_priority(version)));
+        }
         groups
     }
 

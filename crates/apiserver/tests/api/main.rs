@@ -6,6 +6,7 @@ mod encodings;
 mod errors;
 mod lists;
 mod namespaces;
+mod openapi;
 mod pods;
 mod tokens;
 mod watches;
