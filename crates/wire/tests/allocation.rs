@@ -13,8 +13,10 @@ use std::hint::black_box;
 use yurt_wire::{
     Encoding, Gvk, Object, RequestInfo, Status, list, media, patch,
     protobuf::{self, Writer},
+    request,
     selector::{FieldSelector, LabelSelector},
     table::{self, IncludeObject, Printer},
+    transcode,
     watch::FrameDecoder,
 };
 
@@ -131,6 +133,16 @@ const DECODERS: &[Decoder] = &[
             ));
         }
     }),
+    decoder(
+        "a message of a pod to JSON text",
+        24,
+        512 << 10,
+        |_, bytes| {
+            let mut out = Vec::new();
+            let pod = Gvk::from_api_version("v1", "Pod");
+            drop(black_box(transcode::to_json_text(&pod, bytes, &mut out)));
+        },
+    ),
     decoder("to JSON values", 2 * VALUE, 1 << 20, |encoding, bytes| {
         drop(black_box(object(encoding, bytes).to_json_value()));
     }),
@@ -493,6 +505,32 @@ fn mutated() -> impl Strategy<Value = (Encoding, Bytes)> {
     })
 }
 
+/// What the formats are made of, in any order.
+fn pieces() -> impl Strategy<Value = Bytes> {
+    let pieces = prop::sample::select(vec![
+        "{",
+        "}",
+        "[",
+        "]",
+        "\"kind\"",
+        "\"items\"",
+        "\"metadata\"",
+        "\"PodList\"",
+        ":",
+        ",",
+        "null",
+        "1",
+        "\"a\"",
+        "\n",
+        "k8s\0",
+        "\x0a",
+        "\x12",
+        "\0",
+        "\x02",
+    ]);
+    prop::collection::vec(pieces, 0..256).prop_map(|pieces| pieces.concat().into())
+}
+
 /// JSON objects of Kubernetes' names and of anything.
 fn any_json() -> impl Strategy<Value = Value> {
     let key = prop::sample::select(vec![
@@ -551,6 +589,15 @@ proptest! {
     }
 
     #[test]
+    fn likely_pieces_take_a_small_multiple(bytes in pieces()) {
+        for decoder in DECODERS {
+            for encoding in [Encoding::Json, Encoding::Protobuf] {
+                decoder.check("likely pieces", encoding, &bytes);
+            }
+        }
+    }
+
+    #[test]
     fn damaged_recordings_take_a_small_multiple((encoding, bytes) in mutated()) {
         for decoder in DECODERS {
             decoder.check("a damaged recording", encoding, &bytes);
@@ -596,6 +643,9 @@ fn check_text(text: &str) {
             &path,
             None,
         )));
+    });
+    check("query_pairs", len, 64, 1024, || {
+        drop(black_box(request::query_pairs(text)));
     });
     let queries = [
         text.to_owned(),
