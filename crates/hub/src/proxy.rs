@@ -41,6 +41,8 @@ use yurt_wire::{
 
 /// How long a client may take to send a body that must be held before it is sent on.
 const UPLOAD: Duration = Duration::from_secs(60);
+/// How long a request waits for the first sign of the cloud after a start.
+pub(crate) const SETTLE: Duration = Duration::from_millis(1500);
 /// Between looks at what a bearer may do.
 const REVIEW_EVERY: Duration = Duration::from_secs(600);
 /// Bearers whose last review is remembered.
@@ -91,6 +93,14 @@ struct Call {
     in_flight: InFlight,
 }
 
+/// The body of a request.
+enum Upload {
+    /// As it comes from the client.
+    Stream(Incoming),
+    /// Read already.
+    Held(Bytes),
+}
+
 impl Hub {
     /// Whether the cloud is there now.
     pub fn mode(&self) -> Mode {
@@ -138,6 +148,10 @@ impl Hub {
             Verb::List | Verb::Watch if info.is_resource => info.list_options()?,
             _ => ListOptions::default(),
         };
+        // What the node cannot answer for the cloud is worth a moment of waiting, when nothing is known of the cloud yet.
+        if self.upstreams.starting() && (upgrade || !parts.method.is_safe()) {
+            self.upstreams.settled(SETTLE).await;
+        }
         let accept = parts
             .headers
             .get(header::ACCEPT)
@@ -171,10 +185,30 @@ impl Hub {
             Way::Relay => self.watch(call).await,
             Way::Local => {
                 let body = self.hold(&call.parts.headers, body).await?;
-                self.locally(&call, body).await
+                self.locally_first(call, body).await
             }
-            Way::Cloud { fallback } => self.forward(call, body, fallback).await,
+            Way::Cloud { fallback } => self.forward(call, Upload::Stream(body), fallback).await,
         }
+    }
+
+    /// Answers from what the node knows. Where that is not enough, the cloud is asked if it turns out to be there: the hub
+    /// just started, or only writes that must keep their order were kept from it.
+    async fn locally_first(
+        self: &Arc<Self>,
+        call: Call,
+        body: Bytes,
+    ) -> Result<Response<Body>, Box<Status>> {
+        let response = self.locally(&call, body.clone()).await?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        if self.upstreams.starting() {
+            self.upstreams.settled(SETTLE).await;
+        }
+        if self.mode() == Mode::Online || self.upstreams.first_contact() {
+            return self.forward(call, Upload::Held(body), false).await;
+        }
+        Ok(response)
     }
 
     fn unavailable(&self, why: &str) -> Box<Status> {
@@ -224,13 +258,17 @@ impl Hub {
     async fn forward(
         self: &Arc<Self>,
         call: Call,
-        body: Incoming,
+        body: Upload,
         fallback: bool,
     ) -> Result<Response<Body>, Box<Status>> {
         let too_large = Arc::new(AtomicBool::new(false));
-        let (body, held) = self
-            .take_body(&call.parts.headers, body, fallback, &too_large)
-            .await?;
+        let (body, held) = match body {
+            Upload::Stream(body) => {
+                self.take_body(&call.parts.headers, body, fallback, &too_large)
+                    .await?
+            }
+            Upload::Held(bytes) => (OutgoingBody::Held(bytes.clone()), Some(bytes)),
+        };
         let mut headers = call.parts.headers.clone();
         identity::clean_request(&mut headers, false);
         let subject = self.subject(&call);

@@ -6,7 +6,7 @@ use crate::{
     metrics::Metrics,
     offline::Offline,
     route::Mode,
-    upstream::{Outgoing, OutgoingBody, SendError, Upstreams},
+    upstream::{GRACE, Outgoing, OutgoingBody, SendError, Upstreams},
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -106,7 +106,10 @@ pub async fn supervise(
                 metrics.offline(true, 0.0);
                 offline.set_away_since(Some(SystemTime::now()));
                 mode.send_replace(Mode::Offline);
-                tracing::warn!("no API server answers: the node answers from what it knows");
+                tracing::warn!(
+                    "no API server answers{}: the node answers from what it knows",
+                    if upstreams.starting() { " yet" } else { "" }
+                );
             }
             tokio::select! {
                 _ = changes.changed() => {}
@@ -141,6 +144,8 @@ pub async fn supervise(
         let left = journal.pending() > 0;
         tokio::select! {
             _ = changes.changed() => {}
+            // Nothing came since the start: then it is not there.
+            () = tokio::time::sleep(GRACE), if upstreams.starting() => {}
             () = tokio::time::sleep(REPLAY_PAUSE), if left => {}
             () = shutdown.cancelled() => return,
         }

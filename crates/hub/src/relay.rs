@@ -10,7 +10,7 @@ use crate::{
     deadline,
     metrics::{Held, InFlight, Unlearned},
     offline::LocalWatch,
-    proxy::Hub,
+    proxy::{Hub, SETTLE},
     query::Query,
     route::Mode,
     upstream::{Outgoing, OutgoingBody, Server},
@@ -81,40 +81,70 @@ enum Next {
 
 /// Serves a watch.
 pub async fn serve(hub: &Arc<Hub>, watched: Watched) -> Result<Response<Body>, Box<Status>> {
-    if hub.mode() == Mode::Online {
-        match hub
-            .upstreams
-            .send(&watched.caller, watched.outgoing(&watched.info.query))
-            .await
-        {
-            Ok((response, server)) => {
-                hub.learn_acceptance(
-                    &watched.caller,
-                    response.status(),
-                    &watched.info,
-                    &watched.headers,
-                );
-                let encoding = watch_encoding(&response);
-                let Some(encoding) = encoding else {
-                    return Ok(hub.pass(response, server, None, watched.in_flight));
-                };
-                let (mut head, body) = response.into_parts();
-                crate::identity::strip_hop_by_hop(&mut head.headers, false);
-                head.headers.remove(header::CONTENT_LENGTH);
-                let cursor = Cursor::new(&watched.options);
-                let stream =
-                    Relay::start(hub, watched, encoding, cursor, Source::Cloud(body, server));
-                head.version = http::Version::HTTP_11;
-                return Ok(Response::from_parts(head, stream));
-            }
-            Err(error) => {
-                tracing::debug!(path = %watched.info.path, %error, "watch not opened in the cloud");
-            }
+    if hub.mode() == Mode::Online
+        && let Some((response, server)) = ask(hub, &watched).await
+    {
+        return Ok(open_in_cloud(hub, watched, response, server));
+    }
+    let status = match hub
+        .offline
+        .watch(&watched.caller, &watched.info, &watched.parts)
+    {
+        Ok(local) => return open_locally(hub, watched, local),
+        Err(status) => status,
+    };
+    // The hub just started, and the node does not know enough: the cloud may be there in a moment.
+    if hub.upstreams.starting() {
+        hub.upstreams.settled(SETTLE).await;
+    }
+    if hub.upstreams.first_contact()
+        && let Some((response, server)) = ask(hub, &watched).await
+    {
+        return Ok(open_in_cloud(hub, watched, response, server));
+    }
+    Err(status)
+}
+
+async fn ask(hub: &Hub, watched: &Watched) -> Option<(Response<ResponseBody>, Arc<Server>)> {
+    let outgoing = watched.outgoing(&watched.info.query);
+    match hub.upstreams.send(&watched.caller, outgoing).await {
+        Ok(answer) => Some(answer),
+        Err(error) => {
+            tracing::debug!(path = %watched.info.path, %error, "watch not opened in the cloud");
+            None
         }
     }
-    let local = hub
-        .offline
-        .watch(&watched.caller, &watched.info, &watched.parts)?;
+}
+
+fn open_in_cloud(
+    hub: &Arc<Hub>,
+    watched: Watched,
+    response: Response<ResponseBody>,
+    server: Arc<Server>,
+) -> Response<Body> {
+    hub.learn_acceptance(
+        &watched.caller,
+        response.status(),
+        &watched.info,
+        &watched.headers,
+    );
+    let Some(encoding) = watch_encoding(&response) else {
+        return hub.pass(response, server, None, watched.in_flight);
+    };
+    let (mut head, body) = response.into_parts();
+    crate::identity::strip_hop_by_hop(&mut head.headers, false);
+    head.headers.remove(header::CONTENT_LENGTH);
+    head.version = http::Version::HTTP_11;
+    let cursor = Cursor::new(&watched.options);
+    let stream = Relay::start(hub, watched, encoding, cursor, Source::Cloud(body, server));
+    Response::from_parts(head, stream)
+}
+
+fn open_locally(
+    hub: &Arc<Hub>,
+    watched: Watched,
+    local: LocalWatch,
+) -> Result<Response<Body>, Box<Status>> {
     hub.metrics.local("watch");
     let content_type = local.content_type().to_owned();
     let Some(encoding) = Encoding::from_content_type(&content_type) else {
@@ -125,14 +155,8 @@ pub async fn serve(hub: &Arc<Hub>, watched: Watched) -> Result<Response<Body>, B
     };
     // Overwritten by the local watch's own revision when the cloud is back.
     let cursor = Cursor::new(&watched.options);
-    let stream = Relay::start(
-        hub,
-        watched,
-        encoding,
-        cursor,
-        Source::Node(Box::new(local)),
-    );
-    let mut response = Response::new(stream);
+    let source = Source::Node(Box::new(local));
+    let mut response = Response::new(Relay::start(hub, watched, encoding, cursor, source));
     if let Ok(value) = content_type.parse() {
         response.headers_mut().insert(header::CONTENT_TYPE, value);
     }

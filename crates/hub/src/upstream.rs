@@ -26,6 +26,11 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// Time to connect for probes: an attempt whose packets were lost must soon be followed by a new one.
 const PROBE_CONNECT: Duration = Duration::from_secs(2);
 
+/// After a start, requests are sent for this long without a sign of life; then the node answers what it can until one comes.
+pub(crate) const GRACE: Duration = Duration::from_millis(120);
+/// How long after the start a server that is up counts even before the hub has gone online.
+const FIRST_CONTACT: Duration = Duration::from_secs(5);
+
 /// How the API servers are reached under each identity.
 #[derive(Clone, Debug)]
 pub struct CloudTls {
@@ -165,6 +170,7 @@ pub struct Upstreams {
     servers: Vec<Arc<Server>>,
     mode: LbMode,
     cursor: AtomicUsize,
+    origin: Instant,
     reachable: watch::Sender<bool>,
     metrics: Metrics,
 }
@@ -266,6 +272,7 @@ impl Upstreams {
             servers,
             mode,
             cursor: AtomicUsize::new(0),
+            origin,
             reachable,
             metrics,
         })
@@ -291,11 +298,37 @@ impl Upstreams {
         }
     }
 
-    /// Whether any server is up, or may be because nothing is known yet.
+    /// Whether requests should go to the cloud: a server is up, or may be because the hub just started.
     pub fn reachable(&self) -> bool {
-        self.servers
-            .iter()
-            .any(|server| server.state() != State::Down)
+        self.up() || self.starting() && self.origin.elapsed() < GRACE
+    }
+
+    /// Whether no server is known to be up, and of some nothing is known at all.
+    pub fn starting(&self) -> bool {
+        !self.up()
+            && self
+                .servers
+                .iter()
+                .any(|server| server.state() == State::Starting)
+    }
+
+    /// Waits until it is known whether a server is up, at most so long.
+    pub async fn settled(&self, most: Duration) {
+        let mut changes = self.changes();
+        let settled = async {
+            while self.starting() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        // Not known in time is an answer too.
+        let _ = tokio::time::timeout(most, settled).await;
+    }
+
+    /// Whether a server came up for the first time just now, so that the mode of the hub may not have followed yet.
+    pub fn first_contact(&self) -> bool {
+        self.up() && self.origin.elapsed() < FIRST_CONTACT
     }
 
     /// Whether any server is known to be up.

@@ -392,3 +392,74 @@ async fn a_server_that_is_slow_for_one_request_is_not_waited_for_beyond_the_call
     assert_eq!(edge.node.status().await["mode"], "online");
     edge.node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_moves_to_another_server_without_the_client_noticing() {
+    let (trust, directory) = (Trust::new(), Directory::new());
+    let (first, second) = (Cloud::start(&trust).await, Cloud::start(&trust).await);
+    let link = Link::to(first.addr).await;
+    let node = Node::start(config(&directory.0, &trust, &[link.addr, second.addr])).await;
+    eventually("both are up", async || {
+        let status = node.status().await;
+        status["servers"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|s| s["state"] == "up")
+    })
+    .await;
+    let target = format!("{PODS}?watch=true&resourceVersion=5");
+    let mut watch = node.watch(&target, &[("accept", JSON)]).await;
+    assert_eq!((first.watching(PODS), second.watching(PODS)), (1, 0));
+    first.emit(PODS, event("ADDED", &pod("a", 7))).await;
+    watch.event().await;
+    link.set(State::Cut);
+    eventually("resumed on the second", async || second.watching(PODS) == 1).await;
+    let asked = second.seen(Method::GET, PODS).pop().unwrap().target;
+    assert!(asked.contains("resourceVersion=7"), "{asked}");
+    second.emit(PODS, event("MODIFIED", &pod("a", 8))).await;
+    assert_eq!(
+        watch.event().await["object"]["metadata"]["resourceVersion"],
+        "8"
+    );
+    let status = node.status().await;
+    assert_eq!(
+        (
+            status["mode"].as_str(),
+            status["watches"]["resumed"].as_u64()
+        ),
+        (Some("online"), Some(1))
+    );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_that_starts_waits_for_the_cloud_only_where_it_must() {
+    let (trust, directory) = (Trust::new(), Directory::new());
+    let cloud = Cloud::start(&trust).await;
+    let link = Link::to(cloud.addr).await;
+    // The first sign of life takes longer than the node waits before it answers by itself.
+    link.set(State::Cut);
+    let node = Node::start(config(&directory.0, &trust, &[link.addr])).await;
+    cloud.answer(Method::GET, POD, 200, JSON, pod("a", 7));
+    cloud.answer(Method::POST, PODS, 201, JSON, pod("b", 8));
+    node.until_mode("offline").await;
+    let healing = {
+        let link = link.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            link.set(State::Whole);
+        })
+    };
+    let post = [("content-type", JSON), ("accept", JSON)];
+    let (read, written) = tokio::join!(node.get(POD), node.call(Method::POST, PODS, &post, "{}"));
+    healing.await.unwrap();
+    assert_eq!(
+        (read.status, written.status),
+        (200, 201),
+        "{} {}",
+        read.text(),
+        written.text()
+    );
+    node.stop().await;
+}
