@@ -6,6 +6,7 @@ mod hostile;
 mod link;
 mod node;
 mod online;
+mod recorded;
 
 /// A pod as the scripted cloud tells it.
 fn pod(name: &str, revision: u64) -> String {
