@@ -85,6 +85,58 @@ impl fmt::Display for User {
     }
 }
 
+/// Whom the headers of a request ask to act as (`Impersonate-User` and friends); `None` when they do not ask. Whether the
+/// caller may is for authorisation to say.
+pub fn impersonated(headers: &HeaderMap) -> Result<Option<User>, Box<Status>> {
+    let text = |value: &http::HeaderValue| value.to_str().ok().map(str::to_owned);
+    let mut user = User::default();
+    let mut asked = false;
+    for (name, value) in headers {
+        let Some(what) = name.as_str().strip_prefix("impersonate-") else {
+            continue;
+        };
+        asked = true;
+        let Some(value) = text(value) else {
+            return Err(Box::new(Status::bad_request(format!("{name} is not text"))));
+        };
+        match what {
+            "user" => user.name = value,
+            "group" => user.groups.push(value),
+            "uid" => user.uid = value,
+            what => match what.strip_prefix("extra-") {
+                Some(key) => user.extra.entry(key.to_owned()).or_default().push(value),
+                None => {
+                    return Err(Box::new(Status::bad_request(format!(
+                        "unknown header {name}"
+                    ))));
+                }
+            },
+        }
+    }
+    if !asked {
+        return Ok(None);
+    }
+    if user.name.is_empty() {
+        return Err(Box::new(Status::internal_error(
+            "requested groups, uid or extra without impersonating a user",
+        )));
+    }
+    if user.name == "system:anonymous" {
+        user.groups.push(UNAUTHENTICATED.into());
+        return Ok(Some(user));
+    }
+    let account = user.name.strip_prefix("system:serviceaccount:");
+    if let Some((namespace, _)) = account.and_then(|account| account.split_once(':'))
+        && user.groups.is_empty()
+    {
+        user.groups = vec![
+            "system:serviceaccounts".into(),
+            format!("system:serviceaccounts:{namespace}"),
+        ];
+    }
+    Ok(Some(user.authenticated()))
+}
+
 /// The methods a server accepts.
 #[derive(Debug)]
 pub struct Authenticator {

@@ -4,6 +4,7 @@
 //! what differs by kind is in [`strategy`] (what the server sets itself), [`schema`] (defaults and validation) and
 //! [`services`] (addresses).
 
+mod admission;
 mod create;
 mod delete;
 mod list;

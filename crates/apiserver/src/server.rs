@@ -7,7 +7,7 @@ mod respond;
 mod watch;
 
 use crate::{
-    authn::{Authenticator, User},
+    authn::{self, Authenticator, User},
     authz::{self, Attributes},
     discovery, meta,
     metrics::ServerMetrics,
@@ -103,6 +103,16 @@ impl Server {
                 .request(peer, &parts.headers, meta::now_seconds(), |claims| {
                     token::still_bound(&self.registry, claims)
                 })?;
+        let user = match authn::impersonated(&parts.headers)? {
+            None => user,
+            Some(other) => {
+                let lending = authz::impersonation(&other);
+                if !authz::decide(&user, &lending).allowed {
+                    return Err(authz::forbidden(&user, &lending));
+                }
+                other
+            }
+        };
         let attributes = Attributes::of(info, &parts.method);
         if !authz::decide(&user, &attributes).allowed {
             return Err(authz::forbidden(&user, &attributes));

@@ -7,6 +7,7 @@ use crate::{
     storage::{Expect, WriteError},
 };
 use serde_json::Value;
+use yurt_wire::Status;
 
 /// `metav1.DeleteOptions`.
 #[derive(Clone, Debug, Default)]
@@ -113,7 +114,18 @@ impl Registry {
     }
 }
 
+/// Namespaces that a cluster cannot do without.
+const IMMORTAL: &[&str] = &["default", "kube-public", "kube-system"];
+
 fn check(target: &Target, options: &DeleteOptions, live: &Value) -> Reply<()> {
+    if target.resource.storage == *super::NAMESPACES && IMMORTAL.contains(&target.name.as_str()) {
+        return Err(Box::new(Status::forbidden(
+            "",
+            "namespaces",
+            &target.name,
+            "this namespace may not be deleted",
+        )));
+    }
     let failed = |what: &str, wanted: &str, found: &str| {
         Err(target.conflict(&format!(
             "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"

@@ -154,7 +154,13 @@ pub(super) fn prepare_update(
         }
         "status" => restrict_to_status(resource, live, new),
         "approval" => {
-            let conditions = new["status"]["conditions"].take();
+            let mut conditions = new["status"]["conditions"].take();
+            let now = meta::now();
+            for condition in conditions.as_array_mut().into_iter().flatten() {
+                if condition["lastTransitionTime"].is_null() {
+                    condition["lastTransitionTime"] = now.clone().into();
+                }
+            }
             restrict_to_status(resource, live, new);
             meta::copy_top(live, new, "status");
             new["status"]["conditions"] = conditions;
@@ -375,10 +381,10 @@ mod tests {
         new["status"] = json!({"certificate": "x", "conditions": [{"type": "Approved"}]});
         let mut approved = new.clone();
         prepare_update(&resource, "approval", &live, &mut approved);
-        assert_eq!(
-            approved["status"],
-            json!({"conditions": [{"type": "Approved"}]})
-        );
+        let condition = &approved["status"]["conditions"][0];
+        assert_eq!(condition["type"], "Approved");
+        assert!(condition["lastTransitionTime"].is_string());
+        assert!(approved["status"].get("certificate").is_none());
         prepare_update(&resource, "status", &live, &mut new);
         assert_eq!(new["status"], json!({"certificate": "x"}));
     }

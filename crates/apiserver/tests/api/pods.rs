@@ -83,3 +83,35 @@ async fn eviction_respects_the_disruption_budget() {
     let budget = cluster.get(&format!("{budgets}/b")).await.expect(200);
     assert_eq!(budget["status"]["disruptionsAllowed"], 0);
 }
+
+#[tokio::test]
+async fn a_pod_is_completed_as_by_kubernetes() {
+    let cluster = Cluster::start().await;
+    let created = cluster.post(PODS, &pod("a", "")).await.expect(201);
+    let spec = &created["spec"];
+    assert_eq!(spec["serviceAccountName"], "default");
+    assert_eq!(spec["priority"], 0);
+    assert_eq!(spec["tolerations"].as_array().map(Vec::len), Some(2));
+    assert!(
+        spec["volumes"][0]["name"]
+            .as_str()
+            .is_some_and(|n| n.starts_with("kube-api-access-"))
+    );
+    assert_eq!(
+        created["status"],
+        json!({"phase": "Pending", "qosClass": "BestEffort"})
+    );
+    let mut critical = pod("b", "");
+    critical["spec"]["priorityClassName"] = "system-node-critical".into();
+    critical["spec"]["automountServiceAccountToken"] = false.into();
+    let created = cluster.post(PODS, &critical).await.expect(201);
+    assert_eq!(created["spec"]["priority"], 2_000_001_000);
+    assert!(created["spec"].get("volumes").is_none());
+    let mut lost = pod("c", "");
+    lost["spec"]["serviceAccountName"] = "nobody".into();
+    let refused = cluster.post(PODS, &lost).await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "pods \"c\" is forbidden: error looking up service account default/nobody: serviceaccount \"nobody\" not found"
+    );
+}

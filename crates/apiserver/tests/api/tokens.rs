@@ -89,3 +89,34 @@ async fn reviews_say_who_may_do_what() {
         .expect(201);
     assert_eq!(rules["status"]["resourceRules"][0]["verbs"][0], "*");
 }
+
+#[tokio::test]
+async fn only_those_who_may_act_as_others() {
+    let mut config = yurt_apiserver::Config::default();
+    config.tokens.push((
+        "plain".into(),
+        yurt_apiserver::authn::User::new("plain", &[]),
+    ));
+    let cluster = Cluster::with(config).await;
+    let ask = |token: &'static str, user: &'static str| {
+        let request = http::Request::builder()
+            .method("POST")
+            .uri("/apis/authentication.k8s.io/v1/selfsubjectreviews")
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .header("Impersonate-User", user)
+            .header("Impersonate-Group", "devs");
+        let cluster = &cluster;
+        async move { Answer::of(cluster.raw(request, Bytes::from("{}")).await).await }
+    };
+    let other = ask("admin", "jane").await.expect(201);
+    assert_eq!(other["status"]["userInfo"]["username"], "jane");
+    assert_eq!(
+        other["status"]["userInfo"]["groups"],
+        json!(["devs", "system:authenticated"])
+    );
+    let refused = ask("plain", "jane").await.expect(403);
+    assert_eq!(
+        refused["message"],
+        "users \"jane\" is forbidden: User \"plain\" cannot impersonate resource \"users\" in API group \"\" at the cluster scope"
+    );
+}
