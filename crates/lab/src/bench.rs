@@ -86,6 +86,9 @@ pub enum BenchError {
         /// What was answered.
         why: String,
     },
+    /// SIGINT or SIGTERM.
+    #[error("interrupted")]
+    Interrupted,
     /// Something did not come about.
     #[error("waited {PATIENCE:?} in vain until {what}")]
     Patience {
@@ -149,7 +152,10 @@ pub async fn run(args: BenchHubArgs) -> Result<Report, BenchError> {
     let scale = Scale::of(&args);
     let mut report = Report::new(args.quick);
     let mut bench = Bench::start().await?;
-    let measured = measure(&mut bench, scale, &mut report).await;
+    let measured = tokio::select! {
+        measured = Box::pin(measure(&mut bench, scale, &mut report)) => measured,
+        () = processes::interrupted() => Err(BenchError::Interrupted),
+    };
     bench.stop().await;
     measured?;
     if args.json {

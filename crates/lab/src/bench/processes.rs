@@ -396,11 +396,24 @@ pub(super) async fn serve_api(dir: &Path, listen: SocketAddr) -> Result<(), Benc
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
         parent.cancel();
     });
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-        .map_err(io_error("signals"))?;
     tokio::select! {
-        _ = terminate.recv() => shutdown.cancel(),
+        () = interrupted() => shutdown.cancel(),
         () = shutdown.cancelled() => {}
     }
     running.stopped().await.map_err(io_error("API server"))
+}
+
+/// Waits for SIGINT or SIGTERM; for ever where signals cannot be listened to.
+pub(super) async fn interrupted() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
 }

@@ -152,8 +152,8 @@ impl Report {
 
     /// A table for people.
     pub fn to_text(&self) -> String {
-        let mut rows = vec![["", "DIRECT", "HUB", "UPSTREAM", "BUDGET", ""].map(str::to_owned)];
-        rows.extend(self.rows.iter().map(|row| {
+        let head = ["", "DIRECT", "HUB", "UPSTREAM", "BUDGET", ""].map(str::to_owned);
+        let rows = self.rows.iter().map(|row| {
             [
                 row.what.clone(),
                 row.direct
@@ -172,26 +172,8 @@ impl Report {
                 }
                 .to_owned(),
             ]
-        }));
-        let mut widths = [0; 6];
-        for row in &rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
-                *width = (*width).max(cell.chars().count());
-            }
-        }
-        let mut text = String::new();
-        for row in &rows {
-            let mut line = String::new();
-            for (column, (width, cell)) in widths.iter().zip(row).enumerate() {
-                // Writing to a String does not fail.
-                let _ = match column {
-                    1..=4 => write!(line, "{cell:>width$}  "),
-                    _ => write!(line, "{cell:<width$}  "),
-                };
-            }
-            text.push_str(line.trim_end());
-            text.push('\n');
-        }
+        });
+        let mut text = crate::columns::render(std::iter::once(head).chain(rows));
         let optimized = if cfg!(debug_assertions) {
             "NOT OPTIMIZED: build with --release"
         } else {
@@ -202,7 +184,7 @@ impl Report {
         } else {
             ""
         };
-        // The machine is shared by the client, the hub and the API server.
+        // Writing to a String does not fail.
         let _ = writeln!(
             text,
             "\n{} CPUs for client, hub and API server together; {optimized}{quick}",
