@@ -691,3 +691,51 @@ proptest! {
         }
     }
 }
+
+/// Facts of `client-go/applyconfigurations/internal`, one of each sort.
+#[test]
+fn parts_of_built_in_kinds_merge_as_the_api_says() {
+    use super::typing::{Shape, Type};
+    for (message, field, shape) in [
+        ("core.v1.PodSpec", "containers", "name"),
+        ("core.v1.Container", "ports", "containerPort,protocol"),
+        ("core.v1.ServiceSpec", "ports", "port,protocol"),
+        ("core.v1.PodSpec", "tolerations", "leaf"),
+        ("core.v1.PodSpec", "nodeSelector", "leaf"),
+        (
+            "core.v1.PodSpec",
+            "topologySpreadConstraints",
+            "topologyKey,whenUnsatisfiable",
+        ),
+        ("core.v1.ServiceSpec", "selector", "leaf"),
+        ("core.v1.ConfigMap", "data", "map"),
+        ("core.v1.NodeSpec", "podCIDRs", "set"),
+        ("core.v1.PersistentVolumeSpec", "claimRef", "map"),
+        ("core.v1.PersistentVolumeClaimSpec", "selector", "leaf"),
+        ("apps.v1.ControllerRevision", "data", "leaf"),
+        (
+            "autoscaling.v1.HorizontalPodAutoscalerSpec",
+            "scaleTargetRef",
+            "leaf",
+        ),
+        (
+            "autoscaling.v2.HorizontalPodAutoscalerSpec",
+            "scaleTargetRef",
+            "map",
+        ),
+        ("rbac.v1.RoleBinding", "roleRef", "leaf"),
+        ("rbac.v1.RoleBinding", "subjects", "leaf"),
+        ("networking.v1.IngressServiceBackend", "port", "leaf"),
+    ] {
+        let message = schema::message(&format!("io.k8s.api.{message}")).unwrap();
+        let field = schema::field(message, field).unwrap();
+        let sample = if field.repeated { json!([]) } else { json!({}) };
+        let found = match Type::Field(field).shape(Some(&sample)) {
+            Shape::Leaf => "leaf".to_owned(),
+            Shape::Map => "map".to_owned(),
+            Shape::Set(_) => "set".to_owned(),
+            Shape::Keyed(keys, _) => keys.names().join(","),
+        };
+        assert_eq!(found, shape, "{message:?} {}", field.json_name);
+    }
+}

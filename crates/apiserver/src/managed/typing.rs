@@ -58,7 +58,7 @@ pub(crate) enum Keys<'a> {
 }
 
 impl Keys<'_> {
-    fn names(&self) -> Vec<&str> {
+    pub(crate) fn names(&self) -> Vec<&str> {
         match self {
             Self::Static(keys) => keys.to_vec(),
             Self::One(key) => vec![key],
@@ -67,33 +67,46 @@ impl Keys<'_> {
     }
 }
 
-/// Structs that the API marks as atomic on the type itself rather than on every field that holds them.
+/// Structs that the API marks as atomic on the type itself rather than on every field that holds them
+/// (`+structType=atomic`): the ends of their names.
 const ATOMIC_STRUCTS: &[&str] = &[
-    "ConfigMapKeySelector",
-    "CrossVersionObjectReference",
-    "EndpointAddress",
-    "EndpointPort",
-    "FileKeySelector",
-    "LabelSelector",
-    "LocalObjectReference",
-    "NodeSelector",
-    "NodeSelectorTerm",
-    "ObjectFieldSelector",
-    "ObjectReference",
-    "OwnerReference",
-    "ResourceFieldSelector",
-    "RoleRef",
-    "ScopeSelector",
-    "SecretKeySelector",
-    "SecretReference",
-    "Subject",
-    "TopologySelectorTerm",
-    "TypedLocalObjectReference",
+    ".ConfigMapKeySelector",
+    ".EndpointAddress",
+    ".EndpointPort",
+    ".FileKeySelector",
+    ".LabelSelector",
+    ".LocalObjectReference",
+    ".MatchResources",
+    ".NamedRuleWithOperations",
+    ".NodeSelector",
+    ".NodeSelectorTerm",
+    ".ObjectFieldSelector",
+    ".ObjectReference",
+    ".OwnerReference",
+    ".ParamKind",
+    ".ParamRef",
+    ".ResourceFieldSelector",
+    ".RoleRef",
+    ".ScopeSelector",
+    ".SecretKeySelector",
+    ".SecretReference",
+    ".ServiceBackendPort",
+    ".Subject",
+    ".TopologySelectorTerm",
+    ".TypedLocalObjectReference",
+    ".admissionregistration.v1.Variable",
+    ".autoscaling.v1.CrossVersionObjectReference",
 ];
 
+/// Whether a struct has one owner.
 pub(crate) fn is_atomic_struct(name: &str) -> bool {
-    let short = name.rsplit('.').next().unwrap_or(name);
-    ATOMIC_STRUCTS.contains(&short)
+    ATOMIC_STRUCTS.iter().any(|end| name.ends_with(end))
+}
+
+/// The one field that is owned by its parts although its struct is atomic (`+structType=granular`): a volume's
+/// claim, which users fill in and the binder completes.
+fn is_granular(field: &Field) -> bool {
+    field.json_name == "claimRef"
 }
 
 impl<'a> Typing<'a> {
@@ -160,6 +173,8 @@ impl<'a> Type<'a> {
             Type::Field(field) => {
                 if field.atomic {
                     Shape::Leaf
+                } else if is_granular(field) {
+                    Shape::Map
                 } else {
                     Type::Element(field).declared_shape(value)
                 }
@@ -167,7 +182,7 @@ impl<'a> Type<'a> {
             Type::Element(field) => match field.kind {
                 FieldKind::Message(name) if is_atomic_struct(name) => Shape::Leaf,
                 FieldKind::Message(_) => Shape::Map,
-                FieldKind::RawExtension | FieldKind::FieldsV1 => form(value),
+                FieldKind::FieldsV1 => form(value),
                 _ => Shape::Leaf,
             },
             Type::Resource(structural) | Type::Structural(structural) => {
@@ -188,7 +203,6 @@ impl<'a> Type<'a> {
                     Some(message) => message_child(message, name),
                     None => (false, Type::Deduced),
                 },
-                FieldKind::RawExtension => (false, Type::Opaque),
                 _ => (false, Type::Deduced),
             },
             Type::Resource(structural) => match name {

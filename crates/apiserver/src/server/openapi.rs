@@ -66,10 +66,25 @@ struct Built {
     etag: String,
 }
 
-/// The documents of one catalog.
+/// The documents built so far, and the catalog they describe.
+#[derive(Debug, Default)]
+struct Kept {
+    catalog: Option<Arc<Catalog>>,
+    built: HashMap<Document, Built>,
+}
+
+impl Kept {
+    fn is_of(&self, catalog: &Arc<Catalog>) -> bool {
+        self.catalog
+            .as_ref()
+            .is_some_and(|of| Arc::ptr_eq(of, catalog))
+    }
+}
+
+/// The documents of the catalog that is served.
 #[derive(Debug, Default)]
 pub(super) struct Documents {
-    of: Mutex<(Option<Arc<Catalog>>, HashMap<Document, Built>)>,
+    kept: Mutex<Kept>,
 }
 
 impl Documents {
@@ -101,11 +116,14 @@ impl Documents {
 
     async fn get(&self, document: Document, catalog: &Arc<Catalog>) -> Option<Built> {
         {
-            let mut kept = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-            if !kept.0.as_ref().is_some_and(|of| Arc::ptr_eq(of, catalog)) {
-                *kept = (Some(catalog.clone()), HashMap::new());
+            let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            if !kept.is_of(catalog) {
+                *kept = Kept {
+                    catalog: Some(catalog.clone()),
+                    built: HashMap::new(),
+                };
             }
-            if let Some(built) = kept.1.get(&document) {
+            if let Some(built) = kept.built.get(&document) {
                 return Some(built.clone());
             }
         }
@@ -122,9 +140,9 @@ impl Documents {
             bytes: bytes.into(),
             etag: format!("\"{hash}\""),
         };
-        let mut kept = self.of.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.0.as_ref().is_some_and(|of| Arc::ptr_eq(of, catalog)) {
-            kept.1.insert(document, built.clone());
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.is_of(catalog) {
+            kept.built.insert(document, built.clone());
         }
         Some(built)
     }
