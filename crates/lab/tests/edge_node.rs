@@ -1,6 +1,7 @@
 //! One edge node in one process: the API server, the breakable link, the node's hub and its simulated kubelet.
 
 use http::{Method, Request, StatusCode, header};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use std::{
     net::SocketAddr,
@@ -21,7 +22,11 @@ use yurt_lab::{
     link::{Link, LinkState},
 };
 use yurt_pki::{Ca, KeyPairPem, Profile};
-use yurt_transport::{Client, ClientOptions, collect, empty, full};
+use yurt_transport::{Client, ClientOptions, ResponseBody, collect, empty, full};
+use yurt_wire::{
+    Encoding,
+    watch::{EventType, FrameDecoder},
+};
 
 const LONG: Duration = Duration::from_secs(30);
 const TOKEN: &str = "administrator";
@@ -63,6 +68,21 @@ impl Kube {
         self.call(Method::GET, path, None).await.1
     }
 
+    /// Opens a watch; its events one a line.
+    async fn watch(&self, path: &str) -> Events {
+        let request = Request::get(format!("{path}?watch=true&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&timeoutSeconds=300"))
+            .header(header::ACCEPT, "application/json")
+            .header(header::AUTHORIZATION, format!("Bearer {TOKEN}"))
+            .body(empty())
+            .unwrap();
+        let response = self.0.send(request, LONG).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        Events {
+            body: response.into_body(),
+            decoder: FrameDecoder::new(Encoding::Json, 1 << 20),
+        }
+    }
+
     async fn create(&self, path: &str, object: Value) -> Value {
         let (status, created) = self.call(Method::POST, path, Some(&object)).await;
         assert_eq!(status, StatusCode::CREATED, "{created}");
@@ -80,6 +100,31 @@ impl Kube {
             assert!(begin.elapsed() < LONG, "never: {what}: {answer:#}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+}
+
+struct Events {
+    body: ResponseBody,
+    decoder: FrameDecoder,
+}
+
+impl Events {
+    /// The next event that is as wanted. A watch that ends fails the test: it has to outlive what is done to the link.
+    async fn until(&mut self, what: &str, wanted: impl Fn(EventType, &Value) -> bool) {
+        let search = async {
+            loop {
+                while let Some(frame) = self.decoder.next_frame().unwrap() {
+                    let event = frame.event.unwrap();
+                    if wanted(event.kind, &event.object.to_json_value().unwrap()) {
+                        return;
+                    }
+                }
+                let frame = self.body.frame().await.expect("the watch ended").unwrap();
+                self.decoder.push(frame.into_data().unwrap());
+            }
+        };
+        let found = tokio::time::timeout(LONG, search).await;
+        found.unwrap_or_else(|_| panic!("never: {what}"));
     }
 }
 
@@ -315,4 +360,45 @@ async fn a_node_outlives_its_link() {
             pod["reason"] == "NotFound"
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_outlives_every_kind_of_break() {
+    let lab = Lab::start().await;
+    lab.cloud
+        .until(NODE, "a ready node", |node| is_true(node, "Ready"))
+        .await;
+    lab.cloud.create(PODS, pod("web")).await;
+    lab.cloud
+        .until(WEB, "a running pod", |pod| is_true(pod, "Ready"))
+        .await;
+    let mut events = lab.node.watch(PODS).await;
+    events
+        .until("the running pod", |_, pod| is_true(pod, "Ready"))
+        .await;
+    let breaks = [LinkState::Reset, LinkState::Cut, LinkState::Reset];
+    for (round, broken) in (1..).zip(breaks) {
+        lab.link.set(broken);
+        assert!(lab.kubelet.touch_pod("default", "web"));
+        let touched = format!("touched {round} times");
+        let is_touched = |pod: &Value| {
+            let conditions = pod["status"]["conditions"].as_array();
+            conditions.is_some_and(|all| all.iter().any(|c| c["message"] == *touched))
+        };
+        events
+            .until("the status written while broken", |_, pod| is_touched(pod))
+            .await;
+        let name = format!("meanwhile-{round}");
+        lab.cloud.create(PODS, pod(&name)).await;
+        lab.link.set(LinkState::Up);
+        events
+            .until("what came meanwhile in the cloud", |kind, pod| {
+                kind == EventType::Added && pod["metadata"]["name"] == *name
+            })
+            .await;
+        lab.cloud
+            .until(WEB, "the status in the cloud", is_touched)
+            .await;
+    }
+    assert_eq!(lab.kubelet.state().pods, 4);
 }
