@@ -7,7 +7,7 @@ use crate::{Body, severable::Severable};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 pub use error::ClientError;
-use error::{DialError, Witness, refused_unprocessed};
+use error::{DialError, Fate, Witness};
 use http::{
     HeaderValue, Request, Response, Uri, Version,
     header::{self, HeaderName},
@@ -47,8 +47,8 @@ const _: () = assert!(MAX_STREAMS as u64 * (STREAM_WINDOW as u64) < CONNECTION_W
 const STREAM_SEND_BUFFER: usize = 256 << 10;
 /// Response heads beyond it break the connection.
 const MAX_HEADER_BYTES: usize = 256 << 10;
-/// Connections tried for one request that was certainly not processed on the one before.
-const ATTEMPTS: usize = 3;
+/// Connections tried for one request that was not processed on the one before.
+const ATTEMPTS: usize = 5;
 
 /// Settings of a client for one authority.
 #[derive(Clone, Debug)]
@@ -135,8 +135,8 @@ impl Client {
     /// Sends a request; the URI may be a path only (authority and Host are set here). Waits for the response head
     /// at most `timeout`. The response body is not timed.
     ///
-    /// A request without a body that a server certainly did not process (it was closing the connection) is sent again on another
-    /// connection.
+    /// A request without a body that the server did not begin with is sent again on another connection; one that changes nothing
+    /// also when the server closed the connection (without an error) before it answered.
     pub async fn send(
         &self,
         request: Request<Body>,
@@ -151,6 +151,7 @@ impl Client {
             after: timeout,
         };
         let repeatable = request.body().is_end_stream();
+        let safe = request.method().is_safe();
         let mut request = request;
         for attempt in 1.. {
             let copy = (repeatable && attempt < ATTEMPTS).then(|| request_head(&request));
@@ -169,8 +170,13 @@ impl Client {
                             );
                         }
                         Ok(Err(failure)) => {
-                            inner.pool().retire_closed();
-                            let unprocessed = refused_unprocessed(failure.error());
+                            let fate = Fate::of(failure.error());
+                            // It goes away: hyper may not have noticed yet.
+                            if fate == Fate::LeftBehind || failure.message().is_some() {
+                                inner.pool().retire_shared(&shared);
+                            }
+                            let unprocessed =
+                                fate == Fate::Unprocessed || fate == Fate::LeftBehind && safe;
                             (failure, unprocessed, shared.witness)
                         }
                     }
@@ -187,9 +193,8 @@ impl Client {
                         // The server closed an idle connection while the request was on its way (RFC 9112 section 9.5 allows
                         // to repeat safe requests then).
                         Ok(Err(failure)) => {
-                            let unprocessed = reused
-                                && failure.error().is_incomplete_message()
-                                && copy.as_ref().is_some_and(|head| head.method.is_safe());
+                            let unprocessed =
+                                reused && safe && failure.error().is_incomplete_message();
                             (failure, unprocessed, own.witness)
                         }
                     }

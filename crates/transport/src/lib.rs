@@ -10,6 +10,7 @@
 
 pub mod body;
 mod client;
+mod lingering;
 mod server;
 mod severable;
 

@@ -1,9 +1,6 @@
 //! Listeners that drain.
 
-use crate::{
-    Body,
-    severable::{Hold, Severable},
-};
+use crate::{Body, lingering::Lingering, severable::Severable};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response};
@@ -139,6 +136,10 @@ where
             }
         }
     }
+    // Who the kernel has let in is told by the protocol that we go; closing the listener would reset them.
+    while let Some(Ok((stream, addr))) = accept_waiting(&listener).await {
+        server.admit(stream, addr, &handler);
+    }
     drop(listener);
     server.tracker.close();
     let began = Instant::now();
@@ -152,6 +153,15 @@ where
     // Only a handler that blocks its thread can hold this up.
     let _ = timeout(HARD_STOP, server.tracker.wait()).await;
     Ok(())
+}
+
+/// The next connection, if there is one already.
+async fn accept_waiting(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+    tokio::select! {
+        biased;
+        accepted = listener.accept() => Some(accepted),
+        () = std::future::ready(()) => None,
+    }
 }
 
 /// Errors that belong to one connection, not to the listener.
@@ -181,8 +191,6 @@ struct Admission {
     _permit: OwnedSemaphorePermit,
     _tracked: TaskTrackerToken,
 }
-
-impl Hold for Admission {}
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Protocol {
@@ -249,15 +257,15 @@ impl Server {
             let Some(protocol) = protocol? else {
                 return Ok(());
             };
-            let stream = Severable::new(stream, &self.kill, admission);
+            let stream = Severable::new(Lingering::new(stream, admission), &self.kill, ());
             return self.http(stream, protocol, peer, handler).await;
         };
         let acceptor = tokio_rustls::TlsAcceptor::from(tls.load_full());
         let handshake = timeout(self.options.tls_handshake_timeout, acceptor.accept(stream));
-        let stream = tokio::select! {
-            () = self.shutdown.cancelled() => return Ok(()),
-            done = handshake => done.map_err(|_| "TLS handshake took too long")??,
-        };
+        // Also when a drain begins meanwhile: the client is then told by the protocol instead of being cut off.
+        let stream = handshake
+            .await
+            .map_err(|_| "TLS handshake took too long")??;
         let session = stream.get_ref().1;
         peer.certificate = session
             .peer_certificates()
@@ -267,7 +275,7 @@ impl Server {
             Some(b"h2") => Protocol::Http2,
             _ => Protocol::Http1,
         };
-        let stream = Severable::new(stream, &self.kill, admission);
+        let stream = Severable::new(Lingering::new(stream, admission), &self.kill, ());
         self.http(stream, protocol, peer, handler).await
     }
 

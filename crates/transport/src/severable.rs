@@ -8,31 +8,36 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// What a stream holds until it is dropped, also when an upgrade took it out of hyper's hands.
-pub(crate) trait Hold: Unpin {
-    /// A read failed. hyper and h2 pass on little more than the message.
-    fn read_failed(&self, _error: &io::Error) {}
+/// Sees errors as they are: hyper and h2 pass on little more than the message.
+pub(crate) trait Watcher: Unpin {
+    /// A read failed.
+    fn read_failed(&self, error: &io::Error);
+}
+
+/// Does not care.
+impl Watcher for () {
+    fn read_failed(&self, _: &io::Error) {}
 }
 
 /// A stream whose reads and writes fail with `ConnectionReset` from the moment a token is cancelled. hyper turns such an error into
 /// errors of the bodies in flight; merely dropping its connection would end HTTP/1.1 bodies as if they were whole.
-pub(crate) struct Severable<T, H> {
+pub(crate) struct Severable<T, W> {
     inner: T,
     token: CancellationToken,
     // Reads and writes may be polled from different tasks after an upgrade: each needs its own waker.
     read_cut: Pin<Box<WaitForCancellationFutureOwned>>,
     write_cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    hold: H,
+    watcher: W,
 }
 
-impl<T, H> Severable<T, H> {
-    pub(crate) fn new(inner: T, token: &CancellationToken, hold: H) -> Self {
+impl<T, W> Severable<T, W> {
+    pub(crate) fn new(inner: T, token: &CancellationToken, watcher: W) -> Self {
         Self {
             inner,
             token: token.clone(),
             read_cut: Box::pin(token.clone().cancelled_owned()),
             write_cut: Box::pin(token.clone().cancelled_owned()),
-            hold,
+            watcher,
         }
     }
 }
@@ -44,7 +49,7 @@ fn severed() -> io::Error {
     )
 }
 
-impl<T, H> Severable<T, H> {
+impl<T, W> Severable<T, W> {
     fn check_read(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         // A completed future must not be polled again, so the token is asked first.
         if self.token.is_cancelled() || self.read_cut.as_mut().poll(context).is_ready() {
@@ -61,7 +66,7 @@ impl<T, H> Severable<T, H> {
     }
 }
 
-impl<T: AsyncRead + Unpin, H: Hold> AsyncRead for Severable<T, H> {
+impl<T: AsyncRead + Unpin, W: Watcher> AsyncRead for Severable<T, W> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -70,13 +75,13 @@ impl<T: AsyncRead + Unpin, H: Hold> AsyncRead for Severable<T, H> {
         self.check_read(context)?;
         let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
         if let Poll::Ready(Err(error)) = &polled {
-            self.hold.read_failed(error);
+            self.watcher.read_failed(error);
         }
         polled
     }
 }
 
-impl<T: AsyncWrite + Unpin, H: Hold> AsyncWrite for Severable<T, H> {
+impl<T: AsyncWrite + Unpin, W: Watcher> AsyncWrite for Severable<T, W> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,

@@ -1,6 +1,6 @@
 //! Why a request got no response.
 
-use crate::{BoxError, severable::Hold};
+use crate::{BoxError, severable::Watcher};
 use std::{
     error::Error,
     fmt, io,
@@ -79,7 +79,7 @@ impl ClientError {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Witness(Arc<OnceLock<rustls::AlertDescription>>);
 
-impl Hold for Witness {
+impl Watcher for Witness {
     fn read_failed(&self, error: &io::Error) {
         if let Some(rustls::Error::AlertReceived(alert)) = rustls_error(error)
             && is_refusal(*alert)
@@ -169,16 +169,34 @@ fn is_refusal(alert: rustls::AlertDescription) -> bool {
     )
 }
 
-/// Whether the server says that it did not begin with the request: a refused stream (RFC 9113 section 8.7), or a connection that
-/// it was closing when the request came.
-pub(super) fn refused_unprocessed(error: &hyper::Error) -> bool {
-    let Some(error) = error
-        .source()
-        .and_then(|cause| cause.downcast_ref::<h2::Error>())
-    else {
-        return false;
-    };
-    error.is_remote()
-        && (error.reason() == Some(h2::Reason::REFUSED_STREAM)
-            || error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR))
+/// What a server that closes a stream or connection says of the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It was not begun with: a refused stream (RFC 9113 section 8.7).
+    Unprocessed,
+    /// The connection was being closed without an error: most likely not begun with, but h2 does not tell whether the stream was
+    /// above the last one that the server took.
+    LeftBehind,
+    /// Nothing is known.
+    Unknown,
+}
+
+impl Fate {
+    pub(super) fn of(error: &hyper::Error) -> Self {
+        let cause = error.source().and_then(|cause| cause.downcast_ref());
+        match cause {
+            Some(error) => Self::of_h2(error),
+            None => Self::Unknown,
+        }
+    }
+
+    fn of_h2(error: &h2::Error) -> Self {
+        match error.reason() {
+            Some(h2::Reason::REFUSED_STREAM) if error.is_remote() => Self::Unprocessed,
+            Some(h2::Reason::NO_ERROR) if error.is_remote() && error.is_go_away() => {
+                Self::LeftBehind
+            }
+            _ => Self::Unknown,
+        }
+    }
 }

@@ -125,9 +125,10 @@ impl Pool {
         self.shared.push(shared);
     }
 
-    /// Takes a connection out of use for new requests.
-    pub(super) fn retire_closed(&mut self) {
-        self.shared.retain(|shared| !shared.sender.is_closed());
+    /// Takes a connection out of use for new requests; its streams go on.
+    pub(super) fn retire_shared(&mut self, gone: &Shared) {
+        self.shared
+            .retain(|shared| !Arc::ptr_eq(&shared.taken, &gone.taken));
     }
 
     pub(super) fn put_idle(&mut self, own: Own, max: usize) {

@@ -422,3 +422,41 @@ async fn urls_and_headers_fit_the_protocol() {
         assert_eq!(response.status(), 200);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_drain_under_load_lose_no_request() {
+    let mut server = Server::tls(ServeOptions::default()).await;
+    let relay = Relay::start(server.addr).await;
+    let tls = client_tls(None, &["h2"]);
+    let client = Client::new(&relay.addr.to_string(), Some(tls), client_options());
+    let stop = tokio_util::sync::CancellationToken::new();
+    let askers: Vec<_> = (0..8)
+        .map(|_| {
+            let (client, stop) = (client.clone(), stop.clone());
+            tokio::spawn(async move {
+                let mut answers = 0;
+                while !stop.is_cancelled() {
+                    text(&client, "/who").await;
+                    answers += 1;
+                }
+                answers
+            })
+        })
+        .collect();
+    for _ in 0..20 {
+        let successor = Server::tls(ServeOptions::default()).await;
+        relay.retarget(successor.addr);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let old = std::mem::replace(&mut server, successor);
+        old.shutdown.cancel();
+        timeout(LONG, old.serving)
+            .await
+            .expect("drained")
+            .unwrap()
+            .unwrap();
+    }
+    stop.cancel();
+    for asker in askers {
+        assert!(asker.await.expect("a request was lost") > 0);
+    }
+}

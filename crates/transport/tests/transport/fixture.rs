@@ -263,6 +263,7 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 pub(crate) struct Relay {
     pub(crate) addr: SocketAddr,
     frozen: watch::Sender<u32>,
+    target: watch::Sender<SocketAddr>,
 }
 
 impl Relay {
@@ -270,12 +271,21 @@ impl Relay {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let (frozen, times) = watch::channel(0u32);
+        let (target, targets) = watch::channel(target);
         tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
                 let mut times = times.clone();
                 times.mark_unchanged();
+                let targets = targets.clone();
                 tokio::spawn(async move {
-                    let mut far = TcpStream::connect(target).await.unwrap();
+                    let mut far = loop {
+                        // The target may have changed a moment ago.
+                        let target = *targets.borrow();
+                        match TcpStream::connect(target).await {
+                            Ok(far) => break far,
+                            Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+                        }
+                    };
                     tokio::select! {
                         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
                         _ = times.changed() => {
@@ -286,7 +296,16 @@ impl Relay {
                 });
             }
         });
-        Self { addr, frozen }
+        Self {
+            addr,
+            frozen,
+            target,
+        }
+    }
+
+    /// Later connections go elsewhere.
+    pub(crate) fn retarget(&self, target: SocketAddr) {
+        self.target.send_replace(target);
     }
 
     pub(crate) fn freeze(&self) {
