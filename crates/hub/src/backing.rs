@@ -9,6 +9,7 @@ use crate::{
     metrics::{Metrics, Unlearned},
     query::Query,
     route::Mode,
+    tee::teach_page,
     upstream::{Outgoing, OutgoingBody, Upstreams},
 };
 use bytes::Bytes;
@@ -322,7 +323,7 @@ impl Inner {
                 })?;
             let revision = page.resource_version.clone();
             next.clone_from(&page.continue_token);
-            learner.page(page);
+            teach_page(&self.cache, &mut learner, page).await;
             if next.is_empty() {
                 learner.finish();
                 return Ok(revision);

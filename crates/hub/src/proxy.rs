@@ -15,7 +15,7 @@ use crate::{
     route::{self, Facts, Mode, Way},
     tee::{Passing, Subject, Teacher, Tee},
     upgrade,
-    upstream::{Outgoing, OutgoingBody, SendError, Server, Upstreams},
+    upstream::{GRACE, Outgoing, OutgoingBody, SendError, Server, Upstreams},
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
@@ -102,9 +102,14 @@ enum Upload {
 }
 
 impl Hub {
-    /// Whether the cloud is there now.
+    /// Whether the cloud is there now. Just after the start it may turn out not to be, a moment before [`Self::modes`]
+    /// tells.
     pub fn mode(&self) -> Mode {
-        *self.mode.borrow()
+        if self.upstreams.reachable() {
+            *self.mode.borrow()
+        } else {
+            Mode::Offline
+        }
     }
 
     /// To wait for the cloud.
@@ -149,8 +154,10 @@ impl Hub {
             _ => ListOptions::default(),
         };
         // What the node cannot answer for the cloud is worth a moment of waiting, when nothing is known of the cloud yet.
-        if self.upstreams.starting() && (upgrade || !parts.method.is_safe()) {
-            self.upstreams.settled(SETTLE).await;
+        if self.upstreams.starting() {
+            let node_may_know = parts.method.is_safe() && !upgrade;
+            let wait = if node_may_know { GRACE } else { SETTLE };
+            self.upstreams.settled(wait).await;
         }
         let accept = parts
             .headers

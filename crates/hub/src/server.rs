@@ -265,7 +265,8 @@ async fn open(config: &Arc<Config>) -> Result<(Cache, Journal), HubError> {
             &config.cache_dir,
             CacheConfig {
                 budget_bytes: config.cache_budget,
-                ..CacheConfig::default()
+                // The initial events of a watch come as fast as the link brings them; the disk may be slower.
+                queue_bytes: 24 << 20,
             },
         )?;
         let journal = Journal::open(&cache, JournalConfig::default())?;

@@ -22,10 +22,15 @@ use std::{
 };
 use tokio::sync::mpsc;
 use yurt_transport::{BoxError, ResponseBody};
-use yurt_wire::{Encoding, Gvr, Object, list};
+use yurt_wire::{
+    Encoding, Gvr, Object,
+    list::{self, SplitList},
+};
 
 /// Answers that wait to be learned.
 const QUEUE: usize = 512;
+/// Bytes of a list that are taught at one time.
+const SLICE: usize = 1 << 20;
 /// Paged lists under way.
 const PAGED_LISTS: usize = 32;
 /// Answers above this size are decoded where they hold up nothing else.
@@ -137,22 +142,55 @@ impl Teacher {
             let limit = most_one.saturating_mul(INFLATION);
             let mut paged = Paged::default();
             while let Some((lesson, reserved)) = queue.recv().await {
-                let learned = if reserved.bytes > HEAVY {
-                    let cache = cache.clone();
-                    let work = tokio::task::spawn_blocking(move || {
-                        let learned = learn(&cache, &mut paged, lesson, limit);
-                        (paged, learned)
-                    });
-                    match work.await {
-                        Ok((back, learned)) => {
-                            paged = back;
-                            learned
-                        }
+                let decoded = if reserved.bytes > HEAVY {
+                    match tokio::task::spawn_blocking(move || decode(lesson, limit)).await {
+                        Ok(decoded) => decoded,
                         // The runtime is going down.
                         Err(_) => return,
                     }
                 } else {
-                    learn(&cache, &mut paged, lesson, limit)
+                    decode(lesson, limit)
+                };
+                let learned = match decoded {
+                    Ok((
+                        caller,
+                        News::Page {
+                            query,
+                            continued,
+                            page,
+                        },
+                    )) => {
+                        paged.learn(&cache, caller, query, &continued, page).await;
+                        Ok(())
+                    }
+                    Ok((caller, News::Object(gvr, object))) => {
+                        cache.learn_object(&caller, &gvr, &object);
+                        Ok(())
+                    }
+                    Ok((
+                        caller,
+                        News::Absence {
+                            gvr,
+                            namespace,
+                            name,
+                        },
+                    )) => {
+                        cache.learn_absent(&caller, &gvr, &namespace, &name);
+                        Ok(())
+                    }
+                    Ok((
+                        _,
+                        News::Document {
+                            path,
+                            content_type,
+                            body,
+                        },
+                    )) => {
+                        cache.learn_document(&path, &content_type, body);
+                        Ok(())
+                    }
+                    Ok((_, News::Nothing)) => Ok(()),
+                    Err(why) => Err(why),
                 };
                 if let Err(why) = learned {
                     metrics.unlearned(why);
@@ -220,48 +258,100 @@ impl Tee {
     }
 }
 
-fn learn(cache: &Cache, paged: &mut Paged, lesson: Lesson, limit: usize) -> Result<(), Unlearned> {
-    let Lesson {
-        caller,
-        subject,
-        encoding,
-        gzip,
-        body,
-    } = lesson;
-    let body = if gzip {
-        inflate(&body, limit)?
+/// An answer, understood.
+enum News {
+    Object(Gvr, Object),
+    Absence {
+        gvr: Gvr,
+        namespace: String,
+        name: String,
+    },
+    Page {
+        query: Query,
+        continued: String,
+        page: SplitList,
+    },
+    Document {
+        path: String,
+        content_type: String,
+        body: Bytes,
+    },
+    /// A Status where an object was expected, or the other way round.
+    Nothing,
+}
+
+fn decode(lesson: Lesson, limit: usize) -> Result<(Caller, News), Unlearned> {
+    let body = if lesson.gzip {
+        inflate(lesson.body, limit)?
     } else {
-        join(&body)
+        join(lesson.body)
     };
-    if let Subject::Document { path, content_type } = subject {
-        cache.learn_document(&path, &content_type, body);
-        return Ok(());
-    }
-    if let Subject::List { query, continued } = subject {
-        let split = list::split(&body, encoding).map_err(|_| Unlearned::Undecodable)?;
-        paged.learn(cache, caller, query, &continued, split);
-        return Ok(());
-    }
-    let object = Object {
-        encoding,
-        bytes: body,
+    let object = |bytes| Object {
+        encoding: lesson.encoding,
+        bytes,
     };
-    let meta = object.meta().map_err(|_| Unlearned::Undecodable)?;
-    let status = meta.gvk.kind == "Status" && meta.gvk.version == "v1" && meta.gvk.group.is_empty();
-    match subject {
-        Subject::Object(gvr) if !status && !meta.name.is_empty() => {
-            cache.learn_object(&caller, &gvr, &object);
+    let kind = |object: &Object| -> Result<(bool, bool), Unlearned> {
+        let meta = object.meta().map_err(|_| Unlearned::Undecodable)?;
+        let core = meta.gvk.version == "v1" && meta.gvk.group.is_empty();
+        Ok((core && meta.gvk.kind == "Status", meta.name.is_empty()))
+    };
+    let news = match lesson.subject {
+        Subject::Document { path, content_type } => News::Document {
+            path,
+            content_type,
+            body,
+        },
+        Subject::List { query, continued } => News::Page {
+            query,
+            continued,
+            page: list::split(&body, lesson.encoding).map_err(|_| Unlearned::Undecodable)?,
+        },
+        Subject::Object(gvr) => {
+            let object = object(body);
+            match kind(&object)? {
+                (false, false) => News::Object(gvr, object),
+                _ => News::Nothing,
+            }
         }
         Subject::Absence {
             gvr,
             namespace,
             name,
-        } if status => {
-            cache.learn_absent(&caller, &gvr, &namespace, &name);
+        } => match kind(&object(body))? {
+            (true, _) => News::Absence {
+                gvr,
+                namespace,
+                name,
+            },
+            _ => News::Nothing,
+        },
+    };
+    Ok((lesson.caller, news))
+}
+
+/// Teaches one page, in slices with a pause for the disk in between: what waits for the disk is bounded, and what finds no room
+/// there would be lost.
+pub(crate) async fn teach_page(cache: &Cache, learner: &mut ListLearner, mut page: SplitList) {
+    let mut items = std::mem::take(&mut page.items).into_iter().peekable();
+    loop {
+        let mut slice = SplitList {
+            items: Vec::new(),
+            ..page.clone()
+        };
+        let mut bytes = 0;
+        while let Some(item) = items.next_if(|item| bytes == 0 || bytes + item.bytes.len() <= SLICE)
+        {
+            bytes += item.bytes.len();
+            slice.items.push(item);
         }
-        _ => {}
+        learner.page(slice);
+        if items.peek().is_none() {
+            return;
+        }
+        if let Err(error) = cache.flush().await {
+            tracing::warn!(%error, "the cache's disk does not take a list");
+        }
     }
-    Ok(())
 }
 
 /// Lists of which some pages came, by who asks and the token of the next page; oldest first.
@@ -269,13 +359,13 @@ fn learn(cache: &Cache, paged: &mut Paged, lesson: Lesson, limit: usize) -> Resu
 struct Paged(VecDeque<(Caller, Query, String, ListLearner)>);
 
 impl Paged {
-    fn learn(
+    async fn learn(
         &mut self,
         cache: &Cache,
         caller: Caller,
         query: Query,
         continued: &str,
-        page: list::SplitList,
+        page: SplitList,
     ) {
         let begun = self
             .0
@@ -290,7 +380,7 @@ impl Paged {
             None => cache.list_learner(&caller, &query),
         };
         let next = page.continue_token.clone();
-        learner.page(page);
+        teach_page(cache, &mut learner, page).await;
         if !whole {
             return;
         }
@@ -306,15 +396,15 @@ impl Paged {
 }
 
 /// One buffer of its own: what is learned must not keep the connection's read buffers alive.
-fn join(chunks: &[Bytes]) -> Bytes {
+fn join(chunks: Vec<Bytes>) -> Bytes {
     let mut joined = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
     for chunk in chunks {
-        joined.extend_from_slice(chunk);
+        joined.extend_from_slice(&chunk);
     }
     joined.freeze()
 }
 
-fn inflate(chunks: &[Bytes], limit: usize) -> Result<Bytes, Unlearned> {
+fn inflate(chunks: Vec<Bytes>, limit: usize) -> Result<Bytes, Unlearned> {
     let compressed = join(chunks);
     let mut inflated = Vec::new();
     flate2::read::MultiGzDecoder::new(&compressed[..])

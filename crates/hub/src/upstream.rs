@@ -27,7 +27,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 const PROBE_CONNECT: Duration = Duration::from_secs(2);
 
 /// After a start, requests are sent for this long without a sign of life; then the node answers what it can until one comes.
-pub(crate) const GRACE: Duration = Duration::from_millis(120);
+pub(crate) const GRACE: Duration = Duration::from_millis(100);
 /// How long after the start a server that is up counts even before the hub has gone online.
 const FIRST_CONTACT: Duration = Duration::from_secs(5);
 
@@ -313,7 +313,9 @@ impl Upstreams {
     }
 
     /// Waits until it is known whether a server is up, at most so long.
-    pub async fn settled(&self, most: Duration) {
+    pub async fn settled(&self, mut most: Duration) {
+        // Counted from the start: the hundredth request need not wait as long as the first.
+        most = most.saturating_sub(self.origin.elapsed());
         let mut changes = self.changes();
         let settled = async {
             while self.starting() {

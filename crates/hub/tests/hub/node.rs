@@ -160,6 +160,7 @@ impl Node {
         Watching {
             headers: response.headers().clone(),
             body: response.into_body(),
+            rest: Vec::new(),
         }
     }
 
@@ -244,6 +245,7 @@ impl Answered {
 pub(crate) struct Watching {
     pub(crate) headers: HeaderMap,
     pub(crate) body: ResponseBody,
+    rest: Vec<u8>,
 }
 
 /// What came next in a watch.
@@ -255,20 +257,21 @@ pub(crate) enum Came {
 }
 
 impl Watching {
-    /// The next event; each comes as one chunk here.
+    /// The next event; one a line.
     pub(crate) async fn next(&mut self) -> Came {
         loop {
+            if let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                return Came::Event(serde_json::from_slice(&line).expect("an event in JSON"));
+            }
             let frame = tokio::time::timeout(PATIENCE, self.body.frame())
                 .await
                 .expect("an event, or an end");
             match frame {
                 Some(Ok(frame)) => {
-                    let Ok(data) = frame.into_data() else {
-                        continue;
-                    };
-                    return Came::Event(serde_json::from_slice(&data).unwrap_or_else(|error| {
-                        panic!("{error}: {}", String::from_utf8_lossy(&data))
-                    }));
+                    if let Ok(data) = frame.into_data() {
+                        self.rest.extend_from_slice(&data);
+                    }
                 }
                 Some(Err(_)) => return Came::Broken,
                 None => return Came::End,

@@ -3,6 +3,7 @@
 use crate::{
     cloud::{Answer, Cloud, JSON, PROTOBUF, Trust},
     event,
+    link::{Link, State},
     node::{Came, Directory, Node, config, eventually},
     pod, pod_list,
 };
@@ -377,5 +378,66 @@ async fn bodies_stream_through_in_both_encodings() {
         .unwrap();
     assert_eq!(node.ask(request).await.status(), 200);
     assert_eq!(cloud.seen(Method::POST, PODS)[0].body.len(), large.len());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_lists_and_many_initial_events_are_learned_whole() {
+    let (trust, directory) = (Trust::new(), Directory::new());
+    let cloud = Cloud::start(&trust).await;
+    let link = Link::to(cloud.addr).await;
+    let node = Node::start(config(&directory.0, &trust, &[link.addr])).await;
+    node.until_up().await;
+    let padding = "x".repeat(12 << 10);
+    let object = |kind: &str, index: u64| {
+        format!(
+            r#"{{"kind":"{kind}","apiVersion":"v1","metadata":{{"name":"o{index}","namespace":"default","uid":"u{index}","resourceVersion":"{}"}},"data":{{"padding":"{padding}"}}}}"#,
+            index + 1
+        )
+    };
+    let maps = "/api/v1/namespaces/default/configmaps";
+    let items: Vec<String> = (0..1000).map(|index| object("ConfigMap", index)).collect();
+    let list = format!(
+        r#"{{"kind":"ConfigMapList","apiVersion":"v1","metadata":{{"resourceVersion":"2000"}},"items":[{}]}}"#,
+        items.join(",")
+    );
+    cloud.answer(Method::GET, maps, 200, JSON, list);
+    assert_eq!(node.get(maps).await.status, 200);
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let watched = format!(
+        "{secrets}?watch=true&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan"
+    );
+    let mut watch = node.watch(&watched, &[("accept", JSON)]).await;
+    let emitting = {
+        let cloud = cloud.clone();
+        let events: Vec<String> = (0..1000)
+            .map(|index| event("ADDED", &object("Secret", index)))
+            .collect();
+        tokio::spawn(async move {
+            for event in events {
+                cloud.emit(secrets, event).await;
+            }
+            let end = r#"{"kind":"Secret","apiVersion":"v1","metadata":{"resourceVersion":"3000","annotations":{"k8s.io/initial-events-end":"true"}}}"#;
+            cloud.emit(secrets, event("BOOKMARK", end)).await;
+        })
+    };
+    for _ in 0..1000 {
+        assert_eq!(watch.event().await["type"], "ADDED");
+    }
+    assert_eq!(watch.event().await["type"], "BOOKMARK");
+    emitting.await.unwrap();
+    eventually("learned", async || {
+        node.status().await["cache"]["objects"] == 2000
+    })
+    .await;
+    link.set(State::Cut);
+    node.until_mode("offline").await;
+    for path in [maps, secrets] {
+        eventually("the whole list is there", async || {
+            let got = node.get(path).await;
+            got.status == 200 && got.json()["items"].as_array().unwrap().len() == 1000
+        })
+        .await;
+    }
     node.stop().await;
 }
