@@ -12,6 +12,7 @@ pub mod structural;
 mod tests;
 mod validate;
 
+pub(crate) use prune::OBJECT_META;
 pub use structural::{Additional, JsonType, Structural};
 
 use crate::causes::{duplicate, forbidden, invalid, not_supported, required};

@@ -46,13 +46,14 @@ pub(crate) fn child<'v>(object: &'v mut Value, name: &str) -> Option<&'v mut Val
     object.get_mut(name).filter(|value| value.is_object())
 }
 
-/// The items of a field that is a list.
+/// The objects in a field that is a list.
 pub(crate) fn items<'v>(object: &'v mut Value, name: &str) -> impl Iterator<Item = &'v mut Value> {
     object
         .get_mut(name)
         .and_then(Value::as_array_mut)
         .into_iter()
         .flatten()
+        .filter(|item| item.is_object())
 }
 
 /// A string field; empty when absent.
@@ -174,11 +175,28 @@ fn normalize_message(message: &'static Message, value: &mut Value, resource: boo
         {
             fields.insert(field.json_name.into(), zero);
         }
+        if let Some(value) = fields.get_mut(field.json_name)
+            && !(value.is_null() && field.pointer)
+        {
+            // Storage does not tell an empty list from an absent one.
+            if (field.repeated || field.map) && !field.pointer && is_zero(value) {
+                *value = Value::Null;
+            }
+            // Null is the zero value, also of an item.
+            let item = field.repeated || field.map;
+            each(field, value, |value| {
+                if !value.is_null() {
+                    return;
+                }
+                match zero(field.kind) {
+                    Some(zero) => *value = zero,
+                    None if item && field.kind == FieldKind::Bytes => *value = Value::from(""),
+                    None => {}
+                }
+            });
+        }
         if let (Some(inner), Some(value)) = (inner_message(field), fields.get_mut(field.json_name))
         {
-            if value.is_null() && !field.repeated && !field.map && !field.pointer {
-                *value = empty();
-            }
             let is_meta = inner.name.ends_with(".ObjectMeta");
             each(field, value, |value| {
                 normalize_message(inner, value, !is_meta, depth + 1);
@@ -234,7 +252,7 @@ fn is_left_out(field: &Field, value: &Value) -> bool {
             FieldKind::Message(_) | FieldKind::IntOrString | FieldKind::Quantity
         );
     match value {
-        Value::Null => field.omit_empty && !by_value_struct || field.omit_zero || field.pointer,
+        Value::Null => field.omit_empty && !by_value_struct || field.omit_zero,
         _ if field.pointer || !field.omit_empty || by_value_struct => false,
         _ => match field.kind {
             _ if field.repeated || field.map => is_zero(value),
@@ -247,23 +265,37 @@ fn is_left_out(field: &Field, value: &Value) -> bool {
 
 /// What Go writes for a field that was never set; `None` when it leaves it out.
 fn written_zero(field: &'static Field) -> Option<Value> {
-    if field.pointer || field.omit_zero {
+    if field.omit_zero {
         return None;
+    }
+    if field.pointer {
+        return (!field.omit_empty).then_some(Value::Null);
     }
     if field.repeated || field.map {
         return (!field.omit_empty).then_some(Value::Null);
     }
-    let always = match field.kind {
+    match field.kind {
+        FieldKind::Message(_)
+        | FieldKind::IntOrString
+        | FieldKind::Quantity
+        | FieldKind::Time
+        | FieldKind::MicroTime
+        | FieldKind::RawExtension => zero(field.kind).or(Some(Value::Null)),
+        FieldKind::Bytes => (!field.omit_empty).then_some(Value::Null),
+        _ if field.omit_empty => None,
+        _ => zero(field.kind),
+    }
+}
+
+/// The zero value of a type, where it is another than null.
+fn zero(kind: FieldKind) -> Option<Value> {
+    Some(match kind {
         FieldKind::Message(_) => empty(),
         FieldKind::IntOrString => Value::from(0),
         FieldKind::Quantity => Value::from("0"),
-        FieldKind::Time | FieldKind::MicroTime | FieldKind::RawExtension => Value::Null,
-        _ if field.omit_empty => return None,
         FieldKind::String => Value::from(""),
         FieldKind::Bool => Value::from(false),
         FieldKind::Int32 | FieldKind::Int64 | FieldKind::Double => Value::from(0),
-        FieldKind::Bytes => Value::Null,
         _ => return None,
-    };
-    Some(always)
+    })
 }

@@ -2,6 +2,10 @@
 
 use super::structural::{Additional, JsonType, Structural};
 use serde_json::Value;
+use yurt_wire::schema;
+
+/// The type of every object's metadata.
+pub(crate) const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 impl Structural {
     /// Removes unknown fields from a custom resource and returns their paths.
@@ -57,6 +61,9 @@ fn prune(
             });
             for (name, inner) in fields.iter_mut() {
                 if identity(name) {
+                    if name == "metadata" {
+                        prune_metadata(inner, &join(path, name), dropped);
+                    }
                     continue;
                 }
                 if let Some(child) = schema.property(name) {
@@ -79,5 +86,22 @@ fn prune(
             }
         }
         _ => {}
+    }
+}
+
+/// metadata is ObjectMeta whatever the schema says.
+fn prune_metadata(metadata: &mut Value, path: &str, dropped: &mut Vec<String>) {
+    let Some(message) = schema::message(OBJECT_META) else {
+        return;
+    };
+    if let Value::Object(fields) = metadata {
+        fields.retain(|name, value| {
+            let keep = schema::field(message, name).is_some();
+            if !keep {
+                dropped.push(join(path, name));
+            }
+            // Generated manifests are full of `creationTimestamp: null`.
+            keep && !value.is_null()
+        });
     }
 }

@@ -232,6 +232,9 @@ fn unknown_fields_are_pruned() {
     );
     assert_eq!(pruned["spec"]["open"]["any"], json!({"thing": 1}));
     assert!(schema.prune(&mut pruned).is_empty());
+    pruned["metadata"] = json!({"name": "w", "creationTimestamp": null, "lables": {}});
+    assert_eq!(schema.prune(&mut pruned), ["metadata.lables"]);
+    assert_eq!(pruned["metadata"], json!({"name": "w"}));
     assert!(
         schema
             .unknown_fields(&full)

@@ -1,8 +1,8 @@
 //! How each part of an object merges: as a scalar, whole, by fields, or by items.
 
 use super::path::PathElement;
-use crate::crd::Structural;
 use crate::crd::structural::{Additional, JsonType};
+use crate::crd::{OBJECT_META, Structural};
 use serde_json::Value;
 use yurt_wire::schema::{self, Field, FieldKind, ListType, Message};
 
@@ -121,8 +121,7 @@ impl<'a> Typing<'a> {
 
 /// ObjectMeta of the schema tables; without it metadata merges by form.
 fn object_meta<'a>() -> Type<'a> {
-    schema::message("io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta")
-        .map_or(Type::Deduced, Type::Message)
+    schema::message(OBJECT_META).map_or(Type::Deduced, Type::Message)
 }
 
 fn form(value: Option<&Value>) -> Shape<'static> {

@@ -1,8 +1,8 @@
 //! Schemas of custom resources, from their definitions.
 
 use super::Dialect;
-use super::schemas::{Definitions, LIST_META, OBJECT_META, gvk_extension};
-use crate::crd::{Additional, Structural};
+use super::schemas::{Definitions, LIST_META, gvk_extension};
+use crate::crd::{Additional, OBJECT_META, Structural};
 use crate::resources::Resource;
 use serde_json::{Map, Value, json};
 use yurt_wire::Gvk;

@@ -8,8 +8,6 @@ use std::collections::BTreeMap;
 use yurt_wire::Gvk;
 use yurt_wire::schema::{self, Field, FieldKind, ListType, Message};
 
-/// The type of every object's metadata.
-pub(super) const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 /// The type of every list's metadata.
 pub(super) const LIST_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta";
 const JSON_PREFIX: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1";
