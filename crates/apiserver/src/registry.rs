@@ -25,7 +25,7 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use serde_json::Value;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use yurt_wire::{Reason, Status, status::Cause};
 
 /// A result whose error is what the client gets.
@@ -156,6 +156,7 @@ pub struct Registry {
     /// The objects.
     pub storage: Storage,
     catalog: ArcSwap<Catalog>,
+    reload: Mutex<()>,
     services: services::Allocator,
 }
 
@@ -165,6 +166,7 @@ impl Registry {
         let registry = Self {
             storage,
             catalog: ArcSwap::from_pointee(Catalog::new(&[])),
+            reload: Mutex::new(()),
             services: services::Allocator::new(range),
         };
         registry.reload_crds();
@@ -178,6 +180,8 @@ impl Registry {
 
     /// Reads the CRDs anew.
     pub(crate) fn reload_crds(&self) {
+        // One at a time, so that an older reading never replaces a newer one.
+        let _turn = self.reload.lock().unwrap_or_else(PoisonError::into_inner);
         let (stored, _) = self.storage.list(&CRDS, "", None);
         let crds: Vec<Arc<crd::Crd>> = stored
             .iter()

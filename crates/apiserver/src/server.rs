@@ -33,6 +33,9 @@ const MAX_READING: usize = 400;
 /// How long a request waits for its turn before it is sent away with 429.
 const TURN: Duration = Duration::from_secs(1);
 
+/// How long a request's body may take to arrive.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Everything a request needs.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -117,9 +120,15 @@ impl Server {
         if !authz::decide(&user, &attributes).allowed {
             return Err(authz::forbidden(&user, &attributes));
         }
-        let _turn = self.turn(info, &parts.method).await?;
         if info.is_resource {
-            self.resource(parts, body, info, wanted, user).await
+            // The body first: a client that sends slowly must not take a turn from others.
+            let bytes = tokio::time::timeout(BODY_PATIENCE, body::read(body))
+                .await
+                .map_err(|_| {
+                    Box::new(Status::timeout("the body of the request did not arrive", 1))
+                })??;
+            let _turn = self.turn(info, &parts.method).await?;
+            self.resource(parts, bytes, info, wanted, user).await
         } else {
             self.path(parts, info, wanted, &user).await
         }
@@ -132,7 +141,6 @@ impl Server {
         method: &http::Method,
     ) -> Reply<Option<SemaphorePermit<'_>>> {
         let lanes = match info.verb {
-            _ if !info.is_resource => return Ok(None),
             Verb::Watch => return Ok(None),
             _ if method == http::Method::GET || method == http::Method::HEAD => &self.reading,
             _ => &self.mutating,

@@ -7,6 +7,8 @@
 
 mod partition;
 mod stored;
+#[cfg(test)]
+mod tests;
 
 pub use partition::{Change, Partition, TooOld, WindowLimits};
 pub use stored::{Key, Stored};

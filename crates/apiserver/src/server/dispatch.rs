@@ -17,25 +17,21 @@ use bytes::Bytes;
 use http::{HeaderMap, Response, StatusCode, header, request::Parts};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use yurt_transport::{Body, BoxError};
+use yurt_transport::Body;
 use yurt_wire::{Gvk, RequestInfo, Status, Verb, patch::PatchType, request::query_pairs};
 
 /// Field managers are at most this long.
 const MAX_MANAGER: usize = 128;
 
 impl Server {
-    pub(super) async fn resource<B>(
+    pub(super) async fn resource(
         &self,
         parts: &Parts,
-        body: B,
+        bytes: Bytes,
         info: &RequestInfo,
         wanted: &Wanted,
         user: User,
-    ) -> Reply<Response<Body>>
-    where
-        B: http_body::Body<Data = Bytes> + Send,
-        B::Error: Into<BoxError>,
-    {
+    ) -> Reply<Response<Body>> {
         let catalog = self.registry.catalog();
         let resource = catalog
             .find(&info.group, &info.version, &info.resource)
@@ -64,34 +60,35 @@ impl Server {
             }
             Verb::Create => {
                 wanted.negotiate(true, true)?;
-                let bytes = body::read(body).await?;
                 self.create(&target, &parts.headers, bytes, wanted).await
             }
             Verb::Update => {
-                let bytes = body::read(body).await?;
                 let decoded = body::decode(&parts.headers, bytes, &body_kind(&target))?;
                 check_types(&target, &decoded.value)?;
-                let written = self
-                    .registry
-                    .update(&target, decoded.value, decoded.raw.as_deref())
-                    .await?;
-                self.written(wanted, &target, written).await
+                let (registry, owned) = (self.registry.clone(), target.clone());
+                let written = finished(async move {
+                    registry
+                        .update(&owned, decoded.value, decoded.raw.as_deref())
+                        .await
+                });
+                self.written(wanted, &target, written.await?).await
             }
             Verb::Patch => {
-                let bytes = body::read(body).await?;
                 let (kind, patch) =
                     body::decode_patch(&parts.headers, &bytes, &body_kind(&target))?;
                 check_manager(&target, kind, &info.query)?;
                 if kind == PatchType::Apply {
                     check_types(&target, &patch)?;
                 }
-                let written = self.registry.patch(&target, kind, &patch).await?;
-                self.written(wanted, &target, written).await
+                let (registry, owned) = (self.registry.clone(), target.clone());
+                let written = finished(async move { registry.patch(&owned, kind, &patch).await });
+                self.written(wanted, &target, written.await?).await
             }
             Verb::Delete => {
-                let bytes = body::read(body).await?;
                 let options = body::delete_options(&parts.headers, &bytes, &info.query)?;
-                let deleted = self.registry.delete(&target, &options).await?;
+                let (registry, owned) = (self.registry.clone(), target.clone());
+                let deleted =
+                    finished(async move { registry.delete(&owned, &options).await }).await?;
                 if !deleted.gone || resource.returns_deleted {
                     return respond::object(wanted, resource, deleted.content, StatusCode::OK)
                         .await;
@@ -107,13 +104,15 @@ impl Server {
                 respond::value(wanted, &status, StatusCode::OK).await
             }
             Verb::DeleteCollection => {
-                let bytes = body::read(body).await?;
                 let options = body::delete_options(&parts.headers, &bytes, &info.query)?;
                 let selection = info.list_options()?;
-                let deleted = self
-                    .registry
-                    .delete_collection(&target, &selection, &options)
-                    .await?;
+                let (registry, owned) = (self.registry.clone(), target.clone());
+                let deleted = finished(async move {
+                    registry
+                        .delete_collection(&owned, &selection, &options)
+                        .await
+                })
+                .await?;
                 let revision = self.registry.storage.revision();
                 respond::contents(wanted, resource, deleted, revision).await
             }
@@ -184,11 +183,13 @@ impl Server {
             return respond::value(wanted, &binding::created(), StatusCode::CREATED).await;
         }
         check_types(target, &decoded.value)?;
-        let written = self
-            .registry
-            .create(target, decoded.value, decoded.raw.as_deref())
-            .await?;
-        self.written(wanted, target, written).await
+        let (registry, owned) = (self.registry.clone(), target.clone());
+        let written = finished(async move {
+            registry
+                .create(&owned, decoded.value, decoded.raw.as_deref())
+                .await
+        });
+        self.written(wanted, target, written.await?).await
     }
 
     async fn written(
@@ -204,6 +205,17 @@ impl Server {
         };
         respond::warn(&mut response, &written.warnings);
         Ok(response)
+    }
+}
+
+/// Runs a write to its end even when the client goes away meanwhile: what follows a write (a CRD that is served, an
+/// address that is taken) must not be left out.
+async fn finished<T: Send + 'static>(
+    write: impl Future<Output = Reply<T>> + Send + 'static,
+) -> Reply<T> {
+    match tokio::spawn(write).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Box::new(Status::internal_error(error))),
     }
 }
 

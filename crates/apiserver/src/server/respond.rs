@@ -212,13 +212,41 @@ pub(super) async fn value(
     Ok(finish(wanted, &representation, vec![object.bytes], code).await)
 }
 
+/// Lists of more objects than this are put together apart from the threads that serve everybody.
+const LARGE_LIST: usize = 256;
+
 /// A list.
 pub(super) async fn page(
     wanted: &Wanted,
-    resource: &Resource,
+    resource: &Arc<Resource>,
     page: Page,
 ) -> Reply<Response<Body>> {
     let representation = wanted.representation(resource)?;
+    let body = if page.items.len() > LARGE_LIST {
+        let (resource, representation) = (resource.clone(), representation.clone());
+        let include = wanted.include;
+        tokio::task::spawn_blocking(move || list_body(&resource, &representation, include, page))
+            .await
+            .map_err(|error| Box::new(Status::internal_error(error)))?
+    } else {
+        list_body(resource, &representation, wanted.include, page)
+    };
+    Ok(finish(
+        wanted,
+        &representation,
+        body.map_err(internal)?,
+        StatusCode::OK,
+    )
+    .await)
+}
+
+/// The body of a list in chunks.
+fn list_body(
+    resource: &Resource,
+    representation: &Representation,
+    include: IncludeObject,
+    page: Page,
+) -> Result<Vec<Bytes>, Malformed> {
     let encoding = representation.encoding;
     let mut head = ListHead {
         gvk: resource.list_gvk(),
@@ -226,14 +254,14 @@ pub(super) async fn page(
         continue_token: page.continue_token,
         remaining: page.remaining,
     };
-    let body = match &representation.shape {
+    match &representation.shape {
         Shape::Full => {
             let items: Result<Vec<Object>, Malformed> = page
                 .items
                 .iter()
                 .map(|stored| served(resource, stored, encoding))
                 .collect();
-            list::join(&head, encoding, &items.map_err(internal)?).map_err(internal)?
+            list::join(&head, encoding, &items?)
         }
         Shape::PartialMetadata { version, .. } => {
             let items: Result<Vec<Object>, Malformed> = page
@@ -245,12 +273,12 @@ pub(super) async fn page(
                 &format!("meta.k8s.io/{version}"),
                 "PartialObjectMetadataList",
             );
-            list::join(&head, encoding, &items.map_err(internal)?).map_err(internal)?
+            list::join(&head, encoding, &items?)
         }
         Shape::Table { version } => {
             let mut meta = json!({"resourceVersion": head.resource_version});
             if !head.continue_token.is_empty() {
-                meta["continue"] = head.continue_token.clone().into();
+                meta["continue"] = head.continue_token.into();
             }
             if let Some(remaining) = head.remaining {
                 meta["remainingItemCount"] = remaining.into();
@@ -264,15 +292,14 @@ pub(super) async fn page(
                 &printer(resource),
                 &meta,
                 &objects,
-                wanted.include,
+                include,
                 version,
                 true,
                 meta::now_seconds(),
             );
-            vec![table.to_string().into()]
+            Ok(vec![table.to_string().into()])
         }
-    };
-    Ok(finish(wanted, &representation, body, StatusCode::OK).await)
+    }
 }
 
 /// A collection that was deleted, as a list of what it was.

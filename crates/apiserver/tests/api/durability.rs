@@ -109,3 +109,21 @@ async fn custom_resources_and_tokens_outlive_a_restart() {
     assert_eq!(reviewed["status"]["authenticated"], true);
     cluster.stop().await;
 }
+
+#[tokio::test]
+async fn a_write_is_finished_when_its_client_goes_away() {
+    let dir = Dir::new("gone");
+    let cluster = Cluster::open(&dir.0).await;
+    {
+        let object = config_map("a");
+        let mut request = std::pin::pin!(cluster.post(CONFIG_MAPS, &object));
+        // The client sends its request and is gone before the answer.
+        std::future::poll_fn(|cx| {
+            assert!(request.as_mut().poll(cx).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+    }
+    cluster.until(&format!("{CONFIG_MAPS}/a"), 200).await;
+    cluster.stop().await;
+}
