@@ -400,7 +400,7 @@ impl Journal {
                 .dropped
                 .fetch_add(surplus.len() as u64, Ordering::Relaxed);
             for (gvr, index) in &surplus {
-                inner.cache.end_overlay(gvr, index, false);
+                inner.cache.end_overlay(gvr, index, None);
             }
         }
         if let Some(view) = view {
@@ -436,7 +436,7 @@ impl Journal {
             match self.replay_one(cloud, &entry).await {
                 Next::Done(object) => {
                     self.learn(&entry, object);
-                    self.strike(&entry, false).await;
+                    self.strike(&entry, None).await;
                     self.inner.replayed.fetch_add(1, Ordering::Relaxed);
                     report.applied += 1;
                 }
@@ -446,6 +446,10 @@ impl Journal {
                         entry.resource, entry.namespace, entry.name
                     );
                     tracing::warn!(write = %what, "an offline write is dropped");
+                    let shown =
+                        self.inner
+                            .cache
+                            .view(&entry.gvr(), &entry.namespace, &entry.name);
                     if gone {
                         self.inner.cache.learn_absent(
                             &Caller::Node,
@@ -454,7 +458,7 @@ impl Journal {
                             &entry.name,
                         );
                     }
-                    self.strike(&entry, true).await;
+                    self.strike(&entry, Some(shown)).await;
                     self.inner.dropped.fetch_add(1, Ordering::Relaxed);
                     report.dropped.push(what);
                 }
@@ -537,8 +541,9 @@ impl Journal {
             .learn_object(&Caller::Node, &entry.gvr(), &object);
     }
 
-    /// Ends an entry, unless something was written on top of it meanwhile.
-    async fn strike(&self, entry: &Entry, tell: bool) {
+    /// Ends an entry, unless something was written on top of it meanwhile. Watchers are told when `shown`, what they saw so far,
+    /// is given.
+    async fn strike(&self, entry: &Entry, shown: Option<Option<Object>>) {
         let _write = self.inner.writing.lock().await;
         let key = (entry.gvr(), index_key(&entry.namespace, &entry.name));
         {
@@ -555,6 +560,6 @@ impl Journal {
             // It may come back after a restart; putting it on the fresh object again changes nothing then.
             tracing::warn!(%error, "a replayed write could not be struck out");
         }
-        self.inner.cache.end_overlay(&key.0, &key.1, tell);
+        self.inner.cache.end_overlay(&key.0, &key.1, shown);
     }
 }

@@ -184,6 +184,10 @@ impl Offline {
                 &info.name,
                 &self.never_read(),
             ))),
+            // A kubelet creates its lease when there is none; nobody else does.
+            Lookup::Unknown if self.is_own_lease(caller, info) => Err(Box::new(
+                Status::not_found(&info.group, &info.resource, &info.name),
+            )),
             Lookup::Unknown => {
                 let place = if info.namespace.is_empty() || info.resource == "namespaces" {
                     String::new()
@@ -202,6 +206,14 @@ impl Offline {
                 Err(Box::new(status))
             }
         }
+    }
+
+    fn is_own_lease(&self, caller: &Caller, info: &RequestInfo) -> bool {
+        *caller == Caller::Node
+            && info.group == "coordination.k8s.io"
+            && info.resource == "leases"
+            && info.namespace == write::NODE_LEASES
+            && info.name == *self.node_name
     }
 
     fn never_read(&self) -> String {

@@ -82,9 +82,16 @@ impl Cache {
         let key = index_key(&query.namespace, name);
         let object = shared.read_view(gvr, &key, None);
         let state = shared.lock();
-        let allowed = state
-            .grants
-            .allows_object(caller, &query, || object.clone());
+        // What the node wrote itself it may read.
+        let own = *caller == Caller::Node
+            && state
+                .resources
+                .get(gvr)
+                .is_some_and(|resource| resource.overlays.contains_key(&key));
+        let allowed = own
+            || state
+                .grants
+                .allows_object(caller, &query, || object.clone());
         match object {
             Some(object) if allowed => Lookup::Found(object),
             Some(_) => Lookup::Forbidden,
@@ -339,19 +346,19 @@ impl Cache {
         }
     }
 
-    /// A local write ended (replayed or dropped): the cloud's state shows again. Watchers are told when that differs.
-    pub(crate) fn end_overlay(&self, gvr: &Gvr, key: &str, tell: bool) {
+    /// A local write ended (replayed or dropped): the cloud's state shows again. Watchers are told when that differs from what
+    /// they saw (`shown`); `None` when the cloud's own watch tells them.
+    pub(crate) fn end_overlay(&self, gvr: &Gvr, key: &str, shown: Option<Option<Object>>) {
         let shared = self.shared();
-        let previous = shared.read_view(gvr, key, None);
         {
             let mut state = shared.lock();
             if state.resource(gvr).overlays.remove(key).is_none() {
                 return;
             }
         }
-        if !tell {
+        let Some(previous) = shown else {
             return;
-        }
+        };
         let now = shared.read_view(gvr, key, None);
         let (kind, object) = match (&previous, now) {
             (Some(before), Some(now)) if *before == now => return,

@@ -27,7 +27,7 @@ use yurt_wire::{
 };
 
 /// Namespace of the leases by which nodes are known to live.
-const NODE_LEASES: &str = "kube-node-lease";
+pub(super) const NODE_LEASES: &str = "kube-node-lease";
 
 /// What kind of write is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -495,14 +495,6 @@ impl Offline {
             Ok(object) => object,
             // client-go creates an event whose patch finds nothing; so the count starts anew rather than being lost.
             Err(_) if kind == Kind::Event => {
-                return Err(Box::new(Status::not_found(
-                    &info.group,
-                    &info.resource,
-                    &info.name,
-                )));
-            }
-            // A kubelet creates its lease when there is none.
-            Err(_) if kind == Kind::NodeLease => {
                 return Err(Box::new(Status::not_found(
                     &info.group,
                     &info.resource,
