@@ -203,10 +203,10 @@ impl Drop for Handle {
             .get_mut()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(thread) = thread {
-            if thread.join().is_err() {
-                tracing::error!("the cache's writing thread panicked");
-            }
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the cache's writing thread panicked");
         }
     }
 }
@@ -363,10 +363,10 @@ impl Cache {
         value.extend_from_slice(&body);
         let record = [record::DOCUMENTS, name.as_bytes()].concat();
         // The same again (clients refresh discovery often): no write.
-        if let Ok(Some(known)) = shared.store.get(&record) {
-            if known == value {
-                return;
-            }
+        if let Ok(Some(known)) = shared.store.get(&record)
+            && known == value
+        {
+            return;
         }
         let mut state = shared.lock();
         let bytes = value.len();

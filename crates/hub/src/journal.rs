@@ -446,10 +446,10 @@ impl Journal {
                         entry.resource, entry.namespace, entry.name
                     );
                     tracing::warn!(write = %what, "an offline write is dropped");
-                    let shown =
-                        self.inner
-                            .cache
-                            .view(&entry.gvr(), &entry.namespace, &entry.name);
+                    let shown = self
+                        .inner
+                        .cache
+                        .view(&entry.gvr(), &entry.namespace, &entry.name);
                     if gone {
                         self.inner.cache.learn_absent(
                             &Caller::Node,

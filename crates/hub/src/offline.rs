@@ -185,9 +185,11 @@ impl Offline {
                 &self.never_read(),
             ))),
             // A kubelet creates its lease when there is none; nobody else does.
-            Lookup::Unknown if self.is_own_lease(caller, info) => Err(Box::new(
-                Status::not_found(&info.group, &info.resource, &info.name),
-            )),
+            Lookup::Unknown if self.is_own_lease(caller, info) => Err(Box::new(Status::not_found(
+                &info.group,
+                &info.resource,
+                &info.name,
+            ))),
             Lookup::Unknown => {
                 let place = if info.namespace.is_empty() || info.resource == "namespaces" {
                     String::new()

@@ -54,11 +54,15 @@ impl Twin {
         ] {
             for item in fixture_json(file)["items"].as_array().expect("items") {
                 let name = item["metadata"]["name"].as_str().expect("a name");
-                twin.state().objects.insert(format!("{prefix}{name}"), item.clone());
+                twin.state()
+                    .objects
+                    .insert(format!("{prefix}{name}"), item.clone());
             }
         }
         let leases = fixture_json("list-leases.json");
-        twin.state().objects.insert(LEASE.to_owned(), leases["items"][0].clone());
+        twin.state()
+            .objects
+            .insert(LEASE.to_owned(), leases["items"][0].clone());
         twin
     }
     fn object(&self, path: &str) -> Value {
@@ -110,7 +114,10 @@ impl Twin {
             Method::POST => {
                 let mut sent: Value = serde_json::from_slice(request.body()).expect("JSON");
                 assert_eq!(sent["metadata"].get("uid"), None, "a server gives it");
-                let key = format!("{path}/{}", sent["metadata"]["name"].as_str().expect("a name"));
+                let key = format!(
+                    "{path}/{}",
+                    sent["metadata"]["name"].as_str().expect("a name")
+                );
                 if path.contains("/gone/") {
                     return (404, json!({"message": "namespaces \"gone\" not found"}));
                 }
@@ -177,11 +184,18 @@ async fn write_everything(node: &Node) {
     assert_eq!(got.content_type, PROTOBUF);
     assert_eq!(got.json()["status"]["phase"], "Failed");
     let got = node
-        .send(Method::POST, "/api/v1/namespaces/default/events", &event("started", "default"))
+        .send(
+            Method::POST,
+            "/api/v1/namespaces/default/events",
+            &event("started", "default"),
+        )
         .await;
     assert_eq!(got.code, 201, "{}", got.message());
     let got = node
-        .patch("/api/v1/namespaces/default/events/started", &json!({"count": 2}))
+        .patch(
+            "/api/v1/namespaces/default/events/started",
+            &json!({"count": 2}),
+        )
         .await;
     assert_eq!(got.code, 200, "{}", got.message());
     let mut lease = node.get(LEASE, JSON).await.json();
@@ -189,8 +203,11 @@ async fn write_everything(node: &Node) {
     let got = node.send(Method::PUT, LEASE, &lease).await;
     assert_eq!(got.code, 200, "{}", got.message());
     let got = node
-        .patch("/api/v1/nodes/edge-1/status", &json!({"status": {"conditions": [
-            {"type": "Ready", "status": "True", "reason": "Offline"}]}}))
+        .patch(
+            "/api/v1/nodes/edge-1/status",
+            &json!({"status": {"conditions": [
+            {"type": "Ready", "status": "True", "reason": "Offline"}]}}),
+        )
         .await;
     assert_eq!(got.code, 200, "{}", got.message());
 }
@@ -208,12 +225,28 @@ async fn writes_show_at_once_survive_a_kill_and_reach_the_cloud() {
     let node = node.killed();
     assert_eq!(node.journal.pending(), 4);
     let pod = node.get(POD, JSON).await.json();
-    assert_eq!((&pod["status"]["phase"], &pod["metadata"]["resourceVersion"]), (&"Failed".into(), &"340".into()));
-    let created = node.get("/api/v1/namespaces/default/events/started", JSON).await.json();
+    assert_eq!(
+        (&pod["status"]["phase"], &pod["metadata"]["resourceVersion"]),
+        (&"Failed".into(), &"340".into())
+    );
+    let created = node
+        .get("/api/v1/namespaces/default/events/started", JSON)
+        .await
+        .json();
     assert_eq!(created["count"], 2);
-    assert!(created["metadata"]["uid"].as_str().is_some_and(|uid| uid.len() == 36));
-    let listed = node.get("/api/v1/namespaces/default/events", JSON).await.json();
-    assert_eq!(listed["items"].as_array().map(Vec::len), Some(28 - other_namespaces() + 1));
+    assert!(
+        created["metadata"]["uid"]
+            .as_str()
+            .is_some_and(|uid| uid.len() == 36)
+    );
+    let listed = node
+        .get("/api/v1/namespaces/default/events", JSON)
+        .await
+        .json();
+    assert_eq!(
+        listed["items"].as_array().map(Vec::len),
+        Some(28 - other_namespaces() + 1)
+    );
 
     let twin = Twin::recorded();
     // meanwhile somebody else changed what the kubelet does not own
@@ -225,22 +258,41 @@ async fn writes_show_at_once_survive_a_kill_and_reach_the_cloud() {
             .push(json!({"type": "DisruptionTarget", "status": "True"}));
     });
     let report = node.journal.replay(&twin).await;
-    assert_eq!((report.applied, report.dropped.len(), report.kept), (4, 0, 0), "{report:?}");
+    assert_eq!(
+        (report.applied, report.dropped.len(), report.kept),
+        (4, 0, 0),
+        "{report:?}"
+    );
     assert_eq!(node.journal.pending(), 0);
     let pod = twin.object(POD);
     assert_eq!(pod["status"]["phase"], "Failed");
     assert_eq!(pod["metadata"]["labels"]["new"], "1");
     let condition = |name: &str| {
-        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let conditions = pod["status"]["conditions"]
+            .as_array()
+            .cloned()
+            .unwrap_or_default();
         conditions.into_iter().find(|c| c["type"] == name)
     };
-    assert_eq!(condition("Ready").map(|c| c["status"].clone()), Some("False".into()));
+    assert_eq!(
+        condition("Ready").map(|c| c["status"].clone()),
+        Some("False".into())
+    );
     assert!(condition("DisruptionTarget").is_some());
-    assert_eq!(twin.object("/api/v1/namespaces/default/events/started")["count"], 2);
-    assert_eq!(twin.object(LEASE)["spec"]["renewTime"], "2026-11-21T22:00:00.000000Z");
+    assert_eq!(
+        twin.object("/api/v1/namespaces/default/events/started")["count"],
+        2
+    );
+    assert_eq!(
+        twin.object(LEASE)["spec"]["renewTime"],
+        "2026-11-21T22:00:00.000000Z"
+    );
     // the node sees what the cloud answered, and nothing is written twice
     let seen = node.get(POD, JSON).await.json();
-    assert_eq!(seen["metadata"]["resourceVersion"], pod["metadata"]["resourceVersion"]);
+    assert_eq!(
+        seen["metadata"]["resourceVersion"],
+        pod["metadata"]["resourceVersion"]
+    );
     assert_eq!(seen["metadata"]["labels"]["new"], "1");
     let before = twin.state().log.len();
     assert_eq!(node.journal.replay(&twin).await.applied, 0);
@@ -251,7 +303,12 @@ async fn writes_show_at_once_survive_a_kill_and_reach_the_cloud() {
 fn other_namespaces() -> usize {
     fixture_json("list-events.json")["items"]
         .as_array()
-        .map(|items| items.iter().filter(|e| e["metadata"]["namespace"] != "default").count())
+        .map(|items| {
+            items
+                .iter()
+                .filter(|e| e["metadata"]["namespace"] != "default")
+                .count()
+        })
         .unwrap_or_default()
 }
 
@@ -259,7 +316,11 @@ fn other_namespaces() -> usize {
 async fn the_order_is_that_of_the_last_writes() {
     let node = Node::recorded().await;
     write_everything(&node).await;
-    node.patch(&format!("{POD}/status"), &json!({"status": {"message": "later"}})).await;
+    node.patch(
+        &format!("{POD}/status"),
+        &json!({"status": {"message": "later"}}),
+    )
+    .await;
     let twin = Twin::recorded();
     node.journal.replay(&twin).await;
     let log = twin.state().log.clone();
@@ -290,11 +351,18 @@ async fn conflicts_are_settled_and_cuts_lose_nothing() {
         assert!(rounds < 40);
     }
     assert_eq!(twin.object(POD)["status"]["reason"], "Evicted");
-    assert_eq!(twin.object("/api/v1/namespaces/default/events/started")["count"], 2);
+    assert_eq!(
+        twin.object("/api/v1/namespaces/default/events/started")["count"],
+        2
+    );
 
     // a conflict is tried again on the fresh object
     let node = Node::recorded().await;
-    node.patch(&format!("{POD}/status"), &json!({"status": {"reason": "Again"}})).await;
+    node.patch(
+        &format!("{POD}/status"),
+        &json!({"status": {"reason": "Again"}}),
+    )
+    .await;
     let twin = Twin::recorded();
     twin.state().faults = vec![(Method::PUT, 409)];
     let report = node.journal.replay(&twin).await;
@@ -307,14 +375,24 @@ async fn what_cannot_be_applied_is_dropped_counted_and_shown_no_more() {
     let node = Node::recorded().await;
     write_everything(&node).await;
     let got = node
-        .send(Method::POST, "/api/v1/namespaces/gone/events", &event("lost", "gone"))
+        .send(
+            Method::POST,
+            "/api/v1/namespaces/gone/events",
+            &event("lost", "gone"),
+        )
         .await;
     assert_eq!(got.code, 201);
     let twin = Twin::recorded();
     twin.state().objects.remove(POD);
-    twin.change("/api/v1/nodes/edge-1", |node| node["metadata"]["uid"] = "another".into());
+    twin.change("/api/v1/nodes/edge-1", |node| {
+        node["metadata"]["uid"] = "another".into()
+    });
     let report = node.journal.replay(&twin).await;
-    assert_eq!((report.applied, report.dropped.len(), report.kept), (2, 3, 0), "{report:?}");
+    assert_eq!(
+        (report.applied, report.dropped.len(), report.kept),
+        (2, 3, 0),
+        "{report:?}"
+    );
     assert_eq!(node.journal.dropped(), 3);
     assert_eq!(node.get(POD, JSON).await.code, 404);
     let seen = node.get("/api/v1/nodes/edge-1", JSON).await.json();
@@ -322,7 +400,11 @@ async fn what_cannot_be_applied_is_dropped_counted_and_shown_no_more() {
 
     // refused for good, and refused for now
     let node = Node::recorded().await;
-    node.patch(&format!("{POD}/status"), &json!({"status": {"reason": "x"}})).await;
+    node.patch(
+        &format!("{POD}/status"),
+        &json!({"status": {"reason": "x"}}),
+    )
+    .await;
     let twin = Twin::recorded();
     twin.state().faults = vec![(Method::GET, 503)];
     let report = node.journal.replay(&twin).await;
@@ -341,49 +423,119 @@ async fn other_writes_are_refused_with_a_reason() {
     other["apiVersion"] = "v1".into();
     other["kind"] = "Pod".into();
     for (method, path, code, word) in [
-        (Method::POST, "/api/v1/namespaces/default/pods", 503, "create of pods"),
+        (
+            Method::POST,
+            "/api/v1/namespaces/default/pods",
+            503,
+            "create of pods",
+        ),
         (Method::DELETE, POD, 503, "delete of pods"),
         (Method::PUT, POD, 503, "update of pods"),
-        (Method::POST, "/api/v1/namespaces/default/pods/x/eviction", 503, "create of pods/eviction"),
-        (Method::POST, "/apis/authorization.k8s.io/v1/subjectaccessreviews", 503, "subjectaccessreviews"),
-        (Method::DELETE, "/api/v1/namespaces/default/pods", 503, "deletecollection of pods"),
+        (
+            Method::POST,
+            "/api/v1/namespaces/default/pods/x/eviction",
+            503,
+            "create of pods/eviction",
+        ),
+        (
+            Method::POST,
+            "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+            503,
+            "subjectaccessreviews",
+        ),
+        (
+            Method::DELETE,
+            "/api/v1/namespaces/default/pods",
+            503,
+            "deletecollection of pods",
+        ),
     ] {
         let got = node
-            .request(&Caller::Node, method.clone(), path, JSON, JSON, other.to_string().into())
+            .request(
+                &Caller::Node,
+                method.clone(),
+                path,
+                JSON,
+                JSON,
+                other.to_string().into(),
+            )
             .await;
         assert_eq!(got.code, code, "{method} {path}");
         let message = got.message();
-        assert!(message.contains("edge-1") && message.contains(word), "{message}");
+        assert!(
+            message.contains("edge-1") && message.contains(word),
+            "{message}"
+        );
     }
     let bearer = Caller::Bearer("aa".into());
     node.cache.accept_bearer(&bearer);
     let got = node
-        .request(&bearer, Method::PATCH, &format!("{POD}/status"), JSON, "application/merge-patch+json", "{}".into())
+        .request(
+            &bearer,
+            Method::PATCH,
+            &format!("{POD}/status"),
+            JSON,
+            "application/merge-patch+json",
+            "{}".into(),
+        )
         .await;
     assert_eq!(got.code, 503);
     assert!(got.message().contains("bearer token"), "{}", got.message());
     // of the right kind, but wrong
     for (body, content_type, code) in [
-        (r#"{"metadata":{"uid":"another"},"status":{}}"#, "application/merge-patch+json", 409),
-        (r#"{"metadata":{"resourceVersion":"1"}}"#, "application/merge-patch+json", 409),
+        (
+            r#"{"metadata":{"uid":"another"},"status":{}}"#,
+            "application/merge-patch+json",
+            409,
+        ),
+        (
+            r#"{"metadata":{"resourceVersion":"1"}}"#,
+            "application/merge-patch+json",
+            409,
+        ),
         ("{", "application/merge-patch+json", 400),
         ("[]", "application/apply-patch+yaml", 415),
-        (r#"[{"op":"remove","path":"/none"}]"#, "application/json-patch+json", 422),
+        (
+            r#"[{"op":"remove","path":"/none"}]"#,
+            "application/json-patch+json",
+            422,
+        ),
     ] {
         let got = node
-            .request(&Caller::Node, Method::PATCH, &format!("{POD}/status"), JSON, content_type, body.into())
+            .request(
+                &Caller::Node,
+                Method::PATCH,
+                &format!("{POD}/status"),
+                JSON,
+                content_type,
+                body.into(),
+            )
             .await;
         assert_eq!(got.code, code, "{body}: {}", got.message());
     }
-    let got = node.patch("/api/v1/namespaces/default/pods/unheard/status", &json!({})).await;
+    let got = node
+        .patch("/api/v1/namespaces/default/pods/unheard/status", &json!({}))
+        .await;
     assert_eq!(got.code, 503);
     // a dry run changes nothing, nor does a patch without effect
     let path = format!("{POD}/status?dryRun=All");
-    let got = node.patch(&path, &json!({"status": {"phase": "Failed"}})).await;
-    assert_eq!((got.code, got.json()["status"]["phase"].clone()), (200, "Failed".into()));
-    node.patch(&format!("{POD}/status"), &json!({"status": {"phase": "Running"}})).await;
+    let got = node
+        .patch(&path, &json!({"status": {"phase": "Failed"}}))
+        .await;
+    assert_eq!(
+        (got.code, got.json()["status"]["phase"].clone()),
+        (200, "Failed".into())
+    );
+    node.patch(
+        &format!("{POD}/status"),
+        &json!({"status": {"phase": "Running"}}),
+    )
+    .await;
     assert_eq!(node.journal.pending(), 0);
-    assert_eq!(node.get(POD, JSON).await.json()["status"]["phase"], "Running");
+    assert_eq!(
+        node.get(POD, JSON).await.json()["status"]["phase"],
+        "Running"
+    );
 }
 
 #[tokio::test]
@@ -404,7 +556,10 @@ async fn a_node_without_a_lease_makes_one() {
     let twin = Twin::recorded();
     let report = node.journal.replay(&twin).await;
     assert_eq!((report.applied, report.kept), (1, 0), "{report:?}");
-    assert_eq!(twin.object(LEASE)["spec"]["renewTime"], "2026-11-21T22:00:00.000000Z");
+    assert_eq!(
+        twin.object(LEASE)["spec"]["renewTime"],
+        "2026-11-21T22:00:00.000000Z"
+    );
 }
 
 #[tokio::test]
@@ -424,7 +579,11 @@ async fn events_are_bounded() {
     };
     for i in 0..25 {
         let got = node
-            .send(Method::POST, "/api/v1/namespaces/default/events", &event(&format!("e{i:02}"), "default"))
+            .send(
+                Method::POST,
+                "/api/v1/namespaces/default/events",
+                &event(&format!("e{i:02}"), "default"),
+            )
             .await;
         assert_eq!(got.code, 201);
     }
@@ -444,33 +603,54 @@ async fn replayed_and_dropped_writes_show_in_watches() {
         "/api/v1/pods?fieldSelector=spec.nodeName%3Dedge-1&watch=true&resourceVersion=367",
         PROTOBUF,
     );
-    node.patch(&format!("{POD}/status"), &json!({"status": {"reason": "x"}})).await;
+    node.patch(
+        &format!("{POD}/status"),
+        &json!({"status": {"reason": "x"}}),
+    )
+    .await;
     let name = "web-65b97464c6-hbq56".to_owned();
-    assert_eq!(next(&mut watch).await, Some((EventType::Modified, name.clone(), "340".into())));
+    assert_eq!(
+        next(&mut watch).await,
+        Some((EventType::Modified, name.clone(), "340".into()))
+    );
     // a watch that resumes offline hears of the local write again: it cannot know whether it did
     let mut resumed = node.watch(
         "/api/v1/pods?fieldSelector=spec.nodeName%3Dedge-1&watch=true&resourceVersion=367",
         PROTOBUF,
     );
-    assert_eq!(next(&mut resumed).await, Some((EventType::Modified, name.clone(), "340".into())));
+    assert_eq!(
+        next(&mut resumed).await,
+        Some((EventType::Modified, name.clone(), "340".into()))
+    );
     let twin = Twin::recorded();
     twin.state().objects.remove(POD);
     let report = node.journal.replay(&twin).await;
     assert_eq!(report.dropped.len(), 1);
-    assert_eq!(next(&mut watch).await.map(|(kind, name, _)| (kind, name)), Some((EventType::Deleted, name)));
+    assert_eq!(
+        next(&mut watch).await.map(|(kind, name, _)| (kind, name)),
+        Some((EventType::Deleted, name))
+    );
 }
 
 #[tokio::test]
 async fn a_newer_cloud_state_keeps_the_local_write_on_top() {
     let node = Node::recorded().await;
-    node.patch(&format!("{POD}/status"), &json!({"status": {"reason": "Local"}})).await;
+    node.patch(
+        &format!("{POD}/status"),
+        &json!({"status": {"reason": "Local"}}),
+    )
+    .await;
     // the link is back, the watch delivers, the replay has not run yet
     let pods = list::split(&fixture("list-pods.pb"), Encoding::Protobuf).expect("a list");
     let mut fresh = pods.items[1].to_json_value().expect("JSON");
     fresh["metadata"]["resourceVersion"] = "900".into();
     fresh["metadata"]["labels"]["new"] = "1".into();
     let fresh = yurt_wire::Object::from_json_value(&fresh, Encoding::Protobuf).expect("protobuf");
-    node.cache.learn_object(&Caller::Node, &yurt_wire::Gvr::new("", "v1", "pods"), &fresh);
+    node.cache.learn_object(
+        &Caller::Node,
+        &yurt_wire::Gvr::new("", "v1", "pods"),
+        &fresh,
+    );
     let seen = node.get(POD, JSON).await.json();
     assert_eq!(seen["metadata"]["resourceVersion"], "900");
     assert_eq!(seen["metadata"]["labels"]["new"], "1");

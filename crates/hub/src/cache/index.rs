@@ -89,21 +89,21 @@ pub(crate) const MAX_DELETIONS: usize = 1024;
 impl Deletions {
     /// Remembers one.
     pub(crate) fn record(&mut self, key: &str, revision: u64, certain: bool) {
-        if let Some(known) = self.at.get_mut(key) {
-            if known.revision >= revision {
-                known.certain |= certain && known.revision == revision;
-                return;
-            }
+        if let Some(known) = self.at.get_mut(key)
+            && known.revision >= revision
+        {
+            known.certain |= certain && known.revision == revision;
+            return;
         }
         self.at.insert(key.into(), Gone { revision, certain });
         self.order.push_back((key.into(), revision));
         while self.order.len() > MAX_DELETIONS {
-            if let Some((key, revision)) = self.order.pop_front() {
-                if self.at(&key) == Some(revision) {
-                    self.at.remove(&key);
-                    self.floor = self.floor.max(revision);
-                    self.forgotten += 1;
-                }
+            if let Some((key, revision)) = self.order.pop_front()
+                && self.at(&key) == Some(revision)
+            {
+                self.at.remove(&key);
+                self.floor = self.floor.max(revision);
+                self.forgotten += 1;
             }
         }
     }

@@ -248,12 +248,12 @@ impl Shared {
             .resources
             .get_mut(gvr)
             .and_then(|resource| resource.objects.get_mut(key));
-        if let Some(entry) = entry {
-            if entry.revision == 0 {
-                entry.revision = stored.revision;
-                entry.encoding = stored.object.encoding;
-                entry.excluded = !stored.absent_from.is_empty();
-            }
+        if let Some(entry) = entry
+            && entry.revision == 0
+        {
+            entry.revision = stored.revision;
+            entry.encoding = stored.object.encoding;
+            entry.excluded = !stored.absent_from.is_empty();
         }
     }
 }

@@ -175,10 +175,9 @@ impl State {
             .pending
             .get(key)
             .is_some_and(|p| p.generation == generation)
+            && let Some(done) = self.pending.remove(key)
         {
-            if let Some(done) = self.pending.remove(key) {
-                self.pending_bytes -= done.value.len() + key.len();
-            }
+            self.pending_bytes -= done.value.len() + key.len();
         }
     }
 

@@ -238,28 +238,26 @@ impl Cache {
     /// What the index does not know before a record was read: the kind, and the revision of a single object.
     fn fill_in(&self, query: &Query, selection: &mut Selection) {
         let shared = self.shared();
-        if selection.gvk.kind.is_empty() {
-            if let Some(meta) = selection
+        if selection.gvk.kind.is_empty()
+            && let Some(meta) = selection
                 .keys
                 .first()
                 .and_then(|key| shared.read_view(&query.gvr, key, None))
                 .and_then(|object| object.meta().ok())
-            {
-                shared
-                    .lock()
-                    .resource(&query.gvr)
-                    .kind
-                    .clone_from(&meta.gvk.kind);
-                selection.gvk.kind = meta.gvk.kind;
-            }
+        {
+            shared
+                .lock()
+                .resource(&query.gvr)
+                .kind
+                .clone_from(&meta.gvk.kind);
+            selection.gvk.kind = meta.gvk.kind;
         }
-        if selection.revision == 0 {
-            if let (Some(_), Some(key)) = (query.name(), selection.keys.first()) {
-                if let Some(stored) = shared.read_stored(&query.gvr, key) {
-                    selection.revision = stored.revision;
-                    selection.since = stored.revision;
-                }
-            }
+        if selection.revision == 0
+            && let (Some(_), Some(key)) = (query.name(), selection.keys.first())
+            && let Some(stored) = shared.read_stored(&query.gvr, key)
+        {
+            selection.revision = stored.revision;
+            selection.since = stored.revision;
         }
     }
 
@@ -326,10 +324,10 @@ impl Cache {
         let object = overlay.object.clone();
         let mut state = shared.lock();
         let resource = state.resource(gvr);
-        if resource.kind.is_empty() {
-            if let Ok(meta) = object.meta() {
-                resource.kind = meta.gvk.kind;
-            }
+        if resource.kind.is_empty()
+            && let Ok(meta) = object.meta()
+        {
+            resource.kind = meta.gvk.kind;
         }
         resource.overlays.insert(key.into(), overlay);
         if tell {

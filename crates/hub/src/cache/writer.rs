@@ -175,10 +175,10 @@ fn resolve_suspects(shared: &Shared) {
             .resources
             .get_mut(&query.gvr)
             .and_then(|r| r.coverages.exact_mut(&query));
-        if let Some(coverage) = coverage {
-            if coverage.snapshot == snapshot {
-                coverage.suspects.clear();
-            }
+        if let Some(coverage) = coverage
+            && coverage.snapshot == snapshot
+        {
+            coverage.suspects.clear();
         }
     }
 }

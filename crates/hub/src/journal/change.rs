@@ -210,10 +210,10 @@ fn merge_typed(base: &[Value], local: &[Value], fresh: &mut Vec<Value>) {
         }
     }
     for before in base {
-        if let Some(name) = before.get("type") {
-            if of(local, name).is_none() {
-                fresh.retain(|item| item.get("type") != Some(name));
-            }
+        if let Some(name) = before.get("type")
+            && of(local, name).is_none()
+        {
+            fresh.retain(|item| item.get("type") != Some(name));
         }
     }
 }
