@@ -1,6 +1,7 @@
 //! Definitions and schemas: what is refused, and in which words.
 
 use super::*;
+use proptest::prelude::*;
 
 fn definition(schema: Value) -> Value {
     let mut crd = json!({
@@ -449,4 +450,91 @@ fn formats() {
         assert!(!check_format(format, bad), "{format} {bad}");
     }
     assert!(check_format("password", "anything"));
+}
+
+fn any_value() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        any::<i32>().prop_map(|n| Value::from(f64::from(n) / 4.0)),
+        "[a-z]{0,3}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(4, 24, 4, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::btree_map("[a-d]", inner, 0..4)
+                .prop_map(|fields| Value::Object(fields.into_iter().collect())),
+        ]
+    })
+}
+
+/// Structural schemas over the fields `a` to `d`, with defaults that may or may not fit.
+fn any_schema() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        (0..5u8, prop::option::of(any::<i8>())).prop_map(|(min, default)| {
+            let mut schema = json!({"type": "integer", "minimum": min});
+            if let Some(default) = default {
+                schema["default"] = json!(default);
+            }
+            schema
+        }),
+        prop::option::of("[a-z]{0,3}").prop_map(|default| {
+            let mut schema =
+                json!({"type": "string", "maxLength": 2, "nullable": default.is_some()});
+            if let Some(default) = default {
+                schema["default"] = json!(default);
+            }
+            schema
+        }),
+        Just(json!({"x-kubernetes-int-or-string": true})),
+        Just(json!({"x-kubernetes-preserve-unknown-fields": true})),
+        Just(json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})),
+    ];
+    leaf.prop_recursive(4, 24, 4, |inner| {
+        prop_oneof![
+            inner
+                .clone()
+                .prop_map(|items| json!({"type": "array", "items": items})),
+            inner
+                .clone()
+                .prop_map(|values| json!({"type": "object", "additionalProperties": values})),
+            prop::collection::btree_map("[a-d]", inner, 1..4)
+                .prop_map(|properties| json!({"type": "object", "properties": properties})),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_schema_is_read_or_refused(schema in any_value(), logic in any_value()) {
+        let _ = Structural::parse(&schema, "s");
+        let wrapped = json!({"type": "object", "properties": {"a": schema}, "required": ["a"],
+            "anyOf": logic, "not": {"properties": {"a": {"enum": [1]}}}});
+        let _ = Structural::parse(&wrapped, "s");
+        let _ = Crd::parse(&json!({"metadata": {"name": "x"}, "spec": schema}));
+        let mut crd = json!({"spec": logic});
+        default_crd(&mut crd);
+        let _ = establish_status(&crd, "2026-11-21T20:00:00Z");
+    }
+
+    /// Pruned and defaulted once is pruned and defaulted for good, and only what the schema knows is left.
+    #[test]
+    fn pruning_and_defaulting_settle(schema in any_schema(), value in any_value()) {
+        let schema = json!({"type": "object", "properties": {"spec": schema}});
+        let Ok(schema) = Structural::parse(&schema, "s") else {
+            return Ok(());
+        };
+        let mut object = object(value);
+        let unknown = schema.unknown_fields(&object).len();
+        prop_assert_eq!(schema.prune(&mut object).len(), unknown);
+        schema.apply_defaults(&mut object);
+        let mut again = object.clone();
+        prop_assert!(schema.prune(&mut again).is_empty());
+        schema.apply_defaults(&mut again);
+        prop_assert_eq!(&again, &object);
+        // What did not change is never held against the writer.
+        prop_assert_eq!(schema.validate(&object, Some(&object)), vec![]);
+        let _ = schema.validate(&object, None);
+    }
 }

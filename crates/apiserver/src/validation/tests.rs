@@ -434,6 +434,28 @@ fn what_is_immutable_stays() {
 }
 
 #[test]
+fn a_version_that_stores_objects_stays() {
+    let version = |name: &str| {
+        json!({"name": name, "served": true, "storage": true,
+            "schema": {"openAPIV3Schema": {"type": "object"}}})
+    };
+    let mut old = other(
+        "apiextensions.k8s.io/v1",
+        "CustomResourceDefinition",
+        json!({"spec": {"group": "example.com", "scope": "Cluster",
+            "names": {"plural": "xs", "kind": "X"}, "versions": [version("v1")]},
+            "status": {"storedVersions": ["v1"]}}),
+    );
+    old["metadata"]["name"] = json!("xs.example.com");
+    let old = defaulted(&old);
+    assert_eq!(said(validate_create(&gvk_of(&old), &old)), [""; 0]);
+    let new = edited(&old, "/spec/versions", json!([version("v2")]));
+    let causes = said(validate_update(&gvk_of(&old), &old, &new));
+    assert_eq!(causes.len(), 1, "{causes:?}");
+    assert!(causes[0].starts_with("status.storedVersions[0]: Invalid value: \"v1\": missing"));
+}
+
+#[test]
 fn wrong_types_are_told_as_the_decoder_does() {
     for (base, pointer, value, expected) in [
         (

@@ -111,8 +111,26 @@ pub(super) fn check(gvk: &Gvk, old: &Value, new: &Value, causes: &mut Vec<Cause>
                 ],
                 causes,
             );
+            stored_versions(old, new, causes);
         }
         _ => {}
+    }
+}
+
+/// A version in which objects may be stored cannot go.
+fn stored_versions(old: &Value, new: &Value, causes: &mut Vec<Cause>) {
+    for (i, stored) in list(&old["status"], "storedVersions").iter().enumerate() {
+        let kept = list(&new["spec"], "versions")
+            .iter()
+            .any(|version| version.get("name") == Some(stored));
+        if !kept {
+            let name = stored.as_str().unwrap_or_default();
+            causes.push(invalid(
+                &format!("status.storedVersions[{i}]"),
+                stored,
+                &format!("missing from spec.versions; {name} was previously a storage version, and must remain in spec.versions until a storage migration ensures no data remains persisted in {name} and removes {name} from status.storedVersions"),
+            ));
+        }
     }
 }
 
