@@ -418,6 +418,12 @@ impl Cache {
         wait.await.unwrap_or(Err(StoreError::Closed))
     }
 
+    /// Looks at the byte budget now, rather than within the next seconds, and evicts what is over it.
+    pub fn keep_budget(&self) {
+        eviction::keep_budget(self.shared());
+        self.shared().wake.notify_one();
+    }
+
     /// What was counted since start.
     pub fn stats(&self) -> &Arc<Stats> {
         &self.shared().stats
