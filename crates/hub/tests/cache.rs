@@ -229,3 +229,33 @@ async fn what_is_no_object_is_not_learned() {
     assert_eq!(node.cache.object_count(), 0);
     assert_eq!(node.cache.stats().malformed.get(), 6);
 }
+
+/// A burst larger than the queue gets through as long as the disk keeps up with the stream: the first WatchList of a large
+/// resource comes at the speed of the network.
+#[tokio::test]
+async fn a_burst_larger_than_the_queue_is_complete_when_it_takes_its_time() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = CacheConfig {
+        queue_bytes: 256 << 10,
+        ..CacheConfig::default()
+    };
+    let (cache, _) = Cache::open(dir.path(), config).expect("a cache");
+    let path = "/api/v1/services";
+    let mut watch = cache.watch_learner(&Caller::Node, &query(path), "", true);
+    for (i, object) in services(1000, 50, 1000).items.into_iter().enumerate() {
+        watch.event(&yurt_wire::watch::Event {
+            kind: yurt_wire::watch::EventType::Added,
+            object,
+        });
+        if i % 50 == 49 {
+            cache.flush().await.expect("flush");
+        }
+    }
+    let gvk = Gvk::from_api_version("v1", "Service");
+    watch.event(&yurt_wire::watch::Event {
+        kind: yurt_wire::watch::EventType::Bookmark,
+        object: yurt_wire::watch::bookmark(&gvk, "60", true, Encoding::Json),
+    });
+    assert_eq!(cache.stats().overflowed.get(), 0);
+    assert_eq!(cache.list(&Caller::Node, &query(path)).map(|l| l.items.len()), Some(1000));
+}

@@ -103,7 +103,13 @@ fn wait(shared: &Shared, last_pass: Instant, not_before: Instant) -> (Flush, boo
             }
         }
         let now = Instant::now();
-        let due = next_due(&state).map(|due| due.max(last_pass + PASS).max(not_before));
+        // A burst (the first list of a large resource) must not wait for its pass: the queue would overflow.
+        let pause = if state.pending_bytes > state.queue_bytes / 4 {
+            Duration::ZERO
+        } else {
+            PASS
+        };
+        let due = next_due(&state).map(|due| due.max(last_pass + pause).max(not_before));
         let sleep = match due {
             Some(due) if due <= now => return (Vec::new(), false),
             Some(due) => (due - now).min(IDLE),
