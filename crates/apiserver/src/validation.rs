@@ -87,8 +87,8 @@ pub fn validate_create(gvk: &Gvk, object: &Value) -> Vec<Cause> {
     causes
 }
 
-/// What is wrong with a change; empty when nothing is. Changes through the `binding`, `ephemeralcontainers`,
-/// `resize` and `finalize` subresources have their own rules and do not come here.
+/// What is wrong with a change; empty when nothing is. Changes through subresources with rules of their own are for
+/// [`validate_subresource`].
 pub fn validate_update(gvk: &Gvk, old: &Value, new: &Value) -> Vec<Cause> {
     let mut causes = Vec::new();
     if has_metadata(gvk) {
@@ -103,6 +103,27 @@ pub fn validate_update(gvk: &Gvk, old: &Value, new: &Value) -> Vec<Cause> {
         kind_rules(gvk, new, &mut causes);
     }
     update::check(gvk, old, new, &mut causes);
+    causes
+}
+
+/// What is wrong with a change through a subresource that may touch what an ordinary update may not: `binding`,
+/// `ephemeralcontainers`, `finalize`, `resize`.
+pub fn validate_subresource(gvk: &Gvk, subresource: &str, old: &Value, new: &Value) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if gvk.group.is_empty() && gvk.kind == "Pod" {
+        let (old, new) = (&old["spec"], &new["spec"]);
+        match subresource {
+            "ephemeralcontainers" => {
+                pod::pod_spec(new, "spec", &mut causes);
+                update::ephemeral_containers(old, new, &mut causes);
+            }
+            "resize" => {
+                pod::pod_spec(new, "spec", &mut causes);
+                update::resize(old, new, &mut causes);
+            }
+            _ => {}
+        }
+    }
     causes
 }
 

@@ -79,7 +79,7 @@ pub(super) fn validate_update(
     new: &Value,
 ) -> Vec<Cause> {
     if OWN_RULES.contains(&subresource) {
-        return Vec::new();
+        return validation::validate_subresource(&resource.gvk(), subresource, old, new);
     }
     let mut causes = validation::validate_update(&resource.gvk(), old, new);
     if let Some(structural) = structural(resource) {

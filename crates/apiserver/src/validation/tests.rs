@@ -434,6 +434,45 @@ fn what_is_immutable_stays() {
 }
 
 #[test]
+fn subresources_of_pods_change_their_part() {
+    let gvk = gvk_of(&pod());
+    let debugged = |image: &str| {
+        let debug = json!([{"name": "debug", "image": image}]);
+        defaulted(&edited(&pod(), "/spec/ephemeralContainers", debug))
+    };
+    let through = |subresource: &str, old: &Value, new: &Value| {
+        said(validate_subresource(&gvk, subresource, old, new))
+    };
+    let plain = defaulted(&pod());
+    let debug = "ephemeralcontainers";
+    assert_eq!(through(debug, &plain, &debugged("sh:1")), [""; 0]);
+    assert_eq!(
+        through(debug, &debugged("sh:1"), &plain),
+        [
+            "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"debug\" may not be removed"
+        ]
+    );
+    assert_eq!(
+        through(debug, &debugged("sh:1"), &debugged("sh:2")).len(),
+        1
+    );
+    let twin = edited(
+        &pod(),
+        "/spec/ephemeralContainers",
+        json!([{"name": "a", "image": "sh:1"}]),
+    );
+    assert_eq!(
+        through(debug, &plain, &defaulted(&twin)),
+        ["spec.ephemeralContainers[0].name: Duplicate value: \"a\""]
+    );
+
+    let larger = json!({"requests": {"cpu": "2"}});
+    let larger = defaulted(&edited(&pod(), "/spec/containers/0/resources", larger));
+    assert_eq!(through("resize", &plain, &larger), [""; 0]);
+    assert_eq!(through("resize", &plain, &debugged("sh:1")).len(), 1);
+}
+
+#[test]
 fn a_version_that_stores_objects_stays() {
     let version = |name: &str| {
         json!({"name": name, "served": true, "storage": true,

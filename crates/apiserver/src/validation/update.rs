@@ -205,6 +205,56 @@ fn pod(old: &Value, new: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
+/// Ephemeral containers come and stay as they are.
+pub(super) fn ephemeral_containers(old: &Value, new: &Value, causes: &mut Vec<Cause>) {
+    for container in list(old, "ephemeralContainers") {
+        let name = text(container, "name");
+        let known = list(new, "ephemeralContainers")
+            .iter()
+            .find(|other| text(other, "name") == name);
+        let what = match known {
+            None => "removed",
+            Some(known) if known != container => "changed",
+            Some(_) => continue,
+        };
+        causes.push(forbidden(
+            "spec.ephemeralContainers",
+            &format!("existing ephemeral containers {name:?} may not be {what}"),
+        ));
+    }
+    let free = ["ephemeralContainers"];
+    if without(old, &free) != without(new, &free) {
+        causes.push(forbidden(
+            "spec",
+            "only ephemeral containers may be changed through this subresource",
+        ));
+    }
+}
+
+/// A resize changes amounts, and nothing else.
+pub(super) fn resize(old: &Value, new: &Value, causes: &mut Vec<Cause>) {
+    let fixed = |spec: &Value| {
+        let mut spec = without(spec, &["resources"]);
+        for kind in ["containers", "initContainers"] {
+            for container in spec
+                .get_mut(kind)
+                .and_then(Value::as_array_mut)
+                .into_iter()
+                .flatten()
+            {
+                *container = without(container, &["resources", "resizePolicy"]);
+            }
+        }
+        spec
+    };
+    if fixed(old) != fixed(new) {
+        causes.push(forbidden(
+            "spec",
+            "only cpu and memory resources are mutable",
+        ));
+    }
+}
+
 fn service(old: &Value, new: &Value, causes: &mut Vec<Cause>) {
     let external = |spec: &Value| text(spec, "type") == "ExternalName";
     if external(old) || external(new) {
