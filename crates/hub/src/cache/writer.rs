@@ -16,6 +16,8 @@ use yurt_store::{Batch, StoreError};
 
 /// At most one write per key in this time.
 const PASS: Duration = Duration::from_millis(150);
+/// This much waiting is written at once.
+const BURST: usize = 1 << 20;
 /// Bytes of one batch.
 const BATCH_BYTES: usize = 1 << 20;
 /// Pause after the disk refused.
@@ -104,7 +106,7 @@ fn wait(shared: &Shared, last_pass: Instant, not_before: Instant) -> (Flush, boo
         }
         let now = Instant::now();
         // A burst (the first list of a large resource) must not wait for its pass: the queue would overflow.
-        let pause = if state.pending_bytes > state.queue_bytes / 4 {
+        let pause = if state.pending_bytes > BURST.min(state.queue_bytes / 4) {
             Duration::ZERO
         } else {
             PASS
