@@ -75,6 +75,8 @@ pub struct Hub {
     pub min_request_timeout: Duration,
     /// Whether the cloud is there.
     pub mode: watch::Receiver<Mode>,
+    /// Whether younger writes must wait for older ones to be replayed.
+    pub in_order: Arc<AtomicBool>,
     /// When each bearer's rules were asked for.
     pub reviewed: Mutex<HashMap<Caller, Instant>>,
     /// Tasks to wait for at shutdown.
@@ -169,7 +171,7 @@ impl Hub {
             mode: self.mode(),
             upgrade,
             impersonates: identity.impersonates,
-            journal_pending: self.journal.pending() > 0,
+            journal_pending: self.in_order.load(Ordering::Relaxed) && self.journal.pending() > 0,
         });
         if way == Way::Upgrade {
             let wait = deadline::head_wait(&info);

@@ -12,7 +12,10 @@ use bytes::Bytes;
 use http::{Request, Response};
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::watch;
@@ -22,8 +25,12 @@ use yurt_transport::{ClientError, CollectError};
 /// How long the return to the cloud may wait for the replay, so that clients do not see their own writes undone for a moment.
 /// After it, the replay goes on beside.
 const REPLAY_FIRST: Duration = Duration::from_secs(1);
-/// Between attempts to replay what is left.
+/// Between looks whether something waits for the cloud: after a cut, or because the answer to a single write was lost.
 const REPLAY_PAUSE: Duration = Duration::from_secs(2);
+/// The longest pause between attempts that achieve nothing.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Attempts in a row that achieve nothing, with the cloud there, after which younger writes no longer queue up behind.
+const STUCK: u32 = 3;
 /// Largest answer to a replayed write.
 const REPLAY_ANSWER: usize = 4 << 20;
 
@@ -92,17 +99,23 @@ pub async fn supervise(
     journal: Journal,
     offline: Offline,
     mode: watch::Sender<Mode>,
+    in_order: Arc<AtomicBool>,
     metrics: Metrics,
     shutdown: CancellationToken,
 ) {
     let mut changes = upstreams.changes();
     let mut offline_since: Option<Instant> = None;
+    let mut stuck = 0;
+    let mut pause = REPLAY_PAUSE;
+    let mut replay_at = Instant::now();
     let cloud = NodeCloud(upstreams.clone());
     loop {
         changes.borrow_and_update();
         if !upstreams.reachable() {
             if offline_since.is_none() {
                 offline_since = Some(Instant::now());
+                in_order.store(true, Ordering::Relaxed);
+                (stuck, pause, replay_at) = (0, REPLAY_PAUSE, Instant::now());
                 metrics.offline(true, 0.0);
                 offline.set_away_since(Some(SystemTime::now()));
                 mode.send_replace(Mode::Offline);
@@ -117,36 +130,50 @@ pub async fn supervise(
             }
             continue;
         }
-        let pending = journal.pending();
-        if pending > 0 && upstreams.up() {
-            let began = Instant::now();
+        if journal.pending() > 0 && upstreams.up() && Instant::now() >= replay_at {
             let replay = replay(&journal, &cloud, &metrics);
             tokio::pin!(replay);
             // The replay is not given up half-way: a write whose answer nobody reads would be sent again.
             let in_time = tokio::select! {
-                () = &mut replay => true,
-                () = tokio::time::sleep(REPLAY_FIRST), if offline_since.is_some() => false,
+                progress = &mut replay => Some(progress),
+                () = tokio::time::sleep(REPLAY_FIRST), if offline_since.is_some() => None,
                 () = shutdown.cancelled() => return,
             };
-            if in_time {
-                tracing::debug!(took = ?began.elapsed(), "replayed");
-            } else {
-                come_back(&mode, &metrics, &offline, &mut offline_since);
-                tokio::select! {
-                    () = &mut replay => {}
-                    () = shutdown.cancelled() => return,
+            let progress = match in_time {
+                Some(progress) => progress,
+                None => {
+                    come_back(&mode, &metrics, &offline, &mut offline_since);
+                    tokio::select! {
+                        progress = &mut replay => progress,
+                        () = shutdown.cancelled() => return,
+                    }
+                }
+            };
+            if progress {
+                (stuck, pause) = (0, REPLAY_PAUSE);
+                in_order.store(true, Ordering::Relaxed);
+            } else if upstreams.up() {
+                stuck += 1;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+                if stuck == STUCK {
+                    // Better an old status that returns for a moment than a node whose leases do not get through.
+                    tracing::warn!(
+                        waiting = journal.pending(),
+                        "writes of the offline time cannot be replayed; younger ones go ahead of them"
+                    );
+                    in_order.store(false, Ordering::Relaxed);
                 }
             }
+            replay_at = Instant::now() + pause;
         }
         if upstreams.reachable() {
             come_back(&mode, &metrics, &offline, &mut offline_since);
         }
-        let left = journal.pending() > 0;
         tokio::select! {
             _ = changes.changed() => {}
             // Nothing came since the start: then it is not there.
             () = tokio::time::sleep(GRACE), if upstreams.starting() => {}
-            () = tokio::time::sleep(REPLAY_PAUSE), if left => {}
+            () = tokio::time::sleep(REPLAY_PAUSE) => {}
             () = shutdown.cancelled() => return,
         }
     }
@@ -167,19 +194,20 @@ fn come_back(
     }
 }
 
-async fn replay(journal: &Journal, cloud: &NodeCloud, metrics: &Metrics) {
+/// One attempt; whether it achieved anything.
+async fn replay(journal: &Journal, cloud: &NodeCloud, metrics: &Metrics) -> bool {
     let before = journal.pending();
+    let began = Instant::now();
     let report = journal.replay(cloud).await;
     metrics.replayed(report.applied as u64, report.dropped.len() as u64);
-    for reason in &report.dropped {
-        tracing::warn!(reason, "a write of the offline time is dropped");
-    }
     tracing::info!(
         before,
         applied = report.applied,
         dropped = report.dropped.len(),
         kept = report.kept,
         stopped = report.stopped,
+        took = ?began.elapsed(),
         "writes of the offline time replayed"
     );
+    report.applied > 0 || !report.dropped.is_empty()
 }

@@ -23,7 +23,7 @@ use http::Request;
 use hyper::body::Incoming;
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -142,6 +142,7 @@ pub async fn run_on(
     let tasks = TaskTracker::new();
     let upstreams = Upstreams::new(&config.servers, config.lb_mode, &cloud_tls, metrics.clone());
     let (mode, modes) = watch::channel(Mode::Online);
+    let in_order = Arc::new(AtomicBool::new(true));
     let offline = Offline::new(cache.clone(), journal.clone(), &config.node_name);
     let (teacher, learning) = Teacher::new(
         cache.clone(),
@@ -171,6 +172,7 @@ pub async fn run_on(
         bounds: config.bounds.clone(),
         min_request_timeout: config.min_request_timeout,
         mode: modes,
+        in_order: in_order.clone(),
         reviewed: Mutex::default(),
         tasks: tasks.clone(),
         shutdown: stop.clone(),
@@ -181,6 +183,7 @@ pub async fn run_on(
         journal.clone(),
         offline,
         mode,
+        in_order,
         metrics.clone(),
         stop.clone(),
     ));

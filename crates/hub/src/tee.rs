@@ -160,7 +160,7 @@ impl Teacher {
                             page,
                         },
                     )) => {
-                        paged.learn(&cache, caller, query, &continued, page).await;
+                        paged.learn(&cache, caller, query, &continued, *page).await;
                         Ok(())
                     }
                     Ok((caller, News::Object(gvr, object))) => {
@@ -269,7 +269,7 @@ enum News {
     Page {
         query: Query,
         continued: String,
-        page: SplitList,
+        page: Box<SplitList>,
     },
     Document {
         path: String,
@@ -304,7 +304,9 @@ fn decode(lesson: Lesson, limit: usize) -> Result<(Caller, News), Unlearned> {
         Subject::List { query, continued } => News::Page {
             query,
             continued,
-            page: list::split(&body, lesson.encoding).map_err(|_| Unlearned::Undecodable)?,
+            page: Box::new(
+                list::split(&body, lesson.encoding).map_err(|_| Unlearned::Undecodable)?,
+            ),
         },
         Subject::Object(gvr) => {
             let object = object(body);

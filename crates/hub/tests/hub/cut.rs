@@ -389,7 +389,7 @@ async fn a_server_that_is_slow_for_one_request_is_not_waited_for_beyond_the_call
         (got.status, got.json()["reason"].as_str()),
         (504, Some("Timeout"))
     );
-    assert_eq!(edge.node.status().await["mode"], "online");
+    edge.node.until_mode("online").await;
     edge.node.stop().await;
 }
 
@@ -444,16 +444,16 @@ async fn a_hub_that_starts_waits_for_the_cloud_only_where_it_must() {
     cloud.answer(Method::GET, POD, 200, JSON, pod("a", 7));
     cloud.answer(Method::POST, PODS, 201, JSON, pod("b", 8));
     node.until_mode("offline").await;
-    let healing = {
-        let link = link.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            link.set(State::Whole);
-        })
-    };
     let post = [("content-type", JSON), ("accept", JSON)];
-    let (read, written) = tokio::join!(node.get(POD), node.call(Method::POST, PODS, &post, "{}"));
-    healing.await.unwrap();
+    let heal = async {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        link.set(State::Whole);
+    };
+    let (read, written, ()) = tokio::join!(
+        node.get(POD),
+        node.call(Method::POST, PODS, &post, "{}"),
+        heal
+    );
     assert_eq!(
         (read.status, written.status),
         (200, 201),
