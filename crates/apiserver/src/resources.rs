@@ -37,6 +37,8 @@ pub struct Resource {
     pub counts_generation: bool,
     /// Whether an update of an absent object creates it.
     pub create_on_update: bool,
+    /// Whether an update may leave out the resourceVersion it is based on.
+    pub unconditional_update: bool,
     /// Whether a deletion answers with the object instead of a Status.
     pub returns_deleted: bool,
     /// The storage partition, `group/plural`; two served versions share it.
@@ -271,6 +273,7 @@ fn custom_resources(definition: &Arc<crd::Crd>) -> Vec<Resource> {
                 selectable_fields: v.selectable_fields.clone(),
                 counts_generation: true,
                 create_on_update: false,
+                unconditional_update: false,
                 returns_deleted: false,
                 storage: format!("{}/{}", definition.group, definition.names.plural).into(),
                 storage_version: storage_version.clone(),

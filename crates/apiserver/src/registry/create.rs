@@ -1,7 +1,8 @@
 //! Creation.
 
 use super::{
-    Content, NAMESPACES, Registry, Reply, Target, Written, judge_unknown_fields, schema, strategy,
+    CRDS, Content, NAMESPACES, Registry, Reply, Target, Written, judge_unknown_fields, schema,
+    strategy,
 };
 use crate::{
     conversion, meta,
@@ -42,6 +43,7 @@ impl Registry {
         track: bool,
     ) -> Reply<Written> {
         self.require_namespace(target)?;
+        self.require_living_definition(target)?;
         let generated = meta::name(&object).is_empty();
         let prefix = meta::text(&object, "generateName").to_owned();
         if generated && prefix.is_empty() {
@@ -137,6 +139,22 @@ impl Registry {
             created: true,
             warnings,
         })
+    }
+
+    /// A definition that is going away takes no more objects.
+    fn require_living_definition(&self, target: &Target) -> Reply<()> {
+        let Some(custom) = &target.resource.custom else {
+            return Ok(());
+        };
+        let name = format!("{}.{}", custom.crd.names.plural, custom.crd.group);
+        let definition = self.storage.current(&CRDS, &Key::new("", &name));
+        if definition.is_some_and(|definition| !meta::is_deleting(&definition.value())) {
+            return Ok(());
+        }
+        Err(Box::new(Status::new(
+            Reason::MethodNotAllowed,
+            "create not allowed while custom resource definition is terminating",
+        )))
     }
 
     /// The namespace must exist and must not be going away.

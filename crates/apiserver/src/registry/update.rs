@@ -122,8 +122,19 @@ impl Registry {
         let now = meta::now();
         let (mut new, mut warnings) = edited(target, edit, &live, &now)?;
         check_preconditions(target, &live, &new)?;
-        let explicit =
-            !meta::text(&new, "resourceVersion").is_empty() && matches!(edit, Edit::Replace(..));
+        let replaces = matches!(edit, Edit::Replace(..));
+        let explicit = replaces && !meta::text(&new, "resourceVersion").is_empty();
+        if replaces && !explicit && !resource.unconditional_update && target.subresource.is_empty()
+        {
+            return Err(target.invalid(
+                &target.name,
+                vec![Cause::invalid(
+                    "metadata.resourceVersion",
+                    &0.into(),
+                    "must be specified for an update",
+                )],
+            ));
+        }
         meta::copy(&live, &mut new, "resourceVersion");
         strategy::prepare_update(resource, &target.subresource, &live, &mut new);
         schema::apply_defaults(resource, &mut new);

@@ -39,6 +39,7 @@ struct Row {
     fields: &'static [&'static str],
     generation: bool,
     upsert: bool,
+    unconditional: bool,
     returns_deleted: bool,
     stored_as: Option<(&'static str, &'static str)>,
 }
@@ -76,6 +77,7 @@ impl Row {
             fields: &[],
             generation: false,
             upsert: false,
+            unconditional: true,
             returns_deleted: false,
             stored_as: None,
         }
@@ -112,6 +114,11 @@ impl Row {
     /// An update of an absent object creates it.
     const fn upsert(mut self) -> Self {
         self.upsert = true;
+        self
+    }
+    /// An update must name the resourceVersion it is based on.
+    const fn conditional(mut self) -> Self {
+        self.unconditional = false;
         self
     }
     /// A deletion answers with the object instead of a Status.
@@ -225,6 +232,7 @@ const CORE: &[Row] = &[
         .returns_deleted(),
     Row::new("", "v1", "Secret", "secrets").fields(&["type"]),
     Row::new("", "v1", "ServiceAccount", "serviceaccounts")
+        .conditional()
         .short(&["sa"])
         .sub(&[Sub(
             "token",
@@ -349,10 +357,13 @@ const WORK: &[Row] = &[
         "PodDisruptionBudget",
         "poddisruptionbudgets",
     )
+    .conditional()
     .short(&["pdb"])
     .sub(&[STATUS])
     .generation(),
-    Row::new("coordination.k8s.io", "v1", "Lease", "leases").upsert(),
+    Row::new("coordination.k8s.io", "v1", "Lease", "leases")
+        .conditional()
+        .upsert(),
     Row::new("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices").generation(),
     Row::new("events.k8s.io", "v1", "Event", "events")
         .short(&["ev"])
@@ -435,13 +446,16 @@ const CLUSTER: &[Row] = &[
     .cluster()
     .short(&["pc"])
     .generation(),
-    Row::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses").cluster(),
+    Row::new("node.k8s.io", "v1", "RuntimeClass", "runtimeclasses")
+        .conditional()
+        .cluster(),
     Row::new(
         "admissionregistration.k8s.io",
         "v1",
         "MutatingAdmissionPolicy",
         "mutatingadmissionpolicies",
     )
+    .conditional()
     .cluster()
     .category(&["api-extensions"])
     .generation(),
@@ -451,6 +465,7 @@ const CLUSTER: &[Row] = &[
         "MutatingAdmissionPolicyBinding",
         "mutatingadmissionpolicybindings",
     )
+    .conditional()
     .cluster()
     .category(&["api-extensions"])
     .generation(),
@@ -460,6 +475,7 @@ const CLUSTER: &[Row] = &[
         "MutatingWebhookConfiguration",
         "mutatingwebhookconfigurations",
     )
+    .conditional()
     .cluster()
     .category(&["api-extensions"])
     .generation(),
@@ -469,6 +485,7 @@ const CLUSTER: &[Row] = &[
         "ValidatingAdmissionPolicy",
         "validatingadmissionpolicies",
     )
+    .conditional()
     .cluster()
     .category(&["api-extensions"])
     .sub(&[STATUS])
@@ -479,6 +496,7 @@ const CLUSTER: &[Row] = &[
         "ValidatingAdmissionPolicyBinding",
         "validatingadmissionpolicybindings",
     )
+    .conditional()
     .cluster()
     .category(&["api-extensions"])
     .generation(),
@@ -488,6 +506,7 @@ const CLUSTER: &[Row] = &[
         "ValidatingWebhookConfiguration",
         "validatingwebhookconfigurations",
     )
+    .conditional()
     .cluster()
     .category(&["api-extensions"])
     .generation(),
@@ -497,6 +516,7 @@ const CLUSTER: &[Row] = &[
         "CustomResourceDefinition",
         "customresourcedefinitions",
     )
+    .conditional()
     .cluster()
     .short(&["crd", "crds"])
     .category(&["api-extensions"])
@@ -505,8 +525,12 @@ const CLUSTER: &[Row] = &[
 ];
 
 const STORAGE: &[Row] = &[
-    Row::new("storage.k8s.io", "v1", "CSIDriver", "csidrivers").cluster(),
-    Row::new("storage.k8s.io", "v1", "CSINode", "csinodes").cluster(),
+    Row::new("storage.k8s.io", "v1", "CSIDriver", "csidrivers")
+        .conditional()
+        .cluster(),
+    Row::new("storage.k8s.io", "v1", "CSINode", "csinodes")
+        .conditional()
+        .cluster(),
     Row::new(
         "storage.k8s.io",
         "v1",
@@ -522,6 +546,7 @@ const STORAGE: &[Row] = &[
         "VolumeAttachment",
         "volumeattachments",
     )
+    .conditional()
     .cluster()
     .sub(&[STATUS]),
     Row::new(
@@ -610,6 +635,7 @@ fn expand(row: &Row) -> Resource {
         selectable_fields: owned(row.fields),
         counts_generation: row.generation,
         create_on_update: row.upsert,
+        unconditional_update: row.unconditional,
         returns_deleted: row.returns_deleted,
         storage: format!("{storage_group}/{}", row.plural).into(),
         storage_version: storage_version.into(),

@@ -56,6 +56,19 @@ async fn both_encodings_show_the_same() {
 }
 
 #[tokio::test]
+async fn delete_options_come_in_both_encodings() {
+    let cluster = Cluster::start().await;
+    cluster.post(PODS, &pod("a", "n")).await.expect(201);
+    let options = json!({"apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 7});
+    let body = Object::from_json_value(&options, Encoding::Protobuf).expect("options");
+    let request = Cluster::request("DELETE", &format!("{PODS}?fieldSelector=spec.nodeName%3Dn"))
+        .header(header::CONTENT_TYPE, "application/vnd.kubernetes.protobuf");
+    assert_eq!(cluster.raw(request, body.bytes).await.status(), 200);
+    let dying = cluster.get(&format!("{PODS}/a")).await.expect(200);
+    assert_eq!(dying["metadata"]["deletionGracePeriodSeconds"], 7);
+}
+
+#[tokio::test]
 async fn tables_and_partial_metadata_are_views() {
     let cluster = Cluster::start().await;
     cluster.post(PODS, &pod("a", "n")).await.expect(201);

@@ -260,6 +260,14 @@ async fn names_are_generated_and_put_creates_where_kubernetes_does() {
     let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": {"name": "l"}, "spec": {"holderIdentity": "me"}});
     let path = "/apis/coordination.k8s.io/v1/namespaces/default/leases/l";
-    cluster.put(path, &lease).await.expect(201);
+    let mut lease = cluster.put(path, &lease).await.expect(201);
+    lease["spec"]["holderIdentity"] = "you".into();
     cluster.put(path, &lease).await.expect(200);
+    // Somebody who does not say what he saw would take the lease from its holder.
+    lease["metadata"] = json!({"name": "l"});
+    let refused = cluster.put(path, &lease).await.expect(422);
+    assert_eq!(
+        refused["message"],
+        "Lease.coordination.k8s.io \"l\" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update"
+    );
 }
