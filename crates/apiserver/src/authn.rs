@@ -2,13 +2,15 @@
 
 pub mod tokens;
 
+use bytes::Bytes;
 use http::HeaderMap;
 use std::{
     collections::{BTreeMap, HashMap},
     fmt,
+    sync::{Mutex, PoisonError},
 };
 use yurt_transport::Peer;
-use yurt_wire::{Reason, Status};
+use yurt_wire::Status;
 
 /// The group of everyone who has shown who they are.
 pub const AUTHENTICATED: &str = "system:authenticated";
@@ -142,7 +144,20 @@ pub fn impersonated(headers: &HeaderMap) -> Result<Option<User>, Box<Status>> {
 pub struct Authenticator {
     tokens: HashMap<String, User>,
     service_accounts: tokens::Issuer,
+    /// Certificates read before: a connection sends many requests.
+    certificates: Mutex<HashMap<Bytes, Certified>>,
 }
+
+/// What a verified certificate says.
+#[derive(Clone, Debug)]
+struct Certified {
+    user: User,
+    /// Seconds since the epoch.
+    not_after: i64,
+}
+
+/// Certificates remembered at most; beyond it, reading begins anew.
+const MAX_CERTIFICATES: usize = 4096;
 
 impl Authenticator {
     /// From static tokens and the issuer of service account tokens.
@@ -153,6 +168,7 @@ impl Authenticator {
                 .map(|(token, user)| (token, user.authenticated()))
                 .collect(),
             service_accounts: issuer,
+            certificates: Mutex::default(),
         }
     }
 
@@ -176,6 +192,38 @@ impl Authenticator {
         bound(&claims).then(|| (claims.user().authenticated(), claims.audiences.clone()))
     }
 
+    /// Who a certificate is for; `None` when it names nobody.
+    fn certified(&self, der: &Bytes) -> Option<Certified> {
+        let lock = || {
+            self.certificates
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        };
+        if let Some(known) = lock().get(der) {
+            return Some(known.clone());
+        }
+        let identity = yurt_pki::identity_of(der).ok()?;
+        let not_after = yurt_pki::not_after(der).ok()?;
+        if identity.user.is_empty() {
+            return None;
+        }
+        let user = User {
+            name: identity.user,
+            groups: identity.groups,
+            ..User::default()
+        };
+        let certified = Certified {
+            user: user.authenticated(),
+            not_after,
+        };
+        let mut known = lock();
+        if known.len() >= MAX_CERTIFICATES {
+            known.clear();
+        }
+        known.insert(der.clone(), certified.clone());
+        Some(certified)
+    }
+
     /// Who sent a request. A certificate wins over a token; wrong credentials are refused, none are anonymous.
     pub fn request(
         &self,
@@ -185,15 +233,12 @@ impl Authenticator {
         bound: impl Fn(&tokens::Claims) -> bool,
     ) -> Result<User, Box<Status>> {
         let certificate = peer.and_then(|peer| peer.certificate.as_ref());
-        if let Some(identity) = certificate.and_then(|der| yurt_pki::identity_of(der).ok())
-            && !identity.user.is_empty()
-        {
-            return Ok(User {
-                name: identity.user,
-                groups: identity.groups,
-                ..User::default()
+        if let Some(certified) = certificate.and_then(|der| self.certified(der)) {
+            // A connection may be older than the end of its certificate.
+            if now > certified.not_after {
+                return Err(Box::new(Status::unauthorized()));
             }
-            .authenticated());
+            return Ok(certified.user);
         }
         let Some(header) = headers.get(http::header::AUTHORIZATION) else {
             return Ok(User::anonymous());
@@ -217,6 +262,106 @@ impl Authenticator {
             // Schemes we do not know are no credentials, as for kube-apiserver.
             None => return Ok(User::anonymous()),
         };
-        user.ok_or_else(|| Box::new(Status::new(Reason::Unauthorized, "Unauthorized")))
+        user.ok_or_else(|| Box::new(Status::unauthorized()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use yurt_pki::{Ca, Profile, certs_from_pem};
+
+    fn authenticator() -> Authenticator {
+        let key = tokens::Issuer::generate_key().expect("a key");
+        let issuer = tokens::Issuer::new("https://here", &key).expect("an issuer");
+        Authenticator::new([("secret".into(), User::new("static", &[]))], issuer)
+    }
+
+    fn peer(common_name: &str, organizations: &[&str]) -> Peer {
+        let ca = Ca::new("ca", 2).expect("a CA");
+        let pem = ca
+            .issue(&Profile {
+                common_name: common_name.into(),
+                organizations: organizations.iter().map(|o| (*o).to_owned()).collect(),
+                client: true,
+                days: 1,
+                ..Profile::default()
+            })
+            .expect("a certificate");
+        let der = certs_from_pem(&pem.cert).expect("PEM").remove(0);
+        Peer {
+            addr: ([127, 0, 0, 1], 1).into(),
+            local: ([127, 0, 0, 1], 2).into(),
+            certificate: Some(Bytes::copy_from_slice(&der)),
+            tls: true,
+        }
+    }
+
+    fn bearer(token: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        let value = format!("Bearer {token}").parse().expect("a header");
+        headers.insert(http::header::AUTHORIZATION, value);
+        headers
+    }
+
+    #[test]
+    fn a_certificate_names_its_bearer_until_it_ends() {
+        let authenticator = authenticator();
+        let peer = peer("system:node:a", &["system:nodes", "edge"]);
+        let now = jiff::Timestamp::now().as_second();
+        let ask = |now| authenticator.request(Some(&peer), &bearer("secret"), now, |_| true);
+        for _ in 0..2 {
+            let user = ask(now).expect("a user");
+            assert_eq!(user.name, "system:node:a");
+            assert_eq!(user.groups, ["system:nodes", "edge", AUTHENTICATED]);
+        }
+        assert!(ask(now + 3 * 86_400).is_err(), "the connection outlived it");
+    }
+
+    #[test]
+    fn wrong_credentials_are_refused_and_none_are_anonymous() {
+        let authenticator = authenticator();
+        let ask = |headers: &HeaderMap| {
+            authenticator
+                .request(None, headers, 1000, |_| true)
+                .map(|user| user.name)
+        };
+        assert_eq!(ask(&bearer("secret")).ok().as_deref(), Some("static"));
+        assert_eq!(
+            ask(&HeaderMap::new()).ok().as_deref(),
+            Some("system:anonymous")
+        );
+        assert!(ask(&bearer("wrong")).is_err());
+        assert!(ask(&bearer("")).is_err());
+    }
+
+    #[test]
+    fn impersonation_needs_a_user() {
+        let headers = |pairs: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in pairs {
+                headers.append(*name, value.parse().expect("a header"));
+            }
+            headers
+        };
+        assert_eq!(impersonated(&headers(&[])).ok(), Some(None));
+        assert!(impersonated(&headers(&[("impersonate-group", "g")])).is_err());
+        assert!(
+            impersonated(&headers(&[
+                ("impersonate-user", "u"),
+                ("impersonate-x", "y")
+            ]))
+            .is_err()
+        );
+        let user = impersonated(&headers(&[
+            ("impersonate-user", "system:serviceaccount:ns:sa"),
+            ("impersonate-extra-scope", "a"),
+            ("impersonate-extra-scope", "b"),
+        ]))
+        .ok()
+        .flatten()
+        .expect("a user");
+        assert!(user.in_group("system:serviceaccounts:ns"));
+        assert_eq!(user.extra["scope"], ["a", "b"]);
     }
 }

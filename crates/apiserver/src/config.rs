@@ -16,6 +16,25 @@ pub struct Tls {
     pub client_ca: Option<String>,
 }
 
+/// Requests at work at once; others wait a moment and are then sent away with 429. Watches do not count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InFlight {
+    /// Requests that write.
+    pub mutating: usize,
+    /// Requests that read.
+    pub reading: usize,
+}
+
+impl Default for InFlight {
+    /// As kube-apiserver.
+    fn default() -> Self {
+        Self {
+            mutating: 200,
+            reading: 400,
+        }
+    }
+}
+
 /// How a server is set up.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -35,6 +54,8 @@ pub struct Config {
     pub services: ServiceRange,
     /// How much of the past watches can catch up on.
     pub window: WindowLimits,
+    /// How much is done at once.
+    pub in_flight: InFlight,
 }
 
 impl Default for Config {
@@ -48,6 +69,7 @@ impl Default for Config {
             issuer: "https://kubernetes.default.svc.cluster.local".into(),
             services: ServiceRange::default(),
             window: WindowLimits::default(),
+            in_flight: InFlight::default(),
         }
     }
 }

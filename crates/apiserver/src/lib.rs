@@ -31,7 +31,7 @@ mod subresources;
 mod types;
 pub mod validation;
 
-pub use config::{Config, Tls};
+pub use config::{Config, InFlight, Tls};
 
 use arc_swap::ArcSwap;
 use authn::{Authenticator, tokens::Issuer};
@@ -139,6 +139,7 @@ impl ApiServer {
             Authenticator::new(config.tokens, Issuer::new(&config.issuer, &key)?),
             addr.to_string(),
             ServerMetrics::new(Metrics::new("apiserver")),
+            config.in_flight,
             shutdown.clone(),
         ));
         tokio::spawn(lifecycle::run(

@@ -7,6 +7,7 @@ mod respond;
 mod watch;
 
 use crate::{
+    InFlight,
     authn::{self, Authenticator, User},
     authz::{self, Attributes},
     discovery, meta,
@@ -27,9 +28,6 @@ use tokio_util::sync::CancellationToken;
 use yurt_transport::{Body, BoxError, Peer};
 use yurt_wire::{Reason, RequestInfo, Status, Verb, media};
 
-/// Requests at work at once, as kube-apiserver's defaults; watches do not count.
-const MAX_MUTATING: usize = 200;
-const MAX_READING: usize = 400;
 /// How long a request waits for its turn before it is sent away with 429.
 const TURN: Duration = Duration::from_secs(1);
 
@@ -56,6 +54,7 @@ impl Server {
         authenticator: Authenticator,
         address: String,
         metrics: ServerMetrics,
+        in_flight: InFlight,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
@@ -65,8 +64,8 @@ impl Server {
             metrics,
             shutdown,
             openapi: Documents::default(),
-            mutating: Semaphore::new(MAX_MUTATING),
-            reading: Semaphore::new(MAX_READING),
+            mutating: Semaphore::new(in_flight.mutating.min(Semaphore::MAX_PERMITS)),
+            reading: Semaphore::new(in_flight.reading.min(Semaphore::MAX_PERMITS)),
         }
     }
 

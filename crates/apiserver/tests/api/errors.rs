@@ -158,3 +158,22 @@ async fn nobody_in_particular_sees_health_only() {
         "Unauthorized"
     );
 }
+
+#[tokio::test]
+async fn more_than_the_server_can_do_is_sent_away() {
+    let cluster = Cluster::with(yurt_apiserver::Config {
+        in_flight: yurt_apiserver::InFlight {
+            mutating: 0,
+            reading: 1,
+        },
+        ..yurt_apiserver::Config::default()
+    })
+    .await;
+    let answer = cluster.post(CONFIG_MAPS, &config_map("a")).await;
+    assert_eq!(answer.headers[header::RETRY_AFTER], "1");
+    assert_eq!(answer.expect(429)["reason"], "TooManyRequests");
+    // Watches are not counted, and reads have room of their own.
+    let _first = cluster.watch(&format!("{CONFIG_MAPS}?watch=1")).await;
+    let _second = cluster.watch(&format!("{CONFIG_MAPS}?watch=1")).await;
+    cluster.get(CONFIG_MAPS).await.expect(200);
+}
