@@ -300,20 +300,8 @@ impl Cache {
     pub fn forget_bearer(&self, caller: &Caller) {
         let shared = self.shared();
         let mut state = shared.lock();
-        state.grants.forget(caller);
-        let prefix = [record::GRANTS, caller.key().as_bytes(), b"/"].concat();
-        let mut keys = shared.store.keys(&prefix);
-        keys.extend(
-            state
-                .pending
-                .keys()
-                .filter(|key| key.starts_with(&prefix))
-                .cloned(),
-        );
-        keys.push(state::bearer_record(caller));
-        for key in keys {
-            state.enqueue(key, state::Value::Delete, Duration::ZERO);
-        }
+        let grants = state.grants.forget(caller);
+        state.strike_out(caller, &grants);
         drop(state);
         shared.wake.notify_one();
     }

@@ -257,5 +257,10 @@ async fn a_burst_larger_than_the_queue_is_complete_when_it_takes_its_time() {
         object: yurt_wire::watch::bookmark(&gvk, "60", true, Encoding::Json),
     });
     assert_eq!(cache.stats().overflowed.get(), 0);
-    assert_eq!(cache.list(&Caller::Node, &query(path)).map(|l| l.items.len()), Some(1000));
+    assert_eq!(
+        cache
+            .list(&Caller::Node, &query(path))
+            .map(|l| l.items.len()),
+        Some(1000)
+    );
 }

@@ -779,3 +779,34 @@ async fn w10_a_storm_is_written_at_its_own_pace() {
     want.sort_by(|a, b| a.bytes.cmp(&b.bytes));
     assert_eq!(got, want);
 }
+
+/// hub.md W10: a decoder that died on one event stalled the client's watch, and nothing was cached after it.
+#[tokio::test]
+async fn w10_an_event_that_is_not_understood_costs_completeness_only() {
+    let node = Node::recorded().await;
+    let pods = query(PODS);
+    let mut watch = node.cache.watch_learner(&Caller::Node, &pods, "367", false);
+    assert!(node.cache.list(&Caller::Node, &pods).is_some());
+    watch.event(&yurt_wire::watch::Event {
+        kind: EventType::Modified,
+        object: Object {
+            encoding: Encoding::Protobuf,
+            bytes: bytes::Bytes::from_static(b"k8s\0\xff\xff\xff\xff"),
+        },
+    });
+    // what it said is unknown: no list pretends otherwise
+    assert!(node.cache.list(&Caller::Node, &pods).is_none());
+    for event in events(fixture("watch-pods.pb"), Encoding::Protobuf) {
+        watch.event(&event);
+    }
+    let got = node
+        .get("/api/v1/namespaces/default/pods/web-65b97464c6-52j9z", JSON)
+        .await;
+    assert_eq!(
+        (got.code, got.json()["metadata"]["resourceVersion"].clone()),
+        (200, "413".into())
+    );
+    // and the next list heals it
+    node.learn_list(&Caller::Node, PODS, "list-pods.pb");
+    assert!(node.cache.list(&Caller::Node, &pods).is_some());
+}

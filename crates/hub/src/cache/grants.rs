@@ -69,6 +69,9 @@ pub(crate) struct Bearer {
     pub(crate) seen: u64,
 }
 
+/// A bearer that had to make room, and its grants.
+pub(crate) type Forgotten = (Caller, Vec<Query>);
+
 /// All grants.
 #[derive(Debug, Default)]
 pub(crate) struct Grants {
@@ -132,7 +135,7 @@ impl Grants {
     }
 
     /// A bearer that the cloud accepted. Gives its record and the bearer that had to make room.
-    pub(crate) fn accept(&mut self, caller: &Caller) -> Option<(Bearer, Option<Caller>)> {
+    pub(crate) fn accept(&mut self, caller: &Caller) -> Option<(Bearer, Option<Forgotten>)> {
         if matches!(caller, Caller::Node) || self.bearers.contains_key(caller) {
             return None;
         }
@@ -150,17 +153,21 @@ impl Grants {
         } else {
             None
         };
-        if let Some(old) = &forgotten {
-            self.forget(old);
-        }
+        let forgotten = forgotten.map(|old| {
+            let grants = self.forget(&old);
+            (old, grants)
+        });
         Some((bearer, forgotten))
     }
 
-    /// Forgets a bearer and all its grants (the cloud answered 401).
-    pub(crate) fn forget(&mut self, caller: &Caller) {
+    /// Forgets a bearer and all its grants (the cloud answered 401); gives the grants.
+    pub(crate) fn forget(&mut self, caller: &Caller) -> Vec<Query> {
         self.bearers.remove(caller);
-        self.observed.remove(caller);
         self.counts.remove(caller);
+        self.observed
+            .remove(caller)
+            .map(|grants| grants.into_values().flatten().collect())
+            .unwrap_or_default()
     }
 
     /// Puts back what was stored.

@@ -178,14 +178,6 @@ fn load(store: &Store, state: &mut State) -> Result<(), StoreError> {
         }
         true
     }))?;
-    for key in store.keys(record::GRANTS) {
-        match record::parse_grant_record(&key) {
-            Some((caller, query)) => {
-                state.grants.observe(&caller, &query);
-            }
-            None => unreadable.push(key),
-        }
-    }
     tolerate(store.scan(record::BEARERS, &mut |key, value| {
         let caller = std::str::from_utf8(&key[record::BEARERS.len()..])
             .ok()
@@ -196,6 +188,15 @@ fn load(store: &Store, state: &mut State) -> Result<(), StoreError> {
         }
         true
     }))?;
+    for key in store.keys(record::GRANTS) {
+        match record::parse_grant_record(&key) {
+            Some((caller, query)) if state.grants.knows(&caller) => {
+                state.grants.observe(&caller, &query);
+            }
+            // Unreadable, or of a bearer that was forgotten.
+            _ => unreadable.push(key),
+        }
+    }
     for key in store.keys(record::DOCUMENTS) {
         if let Ok(name) = std::str::from_utf8(&key[record::DOCUMENTS.len()..]) {
             let clock = state.tick();

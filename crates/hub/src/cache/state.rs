@@ -285,10 +285,19 @@ impl State {
     pub(crate) fn accept(&mut self, caller: &Caller) {
         if let Some((bearer, forgotten)) = self.grants.accept(caller) {
             self.store_bearer(caller, &bearer);
-            if let Some(old) = forgotten {
-                self.enqueue(bearer_record(&old), Value::Delete, Duration::ZERO);
+            if let Some((old, grants)) = forgotten {
+                self.strike_out(&old, &grants);
             }
         }
+    }
+
+    /// Takes a forgotten bearer and its grants off the disk.
+    pub(crate) fn strike_out(&mut self, caller: &Caller, grants: &[Query]) {
+        for grant in grants {
+            let record = record::grant_record(caller, grant);
+            self.enqueue(record, Value::Delete, Duration::ZERO);
+        }
+        self.enqueue(bearer_record(caller), Value::Delete, Duration::ZERO);
     }
 
     pub(crate) fn store_bearer(&mut self, caller: &Caller, bearer: &super::grants::Bearer) {

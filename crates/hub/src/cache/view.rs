@@ -322,6 +322,8 @@ impl Cache {
         let shared = self.shared();
         let previous = shared.read_view(gvr, key, None);
         let object = overlay.object.clone();
+        let seen = object.meta().ok().and_then(|meta| meta.revision());
+        let change = overlay.change.clone();
         let mut state = shared.lock();
         let resource = state.resource(gvr);
         if resource.kind.is_empty()
@@ -341,6 +343,21 @@ impl Cache {
                 object,
                 previous,
             });
+        }
+        drop(state);
+        // The cloud's state may have moved on since the write was computed on it.
+        let (Some(change), Some(stored)) = (change, shared.read_stored(gvr, key)) else {
+            return;
+        };
+        if seen.is_some_and(|seen| stored.revision > seen)
+            && let Some(object) = change.rebase(&stored.object)
+        {
+            let mut state = shared.lock();
+            if let Some(overlay) = state.resource(gvr).overlays.get_mut(key)
+                && overlay.change.as_ref() == Some(&change)
+            {
+                overlay.object = object;
+            }
         }
     }
 
