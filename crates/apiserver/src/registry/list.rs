@@ -165,30 +165,11 @@ impl Registry {
         options: &ListOptions,
     ) -> Reply<Page> {
         let selection = Selection::new(resource, options)?;
-        let (mut items, revision, start) = if options.continue_token.is_empty() {
-            match wanted_revision(options)? {
-                At::Newest => {
-                    let (items, revision) = self.storage.list(&resource.storage, namespace, None);
-                    (items, revision, None)
-                }
-                At::NotOlderThan(wanted) => {
-                    self.reached(wanted)?;
-                    let (items, revision) = self.storage.list(&resource.storage, namespace, None);
-                    (items, revision, None)
-                }
-                At::Exactly(wanted) => {
-                    self.reached(wanted)?;
-                    let items = self
-                        .storage
-                        .list_at(&resource.storage, namespace, None, wanted)
-                        .map_err(|e| too_old(&e))?;
-                    (items, wanted, None)
-                }
-            }
+        let (mut items, revision) = if options.continue_token.is_empty() {
+            self.first_page(resource, namespace, wanted_revision(options)?)?
         } else {
             if !options.resource_version.is_empty() && options.resource_version != "0" {
-                return Err(Box::new(Status::new(
-                    Reason::BadRequest,
+                return Err(Box::new(Status::bad_request(
                     "specifying resource version is not allowed when using continue",
                 )));
             }
@@ -197,9 +178,8 @@ impl Registry {
                 .storage
                 .list_at(&resource.storage, namespace, Some(&start), revision)
                 .map_err(|_| expired_token())?;
-            (items, revision, Some(start))
+            (items, revision)
         };
-        debug_assert!(start.is_none() || !options.continue_token.is_empty());
         if !selection.is_everything() {
             items.retain(|object| selection.matches(object));
         }
@@ -209,6 +189,28 @@ impl Registry {
             options.limit,
             selection.is_everything(),
         ))
+    }
+
+    /// Everything in a namespace, and the revision it shows.
+    fn first_page(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        at: At,
+    ) -> Reply<(Vec<Arc<Stored>>, u64)> {
+        match at {
+            At::Newest => {}
+            At::NotOlderThan(wanted) => self.reached(wanted)?,
+            At::Exactly(wanted) => {
+                self.reached(wanted)?;
+                return self
+                    .storage
+                    .list_at(&resource.storage, namespace, None, wanted)
+                    .map(|items| (items, wanted))
+                    .map_err(|e| too_old(&e));
+            }
+        }
+        Ok(self.storage.list(&resource.storage, namespace, None))
     }
 
     /// A revision from the future cannot be shown.
@@ -266,7 +268,7 @@ fn cut(mut items: Vec<Arc<Stored>>, revision: u64, limit: u64, countable: bool) 
 }
 
 /// 410 for a revision that has left the window.
-pub(crate) fn too_old(error: &TooOld) -> Box<Status> {
+fn too_old(error: &TooOld) -> Box<Status> {
     Box::new(Status::new(Reason::Expired, error.to_string()))
 }
 

@@ -30,7 +30,6 @@ async fn pages_show_one_moment_even_when_objects_change_between_them() {
         .await
         .expect(200);
     assert_eq!(names(&first), ["a", "b"]);
-    // d, e and kube-root-ca.crt is absent: no root CA is configured.
     assert_eq!(first["metadata"]["remainingItemCount"], 3);
     let token = first["metadata"]["continue"]
         .as_str()
