@@ -78,7 +78,7 @@ pub struct ReplayReport {
     pub dropped: Vec<String>,
     /// Entries that wait for the next time.
     pub kept: usize,
-    /// Why the replay stopped before the end.
+    /// Why something waits: the first reason.
     pub stopped: Option<String>,
 }
 
@@ -420,8 +420,9 @@ impl Journal {
         }
     }
 
-    /// Brings what waits to the cloud, in the order of the last writes. What fails for the moment stops it, and stays, with
-    /// everything behind it. Killed in the middle and begun again it does no harm.
+    /// Brings what waits to the cloud, in the order of the last writes. A cloud that cannot be reached, or takes nothing for the
+    /// moment, stops it; what fails for reasons of its own waits while the others go on. Killed in the middle and begun again
+    /// it does no harm.
     pub async fn replay(&self, cloud: &dyn Cloud) -> ReplayReport {
         let _alone = self.inner.replaying.lock().await;
         let mut report = ReplayReport::default();
@@ -467,6 +468,10 @@ impl Journal {
                     report.stopped = Some(reason);
                     break;
                 }
+                Next::LaterAlone(reason) => {
+                    tracing::info!(%reason, entry = %entry.path(false), "an offline write waits");
+                    report.stopped.get_or_insert(reason);
+                }
                 // `replay_one` ends with a decision.
                 Next::Send(_) => break,
             }
@@ -493,7 +498,7 @@ impl Journal {
                 conflicts += 1;
             }
         }
-        Next::Later("no end of conflicts".into())
+        Next::LaterAlone("no end of conflicts".into())
     }
 
     async fn send(

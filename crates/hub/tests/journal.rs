@@ -398,6 +398,25 @@ async fn what_cannot_be_applied_is_dropped_counted_and_shown_no_more() {
     let seen = node.get("/api/v1/nodes/edge-1", JSON).await.json();
     assert_eq!(seen, fixture_json("get-node.json"));
 
+    // one object that the cloud cannot take does not keep the others
+    let node = Node::recorded().await;
+    node.patch(
+        &format!("{POD}/status"),
+        &json!({"status": {"reason": "x"}}),
+    )
+    .await;
+    node.send(
+        Method::POST,
+        "/api/v1/namespaces/default/events",
+        &event("started", "default"),
+    )
+    .await;
+    let twin = Twin::recorded();
+    twin.state().faults = vec![(Method::PUT, 500)];
+    let report = node.journal.replay(&twin).await;
+    assert_eq!((report.applied, report.kept), (1, 1), "{report:?}");
+    assert_eq!(node.journal.replay(&twin).await.kept, 0);
+
     // refused for good, and refused for now
     let node = Node::recorded().await;
     node.patch(

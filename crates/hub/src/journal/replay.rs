@@ -40,8 +40,10 @@ pub(crate) enum Next {
         /// Whether the cloud said that the object does not exist.
         gone: bool,
     },
-    /// Not now.
+    /// Not now: the cloud cannot take anything.
     Later(String),
+    /// Not now, for reasons of this object alone (a conflict without end, a webhook that fails): the others go on.
+    LaterAlone(String),
 }
 
 fn fetch(entry: &Entry) -> Next {
@@ -88,7 +90,8 @@ fn message(body: &Value) -> &str {
 /// The step after an answer. `conflicts` counts the conflicts so far.
 pub(crate) fn after(entry: &Entry, stage: Stage, code: u16, body: &Value, conflicts: u32) -> Next {
     match (stage, code) {
-        (_, 401 | 408 | 425 | 429 | 500..) => Next::Later(format!("{code}: {}", message(body))),
+        (_, 500) => Next::LaterAlone(format!("{code}: {}", message(body))),
+        (_, 401 | 408 | 425 | 429 | 501..) => Next::Later(format!("{code}: {}", message(body))),
         (Stage::Fetch, 200) => on_fresh(entry, body),
         (Stage::Fetch | Stage::Update, 404) => match &entry.write {
             Write::Change {
@@ -105,7 +108,7 @@ pub(crate) fn after(entry: &Entry, stage: Stage, code: u16, body: &Value, confli
         (Stage::Update, 409) if conflicts < MAX_CONFLICTS => fetch(entry),
         (Stage::Create, 409) if entry.is_event() => Next::Done(None),
         (Stage::Create, 409) if conflicts < MAX_CONFLICTS => fetch(entry),
-        (_, 409) => Next::Later(format!("still in conflict: {}", message(body))),
+        (_, 409) => Next::LaterAlone(format!("still in conflict: {}", message(body))),
         (Stage::Create, 404) => Next::Drop {
             reason: format!("its namespace is gone in the cloud: {}", message(body)),
             gone: true,
@@ -132,10 +135,25 @@ fn on_fresh(entry: &Entry, fresh: &Value) -> Next {
         },
         Write::Create { object } => on_other(fresh, object),
     };
-    if changed == *fresh {
-        return Next::Done(Some(changed));
+    if changed == *fresh || renewed_later(fresh, &changed) {
+        return Next::Done(Some(fresh.clone()));
     }
     update(entry, changed)
+}
+
+/// Whether a lease was renewed in the cloud after it was renewed here. The times are RFC 3339 in UTC with microseconds, which
+/// sort as text.
+fn renewed_later(fresh: &Value, ours: &Value) -> bool {
+    let renewed = |lease: &Value| {
+        lease
+            .pointer("/spec/renewTime")
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
+    match (renewed(fresh), renewed(ours)) {
+        (Some(theirs), Some(ours)) => theirs > ours,
+        _ => false,
+    }
 }
 
 /// Our content on another object of the same name.
@@ -230,7 +248,7 @@ mod tests {
             gone(after(&entry, Stage::Update, 403, &Value::Null, 0)),
             Some(false)
         );
-        for code in [401, 429, 500, 503, 504] {
+        for code in [401, 429, 503, 504] {
             assert!(is_later(&after(
                 &entry,
                 Stage::Update,
@@ -243,13 +261,12 @@ mod tests {
             after(&entry, Stage::Update, 409, &Value::Null, 0),
             Next::Send(_)
         ));
-        assert!(is_later(&after(
-            &entry,
-            Stage::Update,
-            409,
-            &Value::Null,
-            MAX_CONFLICTS
-        )));
+        for (code, conflicts) in [(409, MAX_CONFLICTS), (500, 0)] {
+            assert!(matches!(
+                after(&entry, Stage::Update, code, &Value::Null, conflicts),
+                Next::LaterAlone(_)
+            ));
+        }
     }
 
     #[test]
@@ -275,6 +292,31 @@ mod tests {
         assert!(matches!(
             after(&entry, Stage::Create, 404, &Value::Null, 0),
             Next::Drop { gone: true, .. }
+        ));
+    }
+
+    #[test]
+    fn a_lease_renewed_in_the_cloud_meanwhile_is_not_turned_back() {
+        let lease = |time: &str| json!({"metadata": {"uid": "u"}, "spec": {"renewTime": time}});
+        let ours = lease("2026-11-21T22:00:10.000000Z");
+        let entry = Entry {
+            group: "coordination.k8s.io".into(),
+            resource: "leases".into(),
+            write: Write::Change {
+                change: Change::between(&lease("2026-11-21T22:00:00.000000Z"), &ours),
+                recreate: Some(ours),
+            },
+            ..pod_entry()
+        };
+        let newer = lease("2026-11-21T22:00:20.000000Z");
+        assert_eq!(
+            after(&entry, Stage::Fetch, 200, &newer, 0),
+            Next::Done(Some(newer))
+        );
+        let older = lease("2026-11-21T22:00:05.000000Z");
+        assert!(matches!(
+            after(&entry, Stage::Fetch, 200, &older, 0),
+            Next::Send(_)
         ));
     }
 }
