@@ -445,11 +445,11 @@ impl Relay {
             let Some(frame) = frame else {
                 return Next::End;
             };
-            // A bookmark of the node may be ahead of what this stream was told by the cloud; the client must not hold a
-            // revision whose events it lacks.
+            // A bookmark of the node may be ahead of what this stream was told by the cloud, or behind it; the client must
+            // hold the one revision whose events it has.
             if !self.opened_locally
                 && let Some(revision) = &frame.resource_version
-                && self.cursor.behind(revision)
+                && !self.cursor.is_at(revision)
             {
                 continue;
             }

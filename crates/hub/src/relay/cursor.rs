@@ -111,11 +111,9 @@ impl Cursor {
         }
     }
 
-    /// Whether the client has not come as far as `revision`.
-    pub fn behind(&self, revision: &str) -> bool {
-        self.revision
-            .as_deref()
-            .is_none_or(|own| own != revision && newer(revision, own))
+    /// Whether the client has everything up to `revision` and nothing beyond.
+    pub fn is_at(&self, revision: &str) -> bool {
+        self.phase == Phase::Changes && self.revision.as_deref() == Some(revision)
     }
 
     /// Whether the client has the whole state up to [`Resume::At`], so that only changes are missing.
@@ -188,6 +186,7 @@ mod tests {
         c.saw(Bookmark, "20", false);
         c.saw(Deleted, "21", false);
         assert_eq!(c.resume(), Resume::At("21".into()));
+        assert!(c.is_at("21") && !c.is_at("20") && !c.is_at("22"));
     }
 
     #[test]
