@@ -68,6 +68,12 @@ impl Offline {
         self.away_since.store(seconds, Ordering::Relaxed);
     }
 
+    /// Whether a write is one that is kept while the cloud is away and brought to it later.
+    pub fn keeps(&self, caller: &Caller, info: &RequestInfo) -> bool {
+        matches!(info.verb, Verb::Create | Verb::Update | Verb::Patch)
+            && write::keeps(caller, &self.node_name, info)
+    }
+
     /// Answers a request.
     pub async fn answer(
         &self,

@@ -171,6 +171,7 @@ impl Hub {
             mode: self.mode(),
             upgrade,
             impersonates: identity.impersonates,
+            kept: self.offline.keeps(&identity.caller, &info),
             journal_pending: self.in_order.load(Ordering::Relaxed) && self.journal.pending() > 0,
         });
         if way == Way::Upgrade {
@@ -220,13 +221,12 @@ impl Hub {
         Ok(response)
     }
 
+    /// Without `Retry-After`: clients would wait for the link instead of saying what is the matter.
     fn unavailable(&self, why: &str) -> Box<Status> {
-        let mut status = Status::new(
+        Box::new(Status::new(
             Reason::ServiceUnavailable,
-            format!("node {} has no link to the cloud: {why}", self.node_name),
-        );
-        status.retry_after_seconds = Some(5);
-        Box::new(status)
+            format!("node {:?} is offline: {why}", self.node_name),
+        ))
     }
 
     async fn watch(self: &Arc<Self>, call: Call) -> Result<Response<Body>, Box<Status>> {

@@ -28,6 +28,8 @@ pub struct Facts<'a> {
     pub upgrade: bool,
     /// The client acts as somebody else.
     pub impersonates: bool,
+    /// It is a write that the node keeps and brings to the cloud later, when the cloud is away.
+    pub kept: bool,
     /// Writes of offline times wait for the cloud.
     pub journal_pending: bool,
 }
@@ -81,13 +83,12 @@ pub fn decide(facts: Facts<'_>) -> Way {
     if offline {
         return Way::Local;
     }
-    let journalled = is_journalled(facts.info);
-    // A younger write must not overtake an older one of the same kind.
-    if journalled && facts.journal_pending {
+    // A younger write must not overtake an older one.
+    if facts.kept && facts.journal_pending {
         return Way::Local;
     }
     Way::Cloud {
-        fallback: journalled || matches!(facts.info.verb, Verb::Get | Verb::List),
+        fallback: facts.kept || matches!(facts.info.verb, Verb::Get | Verb::List),
     }
 }
 
@@ -98,35 +99,6 @@ fn is_stream(info: &RequestInfo) -> bool {
             info.subresource.as_str(),
             "log" | "exec" | "attach" | "portforward" | "proxy"
         )
-}
-
-/// Whether the node accepts this write while the cloud is away, applies it locally and replays it later.
-pub fn is_journalled(info: &RequestInfo) -> bool {
-    if !info.is_resource || dry_run(info) {
-        return false;
-    }
-    let resource = (
-        info.group.as_str(),
-        info.resource.as_str(),
-        info.subresource.as_str(),
-    );
-    match info.verb {
-        Verb::Create => matches!(
-            resource,
-            ("" | "events.k8s.io", "events", "") | ("coordination.k8s.io", "leases", "")
-        ),
-        Verb::Update => matches!(
-            resource,
-            ("", "pods" | "nodes", "status") | ("coordination.k8s.io", "leases", "")
-        ),
-        Verb::Patch => matches!(
-            resource,
-            ("", "pods" | "nodes", "status")
-                | ("" | "events.k8s.io", "events", "")
-                | ("coordination.k8s.io", "leases", "")
-        ),
-        _ => false,
-    }
 }
 
 fn dry_run(info: &RequestInfo) -> bool {
@@ -228,12 +200,13 @@ mod tests {
         RequestInfo::parse(&Method::from_bytes(method.as_bytes()).unwrap(), path, query)
     }
 
-    fn way(method: &str, target: &str, mode: Mode, pending: bool) -> Way {
+    fn way(method: &str, target: &str, mode: Mode, kept: bool, pending: bool) -> Way {
         decide(Facts {
             info: &info(method, target),
             mode,
             upgrade: false,
             impersonates: false,
+            kept,
             journal_pending: pending,
         })
     }
@@ -261,18 +234,6 @@ mod tests {
             ),
             ("DELETE", POD, Way::Cloud { fallback: false }, Way::Local),
             (
-                "PATCH",
-                "/api/v1/nodes/n/status",
-                Way::Cloud { fallback: true },
-                Way::Local,
-            ),
-            (
-                "PATCH",
-                "/api/v1/nodes/n/status?dryRun=All",
-                Way::Cloud { fallback: false },
-                Way::Local,
-            ),
-            (
                 "GET",
                 "/api/v1/namespaces/a/pods/b/log?follow=true",
                 Way::Cloud { fallback: false },
@@ -287,12 +248,12 @@ mod tests {
         ];
         for (method, target, online, offline) in cases {
             assert_eq!(
-                way(method, target, Online, false),
+                way(method, target, Online, false, false),
                 online,
                 "{method} {target} online"
             );
             assert_eq!(
-                way(method, target, Offline, false),
+                way(method, target, Offline, false, false),
                 offline,
                 "{method} {target} offline"
             );
@@ -302,13 +263,13 @@ mod tests {
     #[test]
     fn younger_writes_do_not_overtake() {
         let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n";
-        assert_eq!(way("PUT", lease, Mode::Online, true), Way::Local);
+        assert_eq!(way("PUT", lease, Mode::Online, true, true), Way::Local);
         assert_eq!(
-            way("PUT", lease, Mode::Online, false),
+            way("PUT", lease, Mode::Online, true, false),
             Way::Cloud { fallback: true }
         );
         assert_eq!(
-            way("GET", lease, Mode::Online, true),
+            way("GET", lease, Mode::Online, false, true),
             Way::Cloud { fallback: true }
         );
     }
@@ -321,6 +282,7 @@ mod tests {
             mode: Mode::Offline,
             upgrade: false,
             impersonates: true,
+            kept: false,
             journal_pending: false,
         };
         assert_eq!(decide(facts), Way::Unavailable);

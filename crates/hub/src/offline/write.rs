@@ -315,6 +315,11 @@ impl Offline {
     }
 }
 
+/// Whether the table has a place for the write, and it is meant.
+pub(super) fn keeps(caller: &Caller, node_name: &str, info: &RequestInfo) -> bool {
+    !is_dry_run(info) && decide(caller, node_name, info).is_ok()
+}
+
 fn is_dry_run(info: &RequestInfo) -> bool {
     info.query_value("dryRun")
         .is_some_and(|value| value == "All")
