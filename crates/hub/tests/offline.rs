@@ -810,3 +810,70 @@ async fn w10_an_event_that_is_not_understood_costs_completeness_only() {
     node.learn_list(&Caller::Node, PODS, "list-pods.pb");
     assert!(node.cache.list(&Caller::Node, &pods).is_some());
 }
+
+#[tokio::test]
+async fn large_answers_are_compressed_for_who_asks() {
+    use std::io::Read as _;
+    let node = Node::recorded().await;
+    let mut split = list::split(&fixture("list-pods.json"), Encoding::Json).expect("a list");
+    let model = split.items[0].to_json_value().expect("JSON");
+    split.items = (0..60)
+        .map(|i| {
+            let mut pod = model.clone();
+            pod["metadata"]["name"] = format!("p{i:02}").into();
+            Object::from_json_value(&pod, Encoding::Json).expect("JSON")
+        })
+        .collect();
+    let path = "/api/v1/namespaces/default/pods";
+    let mut learner = node.cache.list_learner(&Caller::Node, &query(path));
+    learner.page(split);
+    learner.finish();
+    let got = node.get(path, JSON).await;
+    assert_eq!(
+        got.headers
+            .get("content-encoding")
+            .and_then(|v| v.to_str().ok()),
+        Some("gzip")
+    );
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&got.body[..])
+        .read_to_string(&mut text)
+        .expect("gzip");
+    let listed: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(items(&listed).len(), 60);
+    assert!(text.len() > 128 << 10 && got.body.len() < text.len() / 4);
+    let small = node.get("/api/v1/nodes/edge-1", JSON).await;
+    assert!(!small.headers.contains_key("content-encoding"));
+}
+
+#[tokio::test]
+async fn a_watch_of_partial_metadata_shows_only_that() {
+    let node = Node::recorded().await;
+    let accept = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    let mut watch = node.watch(WATCH_PODS, accept);
+    assert_eq!(
+        watch.content_type(),
+        "application/vnd.kubernetes.protobuf;stream=watch"
+    );
+    for expected in [
+        EventType::Added,
+        EventType::Added,
+        EventType::Added,
+        EventType::Bookmark,
+    ] {
+        let frame = watch.next().await.expect("a frame");
+        let event = event(frame.bytes, Encoding::Protobuf);
+        let meta = event.object.meta().expect("metadata");
+        assert_eq!(event.kind, expected);
+        assert_eq!(
+            (meta.gvk.group.as_str(), meta.gvk.kind.as_str()),
+            ("meta.k8s.io", "PartialObjectMetadata")
+        );
+        if expected == EventType::Bookmark {
+            assert!(is_initial_events_end(&event.object));
+            assert_eq!(meta.resource_version, "367");
+        } else {
+            assert!(!meta.labels.is_empty());
+        }
+    }
+}

@@ -84,10 +84,12 @@ impl ListLearner {
             self.broken = true;
         }
         self.continue_token = list.continue_token;
+        // Read before the lock is taken: readers need it too.
+        let read: Vec<_> = list.items.iter().map(cacheable).collect();
         let mut state = shared.lock();
         state.grant(&self.caller, &self.query);
-        for object in &list.items {
-            match cacheable(object) {
+        for (object, read) in list.items.iter().zip(read) {
+            match read {
                 Some((meta, of_object)) => {
                     state.learn(
                         &shared.store,
