@@ -143,6 +143,21 @@ impl Shared {
             .map_or(0, |resource| resource.deletions.forgotten())
     }
 
+    /// Adds what waits to be written of an object to a batch.
+    pub(crate) fn put_waiting(&self, batch: &mut yurt_store::Batch, gvr: &Gvr, key: &str) {
+        let record = record::object_record(record::OBJECTS, gvr, key);
+        let waiting = self.lock().pending.get(&record).map(|p| p.value.clone());
+        match waiting {
+            Some(state::Value::Object(stored)) => {
+                batch.put(record, stored.encode());
+            }
+            Some(state::Value::Delete) => {
+                batch.delete(record);
+            }
+            Some(state::Value::Raw(_)) | None => {}
+        }
+    }
+
     /// The cloud's state of an object, waiting writes first. A record that cannot be read is dropped.
     pub(crate) fn read_stored(&self, gvr: &Gvr, key: &str) -> Option<Stored> {
         let record = record::object_record(record::OBJECTS, gvr, key);

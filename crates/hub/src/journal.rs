@@ -561,6 +561,12 @@ impl Journal {
         }
         let mut batch = Batch::default();
         batch.delete(record::object_record(record::JOURNAL, &key.0, &key.1));
+        // Together with the cloud's answer, which may still wait for the disk: a kill in between would show the state before
+        // the write again.
+        self.inner
+            .cache
+            .shared()
+            .put_waiting(&mut batch, &key.0, &key.1);
         if let Err(error) = self.commit(batch).await {
             // It may come back after a restart; putting it on the fresh object again changes nothing then.
             tracing::warn!(%error, "a replayed write could not be struck out");
