@@ -187,6 +187,7 @@ impl Shared {
                     return Some(stored.clone());
                 }
                 if !matches!(read, Ok(None)) {
+                    self.stats.read_errors.add(1);
                     tracing::warn!(resource = %gvr, object = key, "the cache's disk cannot be read");
                 }
                 return None;
@@ -430,6 +431,12 @@ impl Cache {
     /// What was counted since start.
     pub fn stats(&self) -> &Arc<Stats> {
         &self.shared().stats
+    }
+
+    /// Records that could not be read back so far. When it grew while a list was put together, the list may lack something.
+    pub(crate) fn damage(&self) -> u64 {
+        let stats = self.stats();
+        stats.corrupt.get() + stats.read_errors.get()
     }
 
     /// Objects known.

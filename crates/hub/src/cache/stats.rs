@@ -26,11 +26,13 @@ pub struct Stats {
     pub malformed: Counter,
     /// Records that could not be read back.
     pub corrupt: Counter,
+    /// Reads that the disk refused for the moment.
+    pub read_errors: Counter,
     /// Complete queries given up (overflow, corruption, eviction).
     pub coverages_dropped: Counter,
     /// Objects evicted to keep the budget.
     pub evicted: Counter,
-    /// Batches that the disk refused.
+    /// Batches that the disk refused, those of the journal included.
     pub write_errors: Counter,
     /// Records written.
     pub written: Counter,

@@ -64,6 +64,8 @@ pub struct LocalWatch {
     deadline: Instant,
     columns_sent: bool,
     ended: bool,
+    /// What the cache had lost before the initial events were chosen.
+    damage: u64,
 }
 
 impl std::fmt::Debug for LocalWatch {
@@ -128,12 +130,13 @@ impl LocalWatch {
         let query = Query::of_request(info, &options);
         // Before the state is looked at: a change in between is told twice rather than never.
         let changes = offline.cache.changes();
+        let damage = offline.cache.damage();
         let selection = offline
             .cache
             .select(caller, &query)
             .map_err(|uncovered| offline.list_miss(&query, uncovered))?;
         let initial = initial_events(&offline.cache, &query, &selection, &options)?;
-        Ok(Self::new(
+        let mut watch = Self::new(
             offline,
             query,
             wanted,
@@ -142,7 +145,9 @@ impl LocalWatch {
             selection.revision,
             changes,
             initial,
-        ))
+        );
+        watch.damage = damage;
+        Ok(watch)
     }
 
     /// Only local changes from now on, for a stream whose state the client has already.
@@ -213,6 +218,7 @@ impl LocalWatch {
             deadline: now + length,
             columns_sent: false,
             ended: false,
+            damage: offline.cache.damage(),
         }
     }
 
@@ -233,6 +239,13 @@ impl LocalWatch {
                 return None;
             }
             if let Some(initial) = self.initial.pop_front() {
+                // The mark says that everything was told. When something could not be read, it was not.
+                if matches!(initial, Initial::End) && self.cache.damage() != self.damage {
+                    let status = Status::service_unavailable(
+                        "some of the cached objects cannot be read back from the node's disk",
+                    );
+                    return Some(self.end_with(&status));
+                }
                 match self.tell_initial(&initial) {
                     Ok(Some(frame)) => return Some(frame),
                     Ok(None) => continue,

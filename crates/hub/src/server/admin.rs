@@ -38,6 +38,8 @@ struct CacheStatus {
     live_bytes: u64,
     disk_bytes: u64,
     corrupt_records: u64,
+    read_errors: u64,
+    write_errors: u64,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -82,9 +84,10 @@ impl Admin {
             // was opened before the listener.
             "/v1/readyz" => answer(StatusCode::OK, "text/plain", "OK"),
             "/metrics" => {
+                let cache = &self.hub.cache;
                 self.hub
                     .metrics
-                    .sizes(self.hub.journal.pending(), self.hub.cache.usage());
+                    .sizes(self.hub.journal.pending(), cache.usage(), cache.stats());
                 let (text, content_type) = self.telemetry.render();
                 answer(StatusCode::OK, content_type, text)
             }
@@ -124,7 +127,9 @@ impl Admin {
                 records: usage.records,
                 live_bytes: usage.live_bytes,
                 disk_bytes: usage.disk_bytes,
-                corrupt_records: usage.corrupt_records,
+                corrupt_records: hub.cache.stats().corrupt.get(),
+                read_errors: hub.cache.stats().read_errors.get(),
+                write_errors: hub.cache.stats().write_errors.get(),
             },
             journal: JournalStatus {
                 pending: hub.journal.pending(),

@@ -88,6 +88,7 @@ pub(super) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
                 }
                 probes.abort_all();
                 while probes.join_next().await.is_some() {}
+                *server.trouble() = None;
                 server.input(Instant::now(), Input::Answered { rtt });
                 if let Some(rtt) = server.link().rtt() {
                     server
@@ -99,10 +100,7 @@ pub(super) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
                 }
             }
             Outcome::Refused(error) => {
-                tracing::debug!(server = %server.authority, %error, "probe refused");
-                if server.state() == State::Starting {
-                    tracing::warn!(server = %server.authority, %error, "API server cannot be reached");
-                }
+                server.refused(&error);
                 server.input(Instant::now(), Input::Refused);
             }
             Outcome::Missed if heard_meanwhile && state == State::Up => {}

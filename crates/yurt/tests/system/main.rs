@@ -2,6 +2,7 @@
 
 mod fixture;
 
+mod faults;
 mod link_cut;
 mod processes;
 mod recorded;
