@@ -16,7 +16,7 @@ const MISSES: u32 = 2;
 const LEAST_SILENCE: Duration = Duration::from_millis(1600);
 /// Bounds of how long one probe is waited for.
 const LEAST_WAIT: Duration = Duration::from_millis(700);
-const MOST_WAIT: Duration = Duration::from_millis(1000);
+const MOST_WAIT: Duration = Duration::from_millis(900);
 /// Pause between probes of a link that is down and refuses at once.
 const DOWN_PAUSE: Duration = Duration::from_millis(700);
 /// Pause between the confirming probes of a link that comes back.
