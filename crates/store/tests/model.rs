@@ -422,6 +422,32 @@ fn what_was_left_out_once_stays_left_out() {
 }
 
 #[test]
+fn a_rotten_magic_costs_no_record_and_counts_once() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let (store, _) = Store::open(dir.path(), options(1 << 30)).expect("open");
+    let changes = vec![(1, Some((300, 1)))];
+    store.commit(batch(&changes)).wait().expect("commit");
+    let copy = crash_copy(dir.path());
+    let log = the_log(copy.path());
+    let mut bytes = fs::read(&log).expect("read");
+    bytes[0] ^= 1;
+    fs::write(&log, bytes).expect("write");
+    for corrupt_records in [1, 0] {
+        let (store, recovery) = Store::open(copy.path(), options(1 << 30)).expect("open");
+        let expected = Recovery {
+            records: 1,
+            truncated_bytes: 0,
+            corrupt_records,
+        };
+        assert_eq!(recovery, expected);
+        assert_eq!(
+            store.get(&key(1)).expect("get").as_deref(),
+            Some(&value((300, 1))[..])
+        );
+    }
+}
+
+#[test]
 fn every_sealed_segment_gets_a_whole_hint() {
     let dir = tempfile::tempdir().expect("temporary directory");
     // Reopened in between: the hint of the stop must not be taken for that of the full segment.
