@@ -1,4 +1,8 @@
-//! The pipeline: what happens to one request, from its first byte to who answers it.
+//! The pipeline: what happens to one request, from its first byte to who answers it. Beside it: how request bodies are taken
+//! (`upload`) and what answers say about callers (`rights`).
+
+mod rights;
+mod upload;
 
 use crate::{
     backing::Backing,
@@ -19,36 +23,28 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
-use http_body::Body as _;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use yurt_transport::{Body, ClientError, CollectError, Peer, ResponseBody};
+use upload::{Upload, too_large_status};
+use yurt_transport::{Body, ClientError, Peer, ResponseBody};
 use yurt_wire::{
     Encoding, Reason, RequestInfo, Status, Verb,
     media::{Representation, negotiate},
     request::ListOptions,
 };
 
-/// How long a client may take to send a body that must be held before it is sent on.
-const UPLOAD: Duration = Duration::from_secs(60);
 /// How long a request waits for the first sign of the cloud after a start.
 pub(crate) const SETTLE: Duration = Duration::from_millis(1500);
-/// Between looks at what a bearer may do.
-const REVIEW_EVERY: Duration = Duration::from_secs(600);
-/// Bearers whose last review is remembered.
-const MOST_REVIEWED: usize = 1024;
-/// Reviewed for the rules that hold everywhere: no namespace can have this name.
-const EVERYWHERE: &str = "*";
 
 /// Everything that serving needs, shared by all requests.
 #[derive(Debug)]
@@ -93,14 +89,6 @@ struct Call {
     representation: Option<Representation>,
     parts: Parts,
     in_flight: InFlight,
-}
-
-/// The body of a request.
-enum Upload {
-    /// As it comes from the client.
-    Stream(Incoming),
-    /// Read already.
-    Held(Bytes),
 }
 
 impl Hub {
@@ -445,155 +433,6 @@ impl Hub {
             Passing::new(body, server, tee, in_flight).boxed_unsync(),
         )
     }
-
-    /// What the status of an answer says about a bearer and its rights; asks once in a while what it may do at all.
-    pub fn learn_acceptance(
-        self: &Arc<Self>,
-        caller: &Caller,
-        status: StatusCode,
-        info: &RequestInfo,
-        headers: &HeaderMap,
-    ) {
-        if status == StatusCode::FORBIDDEN
-            && info.is_resource
-            && matches!(info.verb, Verb::Get | Verb::List | Verb::Watch)
-            && let Ok(options) = info.list_options()
-        {
-            self.cache
-                .learn_forbidden(caller, &Query::of_request(info, &options));
-        }
-        if !matches!(caller, Caller::Bearer(_)) {
-            return;
-        }
-        if status == StatusCode::UNAUTHORIZED {
-            self.cache.forget_bearer(caller);
-            return;
-        }
-        let due = {
-            let mut reviewed = self.reviewed.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            let due = reviewed
-                .get(caller)
-                .is_none_or(|at| now.saturating_duration_since(*at) >= REVIEW_EVERY);
-            if due {
-                if reviewed.len() >= MOST_REVIEWED {
-                    reviewed.clear();
-                }
-                reviewed.insert(caller.clone(), now);
-            }
-            due
-        };
-        // A server error says nothing about the token.
-        if !due || status.is_server_error() {
-            return;
-        }
-        self.cache.accept_bearer(caller);
-        let (hub, caller) = (self.clone(), caller.clone());
-        let mut own = HeaderMap::new();
-        if let Some(authorization) = headers.get(header::AUTHORIZATION) {
-            own.insert(header::AUTHORIZATION, authorization.clone());
-        }
-        self.tasks.spawn(async move {
-            tokio::select! {
-                () = hub.review(&caller, own) => {}
-                () = hub.shutdown.cancelled() => {}
-            }
-        });
-    }
-
-    /// Asks the cloud, as the bearer itself, what it may do everywhere.
-    async fn review(&self, caller: &Caller, mut headers: HeaderMap) {
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
-        headers.insert(
-            header::USER_AGENT,
-            HeaderValue::from_static(crate::USER_AGENT),
-        );
-        let review = serde_json::json!({
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectRulesReview",
-            "spec": { "namespace": EVERYWHERE },
-        });
-        let outgoing = Outgoing {
-            method: Method::POST,
-            uri: http::Uri::from_static("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"),
-            headers,
-            body: OutgoingBody::Held(review.to_string().into()),
-            wait: Duration::from_secs(10),
-            safe: true,
-        };
-        let answer = async {
-            let (response, _) = self.upstreams.send(caller, outgoing).await.ok()?;
-            if !response.status().is_success() {
-                return None;
-            }
-            let body = yurt_transport::collect(response.into_body(), 1 << 20)
-                .await
-                .ok()?;
-            let review: serde_json::Value = serde_json::from_slice(&body).ok()?;
-            review.get("status").cloned()
-        };
-        if let Ok(Some(status)) = tokio::time::timeout(Duration::from_secs(20), answer).await {
-            self.cache.learn_rules(caller, &status);
-        }
-    }
-
-    /// Reads a body that must be known before it can be answered.
-    async fn hold(&self, headers: &HeaderMap, body: Incoming) -> Result<Bytes, Box<Status>> {
-        if body.is_end_stream() {
-            return Ok(Bytes::new());
-        }
-        if announced(headers) > self.bounds.request_body as u64 {
-            return Err(too_large_status(self.bounds.request_body));
-        }
-        match tokio::time::timeout(
-            UPLOAD,
-            yurt_transport::collect(body, self.bounds.request_body),
-        )
-        .await
-        {
-            Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(CollectError::TooLarge(limit))) => Err(too_large_status(limit)),
-            Ok(Err(CollectError::Broken(error))) => Err(Box::new(Status::new(
-                Reason::BadRequest,
-                format!("the request body broke off: {error}"),
-            ))),
-            Err(_) => Err(Box::new(Status::new(
-                Reason::Timeout,
-                format!("the request body did not come within {UPLOAD:?}"),
-            ))),
-        }
-    }
-
-    /// Holds small bodies and those the node may have to understand itself, streams the others.
-    async fn take_body(
-        &self,
-        headers: &HeaderMap,
-        body: Incoming,
-        must_hold: bool,
-        too_large: &Arc<AtomicBool>,
-    ) -> Result<(OutgoingBody, Option<Bytes>), Box<Status>> {
-        let size = body.size_hint().exact();
-        let limit = self.bounds.request_body;
-        if size.unwrap_or(0) > limit as u64 {
-            return Err(too_large_status(limit));
-        }
-        if must_hold || size.is_some_and(|size| size <= self.bounds.replayable_body as u64) {
-            let bytes = self.hold(headers, body).await?;
-            return Ok((OutgoingBody::Held(bytes.clone()), Some(bytes)));
-        }
-        let flag = too_large.clone();
-        let limited = Limited::new(body, limit).map_err(move |error| {
-            if error.is::<LengthLimitError>() {
-                flag.store(true, Ordering::Relaxed);
-            }
-            error
-        });
-        Ok((OutgoingBody::Stream(limited.boxed_unsync()), None))
-    }
 }
 
 /// The key of a document: its path without a slash at the end.
@@ -606,17 +445,6 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> &str {
         .get(name)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default()
-}
-
-fn announced(headers: &HeaderMap) -> u64 {
-    text(headers, header::CONTENT_LENGTH).parse().unwrap_or(0)
-}
-
-fn too_large_status(limit: usize) -> Box<Status> {
-    Box::new(Status::new(
-        Reason::RequestEntityTooLarge,
-        format!("the request body is larger than {limit} bytes"),
-    ))
 }
 
 /// A Status as a response, in an encoding that the client accepts.

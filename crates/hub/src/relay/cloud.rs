@@ -1,0 +1,219 @@
+//! A watch while the link is up: the cloud's frames, byte for byte, and what the hub learns from them.
+
+use super::{
+    Next, Relay,
+    frames::{Frames, Unfollowable},
+    until,
+};
+use crate::{metrics::Unlearned, upstream::Server};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+use yurt_transport::ResponseBody;
+use yurt_wire::{
+    Encoding, Object,
+    watch::{self, Event, EventType},
+};
+
+/// How long the cloud may be late in ending a watch whose time is over.
+const OVERTIME: Duration = Duration::from_secs(10);
+/// Silence on a stream, with other signs of life from its server, after which initial events count as complete.
+const QUIET: Duration = Duration::from_secs(1);
+
+impl Relay {
+    /// Passes the frames of a stream on.
+    pub(super) async fn relay_cloud(
+        &mut self,
+        mut body: ResponseBody,
+        server: Arc<Server>,
+    ) -> Next {
+        let mut frames = Frames::new(self.encoding, self.hub.bounds.watch_frame);
+        let overtime = self.deadline.map(|deadline| deadline + OVERTIME);
+        let mut last = std::time::Instant::now();
+        loop {
+            let data = tokio::select! {
+                frame = body.frame() => match frame {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => data,
+                        Err(_) => continue,
+                    },
+                    Some(Err(error)) => {
+                        tracing::debug!(path = %self.watched.info.path, %error, "upstream watch broke");
+                        server.suspect();
+                        return Next::Lost;
+                    }
+                    None => {
+                        if let Some(raw) = frames.finish()
+                            && let Err(next) = self.deliver(raw).await
+                        {
+                            return next;
+                        }
+                        return Next::End;
+                    }
+                },
+                () = self.client.closed() => return Next::End,
+                () = self.hub.shutdown.cancelled() => return Next::End,
+                () = server.went_down() => return Next::Lost,
+                () = until(overtime) => return Next::End,
+                () = tokio::time::sleep(QUIET), if self.cursor.unsettled() => {
+                    if server.heard_since(last + QUIET / 4) {
+                        self.cursor.settle();
+                    }
+                    continue;
+                }
+            };
+            server.heard();
+            last = std::time::Instant::now();
+            frames.push(data);
+            loop {
+                match frames.next() {
+                    Ok(Some(frame)) => {
+                        match &frame.event {
+                            Ok(event) => self.saw(event),
+                            Err(error) => self.not_understood(&error.to_string()),
+                        }
+                        if let Err(next) = self.deliver(frame.raw).await {
+                            return next;
+                        }
+                    }
+                    Ok(None) => break,
+                    Err(Unfollowable { rest, error }) => {
+                        self.not_understood(&error);
+                        return self.pass_blindly(rest, body, &server).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Frames cannot be told apart any more: what comes is passed on as it is, until the stream ends or breaks.
+    async fn pass_blindly(
+        &mut self,
+        rest: VecDeque<Bytes>,
+        mut body: ResponseBody,
+        server: &Server,
+    ) -> Next {
+        self.over = true;
+        for chunk in rest {
+            if let Err(next) = self.deliver(chunk).await {
+                return next;
+            }
+        }
+        loop {
+            let chunk = tokio::select! {
+                frame = body.frame() => frame,
+                () = self.client.closed() => return Next::End,
+                () = self.hub.shutdown.cancelled() => return Next::End,
+            };
+            match chunk {
+                Some(Ok(frame)) => {
+                    server.heard();
+                    if let Ok(data) = frame.into_data()
+                        && let Err(next) = self.deliver(data).await
+                    {
+                        return next;
+                    }
+                }
+                Some(Err(_)) => return Next::Break("the upstream watch broke"),
+                None => return Next::End,
+            }
+        }
+    }
+
+    fn not_understood(&mut self, error: &str) {
+        // What follows would build on a gap.
+        self.learner = None;
+        self.hub.metrics.unlearned(Unlearned::Undecodable);
+        tracing::warn!(path = %self.watched.info.path, error, "an event of the cloud is malformed; passed on, not cached");
+    }
+
+    fn saw(&mut self, event: &Event) {
+        if event.kind == EventType::Error {
+            self.over = true;
+        }
+        let (revision, end) = match event.object.meta() {
+            Ok(meta) if !meta.resource_version.is_empty() => {
+                let end = meta
+                    .annotations
+                    .iter()
+                    .any(|(name, value)| name == watch::INITIAL_EVENTS_END && value == "true");
+                (meta.resource_version, end)
+            }
+            Ok(_) | Err(_) => (row_revision(&event.object), false),
+        };
+        let end = end
+            || (event.kind == EventType::Bookmark && self.watched.view && marks_end(&event.object));
+        self.cursor.saw(event.kind, &revision, end);
+        if let Some(learner) = &mut self.learner {
+            learner.event(event);
+        }
+    }
+}
+
+/// The revision of a Table without one in its own metadata: that of its first row.
+fn row_revision(object: &Object) -> String {
+    #[derive(serde::Deserialize)]
+    struct Table {
+        rows: Option<Vec<Row>>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Row {
+        object: Option<RowObject>,
+    }
+    #[derive(serde::Deserialize)]
+    struct RowObject {
+        metadata: Option<RowMeta>,
+    }
+    #[derive(serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct RowMeta {
+        resource_version: Option<String>,
+    }
+    if object.encoding != Encoding::Json {
+        return String::new();
+    }
+    serde_json::from_slice::<Table>(&object.bytes)
+        .ok()
+        .and_then(|table| {
+            table
+                .rows?
+                .into_iter()
+                .next()?
+                .object?
+                .metadata?
+                .resource_version
+        })
+        .unwrap_or_default()
+}
+
+/// Whether a bookmark in the form of a Table carries the end of the initial events in its row.
+fn marks_end(object: &Object) -> bool {
+    let marker = watch::INITIAL_EVENTS_END.as_bytes();
+    object
+        .bytes
+        .windows(marker.len())
+        .any(|window| window == marker)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tables_revision() {
+        let table = |text: &'static str| Object {
+            encoding: Encoding::Json,
+            bytes: Bytes::from_static(text.as_bytes()),
+        };
+        let rows = table(
+            r#"{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{},"rows":[{"cells":["a"],"object":{"kind":"PartialObjectMetadata","metadata":{"name":"a","resourceVersion":"77"}}}]}"#,
+        );
+        assert_eq!(row_revision(&rows), "77");
+        assert_eq!(row_revision(&table(r#"{"rows":[]}"#)), "");
+        assert_eq!(row_revision(&table("nonsense")), "");
+        assert!(marks_end(&table(
+            r#"{"annotations":{"k8s.io/initial-events-end":"true"}}"#
+        )));
+        assert!(!marks_end(&rows));
+    }
+}
