@@ -462,10 +462,10 @@ impl Inner {
                 }
                 events += 1;
                 learner.event(&event);
-                if let Ok(meta) = event.object.meta()
-                    && !meta.resource_version.is_empty()
+                if let Ok(key) = event.object.key()
+                    && !key.resource_version.is_empty()
                 {
-                    fetched.revision = meta.resource_version;
+                    fetched.revision = key.resource_version.into_owned();
                     fetched.at = Some(Instant::now());
                 }
             }

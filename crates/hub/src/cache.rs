@@ -253,14 +253,14 @@ impl Cache {
     /// partial metadata, are left out.
     pub fn learn_object(&self, caller: &Caller, gvr: &Gvr, object: &Object) {
         let shared = self.shared();
-        let Some((meta, revision)) = learner::cacheable(object) else {
+        let Some((id, revision)) = learner::cacheable(object) else {
             shared.stats.malformed.add(1);
             return;
         };
-        let query = Query::named(gvr.clone(), &meta.namespace, &meta.name);
+        let query = Query::named(gvr.clone(), &id.namespace, &id.name);
         let mut state = shared.lock();
         state.grant(caller, &query);
-        state.learn(&shared.store, gvr, &meta, revision, object, None);
+        state.learn(&shared.store, gvr, &id, revision, object, None);
         drop(state);
         shared.wake.notify_one();
     }

@@ -543,7 +543,7 @@ fn qualified(group: &str, resource: &str) -> String {
 
 fn gvk_of(object: &Object) -> Result<Gvk, Box<Status>> {
     object
-        .meta()
-        .map(|meta| meta.gvk)
+        .key()
+        .map(|id| Gvk::from_api_version(&id.api_version, &id.kind))
         .map_err(|error| malformed(&error))
 }

@@ -291,9 +291,9 @@ fn decode(lesson: Lesson, limit: usize) -> Result<(Caller, News), Unlearned> {
         bytes,
     };
     let kind = |object: &Object| -> Result<(bool, bool), Unlearned> {
-        let meta = object.meta().map_err(|_| Unlearned::Undecodable)?;
-        let core = meta.gvk.version == "v1" && meta.gvk.group.is_empty();
-        Ok((core && meta.gvk.kind == "Status", meta.name.is_empty()))
+        let id = object.key().map_err(|_| Unlearned::Undecodable)?;
+        let status = id.api_version == "v1" && id.kind == "Status";
+        Ok((status, id.name.is_empty()))
     };
     let news = match lesson.subject {
         Subject::Document { path, content_type } => News::Document {

@@ -9,7 +9,7 @@ use super::{
 use crate::{caller::Caller, query::Query};
 use std::{collections::HashSet, sync::Arc};
 use yurt_wire::{
-    Gvk, Object, ObjectMeta,
+    Gvk, Object, ObjectKey,
     list::SplitList,
     watch::{Event, EventType, is_initial_events_end},
 };
@@ -26,17 +26,17 @@ pub(crate) fn item_kind(list: &Gvk) -> Option<&str> {
 }
 
 /// Whether an object is the resource's own representation, not a view (Table, partial metadata) or a Status.
-fn is_whole(meta: &ObjectMeta) -> bool {
-    meta.gvk.group != "meta.k8s.io"
-        && !(meta.gvk.group.is_empty() && meta.gvk.kind == "Status")
-        && !meta.name.is_empty()
+fn is_whole(id: &ObjectKey<'_>) -> bool {
+    id.group() != "meta.k8s.io"
+        && !(id.group().is_empty() && id.kind == "Status")
+        && !id.name.is_empty()
 }
 
-/// Metadata and revision of an object that can be cached.
-pub(crate) fn cacheable(object: &Object) -> Option<(ObjectMeta, u64)> {
-    let meta = object.meta().ok()?;
-    let revision = meta.revision().filter(|revision| *revision > 0)?;
-    is_whole(&meta).then_some((meta, revision))
+/// Which object it is and its revision, when it can be cached.
+pub(crate) fn cacheable(object: &Object) -> Option<(ObjectKey<'_>, u64)> {
+    let id = object.key().ok()?;
+    let revision = id.revision().filter(|revision| *revision > 0)?;
+    is_whole(&id).then_some((id, revision))
 }
 
 /// Learns one list answer, page by page. Dropped without `finish`: the pages' objects stay, completeness is not recorded.
@@ -90,16 +90,16 @@ impl ListLearner {
         state.grant(&self.caller, &self.query);
         for (object, read) in list.items.iter().zip(read) {
             match read {
-                Some((meta, of_object)) => {
+                Some((id, of_object)) => {
                     state.learn(
                         &shared.store,
                         &self.query.gvr,
-                        &meta,
+                        &id,
                         of_object,
                         object,
                         Some(revision),
                     );
-                    self.seen.insert(index_key(&meta.namespace, &meta.name));
+                    self.seen.insert(index_key(&id.namespace, &id.name));
                 }
                 None => {
                     shared.stats.malformed.add(1);
@@ -208,7 +208,7 @@ impl WatchLearner {
 
     fn alive(&mut self, event: &Event) {
         let shared = self.shared.clone();
-        let Some((meta, revision)) = cacheable(&event.object) else {
+        let Some((id, revision)) = cacheable(&event.object) else {
             shared.stats.malformed.add(1);
             self.lost();
             return;
@@ -222,7 +222,7 @@ impl WatchLearner {
         state.learn(
             &shared.store,
             &self.query.gvr,
-            &meta,
+            &id,
             revision,
             &event.object,
             observed_at,
@@ -230,7 +230,7 @@ impl WatchLearner {
         drop(state);
         match &mut self.phase {
             Phase::Initial { seen, .. } => {
-                seen.insert(index_key(&meta.namespace, &meta.name));
+                seen.insert(index_key(&id.namespace, &id.name));
                 if seen.len() > MAX_SNAPSHOT {
                     self.phase = DETACHED;
                 }
@@ -242,12 +242,12 @@ impl WatchLearner {
 
     fn gone(&mut self, event: &Event) {
         let shared = self.shared.clone();
-        let Some((meta, revision)) = cacheable(&event.object) else {
+        let Some((id, revision)) = cacheable(&event.object) else {
             shared.stats.malformed.add(1);
             self.lost();
             return;
         };
-        let key = index_key(&meta.namespace, &meta.name);
+        let key = index_key(&id.namespace, &id.name);
         // The record as last known is only needed where the object may have left a selector.
         let stored = if self.query.is_stable() {
             None
@@ -273,24 +273,24 @@ impl WatchLearner {
 
     fn bookmark(&mut self, event: &Event) {
         let shared = self.shared.clone();
-        let Ok(meta) = event.object.meta() else {
+        let Ok(id) = event.object.key() else {
             shared.stats.malformed.add(1);
             return;
         };
-        let Some(revision) = meta.revision() else {
+        let Some(revision) = id.revision() else {
             return;
         };
         match &mut self.phase {
             Phase::Initial { seen, forgotten } if is_initial_events_end(&event.object) => {
                 let seen = std::mem::take(seen);
-                let mut kind = meta.gvk.kind;
-                if meta.gvk.group == "meta.k8s.io" {
-                    kind.clear();
-                }
+                let kind = match id.group() {
+                    "meta.k8s.io" => "",
+                    _ => &id.kind,
+                };
                 self.phase = if *forgotten == shared.forgotten_deletions(&self.query.gvr) {
                     shared
                         .lock()
-                        .complete(&shared.store, &self.query, &kind, revision, &seen)
+                        .complete(&shared.store, &self.query, kind, revision, &seen)
                         .map_or(DETACHED, |epoch| Phase::Following { epoch })
                 } else {
                     DETACHED

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 use yurt_store::Store;
-use yurt_wire::{Encoding, Gvr, Object, ObjectMeta};
+use yurt_wire::{Encoding, Gvr, Object, ObjectKey};
 
 /// A lease on disk is at most this old: losing a renewal costs nothing, writing each wears the flash.
 const LEASE_DELAY: Duration = Duration::from_secs(300);
@@ -315,12 +315,12 @@ impl State {
         &mut self,
         store: &Store,
         gvr: &Gvr,
-        meta: &ObjectMeta,
+        id: &ObjectKey<'_>,
         revision: u64,
         object: &Object,
         observed_at: Option<u64>,
     ) -> Upsert {
-        let key = index_key(&meta.namespace, &meta.name);
+        let key = index_key(&id.namespace, &id.name);
         self.high = self.high.max(revision);
         let existing = self.resolve(store, gvr, &key);
         let is_lease = gvr.resource == "leases" && gvr.group == "coordination.k8s.io";
@@ -328,7 +328,7 @@ impl State {
         let decision = index::upsert(
             existing,
             resource.deletions.at(&key),
-            resource.coverages.absent_at(&meta.namespace, &meta.name),
+            resource.coverages.absent_at(&id.namespace, &id.name),
             revision,
             object.encoding,
             observed_at,
@@ -347,7 +347,7 @@ impl State {
                 .filter(|coverage| {
                     coverage.revision >= revision
                         && !coverage.query.is_identity()
-                        && coverage.query.matches(&meta.namespace, &meta.name, object)
+                        && coverage.query.matches(&id.namespace, &id.name, object)
                 })
                 .map(|coverage| coverage.query.to_text())
                 .collect()
@@ -373,7 +373,7 @@ impl State {
         }
         let resource = self.resource(gvr);
         if resource.kind.is_empty() {
-            resource.kind.clone_from(&meta.gvk.kind);
+            resource.kind = id.kind.clone().into_owned();
         }
         resource.deletions.revive(&key);
         resource.objects.insert(

@@ -239,18 +239,18 @@ impl Cache {
     fn fill_in(&self, query: &Query, selection: &mut Selection) {
         let shared = self.shared();
         if selection.gvk.kind.is_empty()
-            && let Some(meta) = selection
+            && let Some(object) = selection
                 .keys
                 .first()
                 .and_then(|key| shared.read_view(&query.gvr, key, None))
-                .and_then(|object| object.meta().ok())
+            && let Ok(id) = object.key()
         {
+            selection.gvk.kind = id.kind.into_owned();
             shared
                 .lock()
                 .resource(&query.gvr)
                 .kind
-                .clone_from(&meta.gvk.kind);
-            selection.gvk.kind = meta.gvk.kind;
+                .clone_from(&selection.gvk.kind);
         }
         if selection.revision == 0
             && let (Some(_), Some(key)) = (query.name(), selection.keys.first())
@@ -322,14 +322,13 @@ impl Cache {
         let shared = self.shared();
         let previous = shared.read_view(gvr, key, None);
         let object = overlay.object.clone();
-        let seen = object.meta().ok().and_then(|meta| meta.revision());
+        let id = object.key().unwrap_or_default();
+        let seen = id.revision();
         let change = overlay.change.clone();
         let mut state = shared.lock();
         let resource = state.resource(gvr);
-        if resource.kind.is_empty()
-            && let Ok(meta) = object.meta()
-        {
-            resource.kind = meta.gvk.kind;
+        if resource.kind.is_empty() {
+            resource.kind = id.kind.into_owned();
         }
         resource.overlays.insert(key.into(), overlay);
         if tell {

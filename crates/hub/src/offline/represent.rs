@@ -136,8 +136,7 @@ impl Wanted {
         now: i64,
     ) -> Result<Response<Body>, Malformed> {
         if let Shape::Table { .. } = self.representation.shape {
-            let meta = object.meta()?;
-            let head = json!({"resourceVersion": meta.resource_version});
+            let head = json!({"resourceVersion": object.key()?.resource_version});
             let table = self.table(gvk, &head, std::slice::from_ref(object), true, now)?;
             return Ok(self.respond(code, Encoding::Json, vec![self.text(&table)]));
         }

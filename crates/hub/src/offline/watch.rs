@@ -315,12 +315,12 @@ impl LocalWatch {
         if change.gvr != self.query.gvr {
             return Ok(None);
         }
-        let meta = change.object.meta()?;
-        let belongs = |object: &Object| self.query.matches(&meta.namespace, &meta.name, object);
+        let id = change.object.key()?;
+        let belongs = |object: &Object| self.query.matches(&id.namespace, &id.name, object);
         let was = change.previous.as_ref().is_some_and(belongs);
         let is = change.kind != EventType::Deleted && belongs(&change.object);
         if self.gvk.kind.is_empty() {
-            self.gvk = meta.gvk.clone();
+            self.gvk = Gvk::from_api_version(&id.api_version, &id.kind);
         }
         let object = match (&change.previous, is) {
             (Some(previous), false) => previous,
@@ -339,8 +339,7 @@ impl LocalWatch {
     fn frame(&mut self, kind: EventType, object: &Object) -> Result<LocalFrame, Malformed> {
         let shown = match self.wanted.representation.shape {
             Shape::Table { .. } => {
-                let meta = object.meta()?;
-                let head = json!({"resourceVersion": meta.resource_version});
+                let head = json!({"resourceVersion": object.key()?.resource_version});
                 let with_columns = !std::mem::replace(&mut self.columns_sent, true);
                 let table = self.wanted.table(
                     &self.gvk,

@@ -131,18 +131,13 @@ impl Relay {
         if event.kind == EventType::Error {
             self.over = true;
         }
-        let (revision, end) = match event.object.meta() {
-            Ok(meta) if !meta.resource_version.is_empty() => {
-                let end = meta
-                    .annotations
-                    .iter()
-                    .any(|(name, value)| name == watch::INITIAL_EVENTS_END && value == "true");
-                (meta.resource_version, end)
-            }
-            Ok(_) | Err(_) => (row_revision(&event.object), false),
+        let revision = match event.object.key() {
+            Ok(key) if !key.resource_version.is_empty() => key.resource_version,
+            Ok(_) | Err(_) => row_revision(&event.object).into(),
         };
-        let end = end
-            || (event.kind == EventType::Bookmark && self.watched.view && marks_end(&event.object));
+        let end = event.kind == EventType::Bookmark
+            && (watch::is_initial_events_end(&event.object)
+                || (self.watched.view && marks_end(&event.object)));
         self.cursor.saw(event.kind, &revision, end);
         if let Some(learner) = &mut self.learner {
             learner.event(event);

@@ -140,7 +140,7 @@ impl Relay {
             encoding: self.encoding,
             bytes: body,
         };
-        let object = if same_encoding && told.meta().is_ok_and(|meta| meta.gvk.kind == "Status") {
+        let object = if same_encoding && told.key().is_ok_and(|id| id.kind == "Status") {
             told
         } else {
             let reason = match code {
