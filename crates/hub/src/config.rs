@@ -31,7 +31,7 @@ pub struct HubArgs {
     /// Name of this node.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: String,
-    /// Pool of this node.
+    /// Pool of this node. No effect yet: pools are not built.
     #[arg(long, default_value = "")]
     pub nodepool_name: String,
     /// How requests are spread over several API servers: rr or priority.
@@ -61,16 +61,13 @@ pub struct HubArgs {
     /// Most bytes of objects the cache may hold on disk (the least valuable go first).
     #[arg(long, default_value_t = 512 << 20)]
     pub cache_budget: u64,
-    /// Log level: error, warn, info, debug, or a filter such as yurt_hub=debug.
-    #[arg(long, default_value = "info")]
-    pub log_level: String,
     /// Shortest length of a watch answered locally that names no timeout of its own (Go duration).
     #[arg(long, default_value = "1800s")]
     pub min_request_timeout: String,
     /// edge, cloud or local; only edge is built.
     #[arg(long, default_value = "edge")]
     pub working_mode: String,
-    /// Address of this node.
+    /// Address of this node. No effect yet: it serves nothing to other nodes.
     #[arg(long)]
     pub node_ip: Option<String>,
     /// Serve on a dummy interface as well; not built yet: --bind-proxy-address is used.
@@ -138,6 +135,14 @@ pub struct UnusedArgs {
     pub max_requests_in_flight: Option<String>,
     #[arg(long = "v", hide = true)]
     pub verbosity: Option<String>,
+    #[arg(long, hide = true)]
+    pub vmodule: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    pub logtostderr: Option<String>,
+    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
+    pub alsologtostderr: Option<String>,
+    #[arg(long, hide = true)]
+    pub stderrthreshold: Option<String>,
 }
 
 impl UnusedArgs {
@@ -191,10 +196,29 @@ impl UnusedArgs {
             ("enable-iptables", &self.enable_iptables),
             ("max-requests-in-flight", &self.max_requests_in_flight),
             ("v", &self.verbosity),
+            ("vmodule", &self.vmodule),
+            ("logtostderr", &self.logtostderr),
+            ("alsologtostderr", &self.alsologtostderr),
+            ("stderrthreshold", &self.stderrthreshold),
         ]
         .into_iter()
         .filter_map(|(name, value)| value.is_some().then_some(name))
         .collect()
+    }
+}
+
+/// What to say of a flag that was given in vain.
+fn in_vain(flag: &str) -> String {
+    match flag {
+        "v" | "vmodule" => {
+            format!("flag --{flag} has no effect and is ignored: --log says what is logged")
+        }
+        "dummy-if-name" | "dummy-if-ip" => {
+            format!(
+                "flag --{flag} has no effect and is ignored: the dummy interface is not built yet"
+            )
+        }
+        _ => format!("flag --{flag} has no effect and is ignored"),
     }
 }
 
@@ -297,20 +321,30 @@ pub struct Config {
     pub min_request_timeout: Duration,
     /// Sizes and times.
     pub bounds: Bounds,
-    /// Things to say at start-up.
+    /// Warnings to log at start-up.
     pub warnings: Vec<String>,
+    /// What a usual command line asks for and is not built yet, to log at start-up.
+    pub notes: Vec<String>,
 }
 
 impl TryFrom<HubArgs> for Config {
     type Error = ConfigError;
 
     fn try_from(args: HubArgs) -> Result<Self, ConfigError> {
-        let mut warnings: Vec<String> = args
-            .unused
-            .given()
-            .into_iter()
-            .map(|flag| format!("flag --{flag} has no effect and is ignored"))
-            .collect();
+        let mut warnings: Vec<String> = args.unused.given().into_iter().map(in_vain).collect();
+        let mut notes = Vec::new();
+        if args.enable_dummy_if {
+            notes.push(format!(
+                "--enable-dummy-if: the dummy interface is not built yet; clients are served on {} only",
+                args.bind_proxy_address
+            ));
+        }
+        if !args.nodepool_name.is_empty() {
+            notes.push("--nodepool-name has no effect yet: pools are not built".into());
+        }
+        if args.node_ip.is_some() {
+            notes.push("--node-ip has no effect yet: nothing is served to other nodes".into());
+        }
         if args.node_name.is_empty() {
             return Err(refuse("node-name", "must not be empty"));
         }
@@ -407,6 +441,7 @@ impl TryFrom<HubArgs> for Config {
             min_request_timeout,
             bounds: Bounds::default(),
             warnings,
+            notes,
         })
     }
 }
@@ -498,6 +533,9 @@ mod tests {
         assert_eq!(config.lb_mode, LbMode::RoundRobin);
         assert_eq!(config.min_request_timeout, Duration::from_secs(1800));
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
+        // OpenYurt's default is to serve on a dummy interface.
+        assert_eq!(config.notes.len(), 1, "{:?}", config.notes);
+        assert!(config.notes[0].contains("--enable-dummy-if"));
     }
 
     #[test]
@@ -511,6 +549,7 @@ mod tests {
             "--nodepool-name=hangzhou",
             "--bootstrap-file=/x",
             "--proxy-port=0",
+            "--logtostderr",
         ])
         .unwrap();
         assert_eq!(config.proxy, None);
@@ -519,9 +558,34 @@ mod tests {
             "--heartbeat-interval-seconds",
             "--enable-iptables",
             "--bootstrap-file",
+            "--logtostderr",
         ] {
             assert!(
                 config.warnings.iter().any(|w| w.contains(flag)),
+                "{flag}: {:?}",
+                config.warnings
+            );
+        }
+        assert_eq!(config.notes.len(), 1, "{:?}", config.notes);
+        assert!(config.notes[0].contains("--nodepool-name"));
+    }
+
+    #[test]
+    fn every_hidden_flag_says_that_it_is_in_vain() {
+        use clap::CommandFactory;
+        let hidden: Vec<String> = Cli::command()
+            .get_arguments()
+            .filter(|flag| flag.is_hide_set())
+            .filter_map(|flag| flag.get_long().map(str::to_owned))
+            .collect();
+        assert!(hidden.len() > 20, "{hidden:?}");
+        for flag in hidden {
+            let config = config(&[&format!("--{flag}=1")]).unwrap();
+            assert!(
+                config
+                    .warnings
+                    .iter()
+                    .any(|w| w.contains(&format!("--{flag} "))),
                 "{flag}: {:?}",
                 config.warnings
             );

@@ -125,6 +125,9 @@ pub async fn run_on(
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    for note in &config.notes {
+        tracing::info!("{note}");
+    }
     let config = Arc::new(config);
     // A listener that breaks stops the others as well.
     let stop = shutdown.child_token();

@@ -217,6 +217,7 @@ impl Lab {
             min_request_timeout: Duration::from_secs(1800),
             bounds: Bounds::default(),
             warnings: Vec::new(),
+            notes: Vec::new(),
         };
         let listener = TcpListener::bind(any).await.unwrap();
         let proxy = listener.local_addr().unwrap();

@@ -75,6 +75,7 @@ pub(crate) fn config(directory: &Path, trust: &Trust, servers: &[SocketAddr]) ->
         min_request_timeout: Duration::from_secs(1800),
         bounds: Bounds::default(),
         warnings: Vec::new(),
+        notes: Vec::new(),
     }
 }
 
