@@ -7,7 +7,7 @@ use std::{
     process::Stdio,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -40,6 +40,8 @@ pub struct HubCommand {
 struct Shared {
     pid: AtomicU32,
     restarts: AtomicU64,
+    /// Its next end is what somebody asked for.
+    killed: AtomicBool,
 }
 
 /// A supervised hub.
@@ -69,6 +71,7 @@ impl HubProcess {
 
     /// `kill -9`; the supervisor starts it again. False when it does not run.
     pub fn kill(&self) -> bool {
+        self.shared.killed.store(true, Ordering::Release);
         self.pid()
             .is_some_and(|pid| signal(pid, rustix::process::Signal::KILL))
     }
@@ -106,7 +109,11 @@ async fn supervise(command: HubCommand, shared: Arc<Shared>, shutdown: Cancellat
                     return;
                 };
                 shared.pid.store(0, Ordering::Release);
-                tracing::warn!(log = %command.log.display(), ?ended, "hub ended; starting it again");
+                if shared.killed.swap(false, Ordering::AcqRel) {
+                    tracing::info!("hub killed as asked; starting it again");
+                } else {
+                    tracing::warn!(log = %command.log.display(), ?ended, "hub ended; starting it again");
+                }
             }
             Err(error) => {
                 tracing::error!(program = %command.program.display(), %error, "hub does not start");
