@@ -3,10 +3,11 @@
 //!
 //! The journal lies in the store of the cache, and is the truth of it: local writes on top of the cloud's state ("overlays" of
 //! the cache) are derived from it at start. [`change`] says how a change is put on a newer object, `entry` how writes of one
-//! object coalesce, `replay` what is sent; all pure.
+//! object coalesce, `replay` what is sent; all pure. `precedence` settles what happens when a younger write overtakes.
 
 pub(crate) mod change;
 pub(crate) mod entry;
+mod precedence;
 mod replay;
 
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
 };
 use bytes::Bytes;
 use entry::{Entry, Write, coalesce};
+pub use precedence::Waiting;
 use replay::{Next, after, begin};
 use std::{
     collections::HashMap,
@@ -439,6 +441,9 @@ impl Journal {
             .collect();
         queue.sort_by_key(|entry| entry.order);
         for entry in queue {
+            if !self.still_waits(&entry) {
+                continue;
+            }
             match self.replay_one(cloud, &entry).await {
                 Next::Done(object) => {
                     self.learn(&entry, object);
@@ -493,6 +498,9 @@ impl Journal {
             let Next::Send(send) = next else {
                 return next;
             };
+            if !self.still_waits(entry) {
+                return Next::LaterAlone("a younger write went ahead of it".into());
+            }
             let stage = send.stage;
             let (code, body) = match self.send(cloud, send).await {
                 Ok(answer) => answer,

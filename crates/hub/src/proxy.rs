@@ -11,7 +11,7 @@ use crate::{
     config::Bounds,
     deadline,
     identity::{self, Identity},
-    journal::Journal,
+    journal::{Journal, Waiting},
     metrics::{InFlight, Metrics},
     offline::Offline,
     query::Query,
@@ -291,6 +291,7 @@ impl Hub {
             safe: call.parts.method.is_safe(),
         };
         let view_headers = view.then(|| outgoing.headers.clone());
+        let overtaken = self.overtaken(&call);
         let (response, server) = match self.upstreams.send(&call.identity.caller, outgoing).await {
             Ok(answer) => answer,
             Err(_) if too_large.load(Ordering::Relaxed) => {
@@ -306,6 +307,16 @@ impl Hub {
                 &call.info,
                 &call.parts.headers,
             );
+        }
+        if status.is_success()
+            && let Some(waiting) = overtaken
+        {
+            let journal = self.journal.clone();
+            // In a task: the client may go, the cloud has the write.
+            let _ = self
+                .tasks
+                .spawn(async move { journal.superseded(*waiting).await })
+                .await;
         }
         if status.is_success()
             && let Some(headers) = view_headers
@@ -324,6 +335,22 @@ impl Hub {
         let tee = subject
             .and_then(|subject| self.tee(&call.identity.caller, subject, response.headers()));
         Ok(self.pass(response, server, tee, call.in_flight))
+    }
+
+    /// The node's older write of the object that a write sent to the cloud now goes ahead of.
+    fn overtaken(&self, call: &Call) -> Option<Box<Waiting>> {
+        let info = &call.info;
+        let replaces = call.identity.caller == Caller::Node
+            && !call.identity.impersonates
+            && route::replaces_status(info)
+            && self.offline.keeps(&call.identity.caller, info);
+        if !replaces {
+            return None;
+        }
+        self.journal
+            .waiting(&info.gvr(), &info.namespace, &info.name)
+            // Rare, and each request under way would hold the room for it.
+            .map(Box::new)
     }
 
     /// What a successful answer would teach.

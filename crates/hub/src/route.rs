@@ -92,6 +92,11 @@ pub fn decide(facts: Facts<'_>) -> Way {
     }
 }
 
+/// Whether a write that the node would keep replaces the whole status that an older write of the object left waiting.
+pub fn replaces_status(info: &RequestInfo) -> bool {
+    info.subresource == "status" && matches!(info.verb, Verb::Update | Verb::Patch)
+}
+
 /// Whether the answer is a stream of something else than objects, made by a kubelet or a backend.
 fn is_stream(info: &RequestInfo) -> bool {
     info.is_resource
@@ -212,6 +217,19 @@ mod tests {
     }
 
     const POD: &str = "/api/v1/namespaces/a/pods/b";
+
+    #[test]
+    fn a_status_write_replaces_a_status() {
+        let status = format!("{POD}/status");
+        assert!(replaces_status(&info("PUT", &status)));
+        assert!(replaces_status(&info("PATCH", &status)));
+        assert!(!replaces_status(&info("GET", &status)));
+        assert!(!replaces_status(&info("PATCH", POD)));
+        assert!(!replaces_status(&info(
+            "PUT",
+            &format!("{POD}/ephemeralcontainers")
+        )));
+    }
 
     #[test]
     fn who_answers() {

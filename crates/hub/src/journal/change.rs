@@ -121,6 +121,18 @@ impl Change {
         }
     }
 
+    /// The change but for one part of the object; `None` when that was all.
+    pub(crate) fn without(mut self, part: &str) -> Option<Self> {
+        let mut left = false;
+        for side in [&mut self.base, &mut self.local] {
+            if let Some(side) = side.as_object_mut() {
+                side.remove(part);
+                left |= !side.is_empty();
+            }
+        }
+        left.then_some(self)
+    }
+
     /// The fresh object with the change on it; `None` when it is another object.
     pub(crate) fn apply(&self, fresh: &Value) -> Option<Value> {
         if uid(fresh) != self.uid {
