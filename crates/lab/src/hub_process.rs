@@ -158,6 +158,8 @@ fn spawn(command: &HubCommand) -> std::io::Result<Child> {
         .env("YURT_EXIT_WITH_PARENT", "1")
         .stdout(log.try_clone()?)
         .stderr(log)
+        // Ctrl-C in the terminal is for the lab, which then stops its hubs in order.
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
 }
