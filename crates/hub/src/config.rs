@@ -270,8 +270,12 @@ pub struct Bounds {
     pub learning: usize,
     /// Largest frame of a watch.
     pub watch_frame: usize,
-    /// A watch client that takes nothing for this long is cut.
+    /// A client that takes nothing for this long is cut.
     pub stalled_client: Duration,
+    /// An answer of the cloud that is no followed stream is broken off when nothing of it came for this long.
+    pub stalled_answer: Duration,
+    /// Bytes of lists answered by the node itself that wait for their clients at one time.
+    pub lists: usize,
     /// Requests under way at one time.
     pub in_flight: usize,
 }
@@ -285,6 +289,8 @@ impl Default for Bounds {
             learning: 24 << 20,
             watch_frame: 8 << 20,
             stalled_client: Duration::from_secs(30),
+            stalled_answer: Duration::from_secs(60),
+            lists: 32 << 20,
             in_flight: 2048,
         }
     }

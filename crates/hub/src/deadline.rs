@@ -43,6 +43,20 @@ pub fn head_wait(info: &RequestInfo) -> Duration {
     }
 }
 
+/// Whether the answer ends by itself soon: it is not followed for what may come.
+pub fn ends(info: &RequestInfo) -> bool {
+    !matches!(info.verb, Verb::Watch | Verb::Connect | Verb::Proxy)
+        && match info.subresource.as_str() {
+            "exec" | "attach" | "portforward" | "proxy" => false,
+            // As kube-apiserver reads it.
+            "log" => matches!(
+                info.query_value("follow").as_deref(),
+                None | Some("0" | "false")
+            ),
+            _ => true,
+        }
+}
+
 /// Reads a duration as Go prints it (`9m19s`, `1.5h`, `300ms`); `None` when it is not one, is negative, or
 /// does not fit.
 pub fn parse_go_duration(text: &str) -> Option<Duration> {
@@ -112,6 +126,19 @@ mod tests {
             wait("/api/v1/namespaces/a/pods/b/log", "follow=true"),
             LONG_RUNNING_WAIT
         );
+    }
+
+    #[test]
+    fn what_is_followed_does_not_end() {
+        let ends = |path: &str, query: &str| {
+            ends(&RequestInfo::parse(&http::Method::GET, path, Some(query)))
+        };
+        assert!(ends("/api/v1/pods", ""));
+        assert!(ends("/openapi/v2", ""));
+        assert!(!ends("/api/v1/pods", "watch=true"));
+        assert!(ends("/api/v1/namespaces/a/pods/b/log", "tailLines=9"));
+        assert!(!ends("/api/v1/namespaces/a/pods/b/log", "follow=true"));
+        assert!(!ends("/api/v1/namespaces/a/services/b/proxy/events", ""));
     }
 
     proptest! {

@@ -67,6 +67,9 @@ struct Inner {
     watches_local: Gauge,
     watches_resumed: Counter,
     watches_cut: Counter,
+    clients_cut: Counter,
+    clients_cut_elsewhere: Arc<AtomicU64>,
+    answers_cut: Counter,
     upgrades: Gauge,
     replayed: Counter,
     dropped: Counter,
@@ -186,6 +189,16 @@ impl Metrics {
             m.watches_cut.clone(),
         );
         hub.register(
+            "clients_cut",
+            "Clients cut because they took nothing of an answer any more",
+            m.clients_cut.clone(),
+        );
+        hub.register(
+            "answers_cut",
+            "Answers broken off because the API server sent nothing more of them",
+            m.answers_cut.clone(),
+        );
+        hub.register(
             "upgrades",
             "Upgraded connections (exec, ...)",
             m.upgrades.clone(),
@@ -264,11 +277,11 @@ impl Metrics {
         let traffic = self.inner.traffic.get_or_create(&labels).clone();
         gauge.inc();
         self.inner.in_flight_total.inc();
-        InFlight {
+        InFlight(Arc::new(Begun {
             gauge,
             total: self.inner.in_flight_total.clone(),
             traffic,
-        }
+        }))
     }
 
     /// Requests under way, all together.
@@ -366,6 +379,16 @@ impl Metrics {
         &self.inner.watches_cut
     }
 
+    /// Counts clients that took nothing of an answer, where they are cut.
+    pub fn clients_cut(&self) -> &Arc<AtomicU64> {
+        &self.inner.clients_cut_elsewhere
+    }
+
+    /// Answers broken off because the cloud sent nothing more of them.
+    pub fn answers_cut(&self) -> &Counter {
+        &self.inner.answers_cut
+    }
+
     /// Upgraded connections.
     pub fn upgrades(&self) -> &Gauge {
         &self.inner.upgrades
@@ -391,15 +414,22 @@ impl Metrics {
             (&self.inner.cache_write_errors, stats.write_errors.get()),
             (&self.inner.cache_overflowed, stats.overflowed.get()),
             (&self.inner.cache_evicted, stats.evicted.get()),
+            (
+                &self.inner.clients_cut,
+                self.inner.clients_cut_elsewhere.load(Ordering::Relaxed),
+            ),
         ] {
             counter.inner().store(count, Ordering::Relaxed);
         }
     }
 }
 
-/// One request under way.
+/// One request under way: until its last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct InFlight(Arc<Begun>);
+
 #[derive(Debug)]
-pub struct InFlight {
+struct Begun {
     gauge: Gauge,
     total: Gauge,
     traffic: Gauge<u64, AtomicU64>,
@@ -408,11 +438,11 @@ pub struct InFlight {
 impl InFlight {
     /// Bytes went to the client.
     pub fn sent(&self, bytes: usize) {
-        self.traffic.inc_by(bytes as u64);
+        self.0.traffic.inc_by(bytes as u64);
     }
 }
 
-impl Drop for InFlight {
+impl Drop for Begun {
     fn drop(&mut self) {
         self.gauge.dec();
         self.total.dec();

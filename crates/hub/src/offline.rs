@@ -2,6 +2,7 @@
 //! later. Which, and with what outcome, is documented in `docs/offline.md`.
 
 mod discovery;
+mod lists;
 mod page;
 mod represent;
 mod watch;
@@ -15,11 +16,12 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+use lists::Lists;
 use represent::{Wanted, malformed, refuse};
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -44,8 +46,11 @@ pub struct Offline {
     node_name: Arc<str>,
     /// Seconds since the epoch; 0 when not told.
     away_since: Arc<AtomicI64>,
+    lists: Lists,
 }
 
+/// Bytes of lists that wait for their clients, unless told otherwise.
+const LISTS: usize = 32 << 20;
 /// Frames that a client may be behind before its watch waits for it.
 const WATCH_BUFFER: usize = 16;
 
@@ -57,6 +62,17 @@ impl Offline {
             journal,
             node_name: node_name.into(),
             away_since: Arc::default(),
+            lists: Lists::new(LISTS, Arc::default()),
+        }
+    }
+
+    /// Bounds the bytes of lists that wait for their clients at one time; `cut` counts the clients that took nothing and lost
+    /// theirs to others.
+    #[must_use]
+    pub fn with_list_budget(self, bytes: usize, cut: Arc<AtomicU64>) -> Self {
+        Self {
+            lists: Lists::new(bytes, cut),
+            ..self
         }
     }
 
@@ -126,10 +142,14 @@ impl Offline {
             Verb::List if info.subresource.is_empty() => {
                 let (offline, caller, info) = (self.clone(), caller.clone(), info.clone());
                 let headers = parts.headers.clone();
-                // Many records are read: not on a thread that serves others.
-                tokio::task::spawn_blocking(move || offline.list(&caller, &info, &headers))
-                    .await
-                    .map_err(|error| Box::new(Status::internal_error(error)))?
+                let begun = self.lists.begin().await?;
+                // Many records are read: not on a thread that serves others. The client may go meanwhile, the work stays.
+                let (list, _begun) = tokio::task::spawn_blocking(move || {
+                    (offline.list(&caller, &info, &headers), begun)
+                })
+                .await
+                .map_err(|error| Box::new(Status::internal_error(error)))?;
+                self.lists.admit(list?).await
             }
             Verb::Watch => self.stream(caller, info, parts),
             Verb::Create | Verb::Update | Verb::Patch => {
@@ -265,7 +285,7 @@ impl Offline {
         caller: &Caller,
         info: &RequestInfo,
         headers: &http::HeaderMap,
-    ) -> Result<Response<Body>, Box<Status>> {
+    ) -> Result<Response<Vec<Bytes>>, Box<Status>> {
         let options = info.list_options()?;
         let wanted = Wanted::of(headers, info)?;
         let query = Query::of_request(info, &options);

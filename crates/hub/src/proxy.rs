@@ -17,7 +17,7 @@ use crate::{
     query::Query,
     relay::{self, Watched},
     route::{self, Facts, Mode, Way},
-    tee::{Passing, Subject, Teacher, Tee},
+    tee::{Counted, Passing, Silence, Subject, Teacher, Tee},
     upgrade,
     upstream::{GRACE, Outgoing, OutgoingBody, SendError, Server, Upstreams},
 };
@@ -36,7 +36,7 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use upload::{Upload, too_large_status};
-use yurt_transport::{Body, ClientError, Peer, ResponseBody};
+use yurt_transport::{Body, ClientError, Peer, ResponseBody, Unhurried};
 use yurt_wire::{
     Encoding, Reason, RequestInfo, Status, Verb,
     media::{Representation, negotiate},
@@ -180,7 +180,11 @@ impl Hub {
             Way::Upgrade | Way::Unavailable => {
                 Err(self.unavailable("only the cloud can answer this"))
             }
-            Way::Relay => self.watch(call).await,
+            Way::Relay => {
+                let mut response = self.watch(call).await?;
+                response.extensions_mut().insert(Unhurried);
+                Ok(response)
+            }
             Way::Local => {
                 let body = self.hold(&call.parts.headers, body).await?;
                 self.locally_first(call, body).await
@@ -246,10 +250,13 @@ impl Hub {
         } else {
             "write"
         });
-        Ok(self
+        let response = self
             .offline
             .answer(&call.identity.caller, &call.info, &call.parts, body)
-            .await)
+            .await;
+        // Under way until the client has it.
+        let in_flight = call.in_flight.clone();
+        Ok(response.map(|body| Counted::new(body, in_flight).boxed_unsync()))
     }
 
     async fn forward(
@@ -334,7 +341,8 @@ impl Hub {
         };
         let tee = subject
             .and_then(|subject| self.tee(&call.identity.caller, subject, response.headers()));
-        Ok(self.pass(response, server, tee, call.in_flight))
+        let silence = deadline::ends(&call.info).then(|| self.silence());
+        Ok(self.pass(response, server, tee, call.in_flight, silence))
     }
 
     /// The node's older write of the object that a write sent to the cloud now goes ahead of.
@@ -450,6 +458,7 @@ impl Hub {
         server: Arc<Server>,
         tee: Option<Tee>,
         in_flight: InFlight,
+        silence: Option<Silence>,
     ) -> Response<Body> {
         let (mut head, body) = response.into_parts();
         identity::strip_hop_by_hop(&mut head.headers, false);
@@ -457,8 +466,13 @@ impl Hub {
         head.extensions = http::Extensions::new();
         Response::from_parts(
             head,
-            Passing::new(body, server, tee, in_flight).boxed_unsync(),
+            Passing::new(body, server, tee, in_flight, silence).boxed_unsync(),
         )
+    }
+
+    /// The bound of the cloud's silence within an answer that is not followed for what may come.
+    pub fn silence(&self) -> Silence {
+        Silence::new(self.bounds.stalled_answer, self.metrics.clone())
     }
 }
 

@@ -121,7 +121,7 @@ fn open_in_cloud(
         &watched.headers,
     );
     let Some(encoding) = watch_encoding(&response) else {
-        return hub.pass(response, server, None, watched.in_flight);
+        return hub.pass(response, server, None, watched.in_flight, None);
     };
     let (mut head, body) = response.into_parts();
     crate::identity::strip_hop_by_hop(&mut head.headers, false);

@@ -146,7 +146,8 @@ pub async fn run_on(
     let upstreams = Upstreams::new(&config.servers, config.lb_mode, &cloud_tls, metrics.clone());
     let (mode, modes) = watch::channel(Mode::Online);
     let in_order = Arc::new(AtomicBool::new(true));
-    let offline = Offline::new(cache.clone(), journal.clone(), &config.node_name);
+    let offline = Offline::new(cache.clone(), journal.clone(), &config.node_name)
+        .with_list_budget(config.bounds.lists, metrics.clients_cut().clone());
     let (teacher, learning) = Teacher::new(
         cache.clone(),
         metrics.clone(),
@@ -201,6 +202,8 @@ pub async fn run_on(
     let mut serving = JoinSet::new();
     let options = ServeOptions {
         drain: DRAIN,
+        stalled_client: Some(config.bounds.stalled_client),
+        clients_cut: metrics.clients_cut().clone(),
         ..ServeOptions::default()
     };
     if let Some(listener) = listeners.proxy {

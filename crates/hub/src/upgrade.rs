@@ -68,7 +68,7 @@ pub async fn serve(
         }
     };
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok(hub.pass(response, server, None, in_flight));
+        return Ok(hub.pass(response, server, None, in_flight, Some(hub.silence())));
     }
     let Some(upstream) = response.extensions_mut().remove::<OnUpgrade>() else {
         return Err(Box::new(Status::new(

@@ -3,6 +3,7 @@
 mod node;
 
 use http::Method;
+use http_body_util::BodyExt;
 use node::{
     JSON, Node, PROTOBUF, TABLE, event, events, fixture, fixture_json, info, next, parts, query,
 };
@@ -876,4 +877,34 @@ async fn a_watch_of_partial_metadata_shows_only_that() {
             assert!(!meta.labels.is_empty());
         }
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_that_nobody_takes_make_room_for_those_that_are() {
+    let node = Node::recorded().await;
+    let cut = std::sync::Arc::default();
+    let offline = node
+        .offline
+        .clone()
+        .with_list_budget(1, std::sync::Arc::clone(&cut));
+    let (info, parts) = (
+        info(&Method::GET, PODS),
+        parts(&Method::GET, PODS, PROTOBUF, ""),
+    );
+    let list = || offline.answer(&Caller::Node, &info, &parts, bytes::Bytes::new());
+    let silent = list().await;
+    assert_eq!(silent.status(), 200);
+    let taken = list().await;
+    assert_eq!(taken.status(), 200);
+    let taken = taken.into_body().collect().await.expect("a whole list");
+    assert_eq!(
+        list::split(&taken.to_bytes(), Encoding::Protobuf)
+            .expect("a list")
+            .items
+            .len(),
+        3
+    );
+    // Broken, never short.
+    assert!(silent.into_body().collect().await.is_err());
+    assert_eq!(cut.load(std::sync::atomic::Ordering::Relaxed), 1);
 }

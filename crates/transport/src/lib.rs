@@ -3,7 +3,7 @@
 //! What the parts promise:
 //!
 //! - [`serve`]: HTTP/1.1 (with upgrades) and HTTP/2, plain or TLS. Every wait and every queue has a bound: the TLS handshake, the
-//!   first bytes, the request head, the number of connections and streams, what is buffered for a peer that stops reading.
+//!   first bytes, the request head, the number of connections and streams, what is buffered for a peer that stops reading, and for how long.
 //! - [`Client`]: shares few connections among many long streams, opens another one when the peer's stream limit is reached, pings
 //!   them so that a black hole is noticed, and can break all of them at once ([`Client::reset`]).
 //! - [`body`]-functions [`full`], [`empty`], [`chunks`], [`channel`] and [`collect`]: the bodies all components use.
@@ -11,9 +11,11 @@
 pub mod body;
 mod client;
 mod lingering;
+mod minded;
 mod server;
 mod severable;
+mod stalling;
 
 pub use body::{Body, BoxError, CollectError, channel, chunks, collect, empty, full};
 pub use client::{Client, ClientError, ClientOptions, ResponseBody};
-pub use server::{Peer, ServeOptions, serve};
+pub use server::{Peer, ServeOptions, Unhurried, serve};

@@ -1,9 +1,10 @@
 //! Listeners that drain.
 
-use crate::{Body, lingering::Lingering, severable::Severable};
+use crate::{Body, lingering::Lingering, minded::Minded, severable::Severable, stalling::Stalling};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
+use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::{
@@ -12,7 +13,10 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{
@@ -36,6 +40,8 @@ const STREAM_SEND_BUFFER: usize = 128 << 10;
 const MIN_HEADER_BYTES: usize = 8 << 10;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longer than any connection lives.
+const NEVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Time for connections to notice that the drain is over.
 const HARD_STOP: Duration = Duration::from_secs(1);
 
@@ -67,7 +73,17 @@ pub struct ServeOptions {
     pub tls_handshake_timeout: Duration,
     /// How long open requests may go on after shutdown began.
     pub drain: Duration,
+    /// A connection whose client takes nothing of what it is sent for this long is broken, and an HTTP/2 stream that stalls for
+    /// so long loses its answer; `None`: they may stall as long as the kernel lets them. Upgraded connections and [`Unhurried`]
+    /// answers may stall anyway.
+    pub stalled_client: Option<Duration>,
+    /// Counts the connections and answers given up for that.
+    pub clients_cut: Arc<AtomicU64>,
 }
+
+/// In the extensions of a response: its handler itself minds a client that takes nothing.
+#[derive(Clone, Copy, Debug)]
+pub struct Unhurried;
 
 impl Default for ServeOptions {
     fn default() -> Self {
@@ -78,6 +94,8 @@ impl Default for ServeOptions {
             h2_max_streams: 1000,
             tls_handshake_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(10),
+            stalled_client: None,
+            clients_cut: Arc::default(),
         }
     }
 }
@@ -246,6 +264,7 @@ impl Server {
             certificate: None,
             tls: self.tls.is_some(),
         };
+        let unhurried = Arc::new(AtomicBool::new(false));
         let Some(tls) = &self.tls else {
             let detected = tokio::select! {
                 () = self.shutdown.cancelled() => return Ok(()),
@@ -257,9 +276,12 @@ impl Server {
             let Some(protocol) = protocol? else {
                 return Ok(());
             };
+            let stream = self.stalling(stream, &unhurried);
             let stream = Severable::new(Lingering::new(stream, admission), &self.kill, ());
-            return self.http(stream, protocol, peer, handler).await;
+            return self.http(stream, protocol, peer, unhurried, handler).await;
         };
+        // Beneath TLS, where every byte that is taken shows.
+        let stream = self.stalling(stream, &unhurried);
         let acceptor = tokio_rustls::TlsAcceptor::from(tls.load_full());
         let handshake = timeout(self.options.tls_handshake_timeout, acceptor.accept(stream));
         // Also when a drain begins meanwhile: the client is then told by the protocol instead of being cut off.
@@ -276,7 +298,16 @@ impl Server {
             _ => Protocol::Http1,
         };
         let stream = Severable::new(Lingering::new(stream, admission), &self.kill, ());
-        self.http(stream, protocol, peer, handler).await
+        self.http(stream, protocol, peer, unhurried, handler).await
+    }
+
+    fn stalling(&self, stream: TcpStream, unhurried: &Arc<AtomicBool>) -> Stalling<TcpStream> {
+        Stalling::new(
+            stream,
+            self.options.stalled_client.unwrap_or(NEVER),
+            unhurried.clone(),
+            self.options.clients_cut.clone(),
+        )
     }
 
     async fn http<I, H, F>(
@@ -284,6 +315,7 @@ impl Server {
         stream: I,
         protocol: Protocol,
         peer: Peer,
+        unhurried: Arc<AtomicBool>,
         handler: H,
     ) -> Result<(), crate::BoxError>
     where
@@ -291,10 +323,30 @@ impl Server {
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
+        let (limit, cut) = (
+            self.options.stalled_client,
+            self.options.clients_cut.clone(),
+        );
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             let response = handler(request);
-            async move { Ok::<_, Infallible>(response.await) }
+            let (unhurried, cut) = (unhurried.clone(), cut.clone());
+            async move {
+                let response = response.await;
+                let may_stall = response.status() == StatusCode::SWITCHING_PROTOCOLS
+                    || response.extensions().get::<Unhurried>().is_some();
+                Ok::<_, Infallible>(match (protocol, limit) {
+                    // On HTTP/2 the connection belongs to others as well.
+                    (Protocol::Http2, Some(limit)) if !may_stall => {
+                        response.map(|body| Minded::new(body, limit, cut).boxed_unsync())
+                    }
+                    (Protocol::Http2, _) => response,
+                    (Protocol::Http1, _) => {
+                        unhurried.store(may_stall, Ordering::Relaxed);
+                        response
+                    }
+                })
+            }
         });
         let stream = TokioIo::new(stream);
         let max_header_bytes = self.options.max_header_bytes.max(MIN_HEADER_BYTES);

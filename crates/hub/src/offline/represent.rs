@@ -5,7 +5,7 @@ use flate2::{Compression, write::GzEncoder};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use serde_json::{Value, json};
 use std::io::Write as _;
-use yurt_transport::{Body, chunks, full};
+use yurt_transport::{Body, chunks};
 use yurt_wire::{
     Encoding, Gvk, Object, RequestInfo, Status,
     list::{self, ListHead},
@@ -138,7 +138,9 @@ impl Wanted {
         if let Shape::Table { .. } = self.representation.shape {
             let head = json!({"resourceVersion": object.key()?.resource_version});
             let table = self.table(gvk, &head, std::slice::from_ref(object), true, now)?;
-            return Ok(self.respond(code, Encoding::Json, vec![self.text(&table)]));
+            return Ok(self
+                .respond(code, Encoding::Json, vec![self.text(&table)])
+                .map(chunks));
         }
         let object = self.object(object, gvk)?;
         let bytes = if self.representation.pretty && object.encoding == Encoding::Json {
@@ -146,7 +148,7 @@ impl Wanted {
         } else {
             object.bytes
         };
-        Ok(self.respond(code, object.encoding, vec![bytes]))
+        Ok(self.respond(code, object.encoding, vec![bytes]).map(chunks))
     }
 
     /// The answer to a list. `kind` is that of the items.
@@ -158,7 +160,7 @@ impl Wanted {
         remaining: Option<i64>,
         objects: &[Object],
         now: i64,
-    ) -> Result<Response<Body>, Malformed> {
+    ) -> Result<Response<Vec<Bytes>>, Malformed> {
         let mut head = json!({"resourceVersion": resource_version});
         if !continue_token.is_empty() {
             head["continue"] = continue_token.into();
@@ -212,10 +214,15 @@ impl Wanted {
         }
     }
 
-    fn respond(&self, code: StatusCode, encoding: Encoding, parts: Vec<Bytes>) -> Response<Body> {
+    fn respond(
+        &self,
+        code: StatusCode,
+        encoding: Encoding,
+        parts: Vec<Bytes>,
+    ) -> Response<Vec<Bytes>> {
         // kube-apiserver answers with the bare media type; the shape is in the body.
         let content_type = HeaderValue::from_static(encoding.content_type());
-        body(code, content_type, parts, self.gzip)
+        in_parts(code, content_type, parts, self.gzip)
     }
 }
 
@@ -226,6 +233,15 @@ pub(crate) fn body(
     parts: Vec<Bytes>,
     gzip: bool,
 ) -> Response<Body> {
+    in_parts(code, content_type, parts, gzip).map(chunks)
+}
+
+fn in_parts(
+    code: StatusCode,
+    content_type: HeaderValue,
+    parts: Vec<Bytes>,
+    gzip: bool,
+) -> Response<Vec<Bytes>> {
     let length: usize = parts.iter().map(Bytes::len).sum();
     let compressed = if gzip && length >= GZIP_FROM {
         compress(&parts)
@@ -234,8 +250,8 @@ pub(crate) fn body(
     };
     let is_compressed = compressed.is_some();
     let mut response = Response::new(match compressed {
-        Some(bytes) => full(bytes),
-        None => chunks(parts),
+        Some(bytes) => vec![bytes.into()],
+        None => parts,
     });
     *response.status_mut() = code;
     let headers = response.headers_mut();
@@ -262,12 +278,17 @@ fn compress(parts: &[Bytes]) -> Option<Vec<u8>> {
 /// A Status as a response.
 pub(crate) fn refuse(status: &Status, encoding: Encoding) -> Response<Body> {
     let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    body(
+    let mut response = body(
         code,
         HeaderValue::from_static(encoding.content_type()),
         vec![status.to_bytes(encoding)],
         false,
-    )
+    );
+    if let Some(seconds) = status.retry_after_seconds {
+        let headers = response.headers_mut();
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
 }
 
 /// An object that cannot be shown: it was cached in a form that is not understood.

@@ -37,6 +37,8 @@ pub(crate) enum Answer {
     Gzip(&'static str, Bytes),
     /// Nothing, for ever.
     Silence,
+    /// The beginning of a body, and then nothing, for ever.
+    Unfinished(&'static str),
     /// Switches protocols, and says back what it hears.
     Echo,
 }
@@ -297,6 +299,18 @@ impl Cloud {
                 response
             }
             Some(Answer::Silence) => std::future::pending().await,
+            Some(Answer::Unfinished(beginning)) => {
+                let (frames, body) = yurt_transport::channel(1);
+                tokio::spawn(async move {
+                    let _ = frames.send(Ok(beginning.into())).await;
+                    frames.closed().await;
+                });
+                let mut response = Response::new(body);
+                response
+                    .headers_mut()
+                    .insert(header::CONTENT_TYPE, JSON.parse().unwrap());
+                response
+            }
             Some(Answer::Echo) => {
                 let Some(upgrade) = upgrade else {
                     return response(400, JSON, Bytes::from_static(b"{}"));

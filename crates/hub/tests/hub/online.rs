@@ -319,6 +319,99 @@ async fn a_client_that_reads_nothing_hurts_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_takes_nothing_of_an_answer_is_cut() {
+    let (trust, directory) = (Trust::new(), Directory::new());
+    let cloud = Cloud::start(&trust).await;
+    let mut config = config(&directory.0, &trust, &[cloud.addr]);
+    config.bounds.stalled_client = Duration::from_secs(2);
+    let node = Node::start(config).await;
+    // Far more than sockets and queues on the way hold.
+    let large = Bytes::from(vec![b'z'; 48 << 20]);
+    cloud.answer(Method::GET, "/logs", 200, "text/plain", large.clone());
+    node.until_up().await;
+    let mut silent = tokio::net::TcpStream::connect(node.client.authority())
+        .await
+        .unwrap();
+    silent
+        .write_all(b"GET /logs HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    // One stream among others of a connection.
+    let tls = yurt_pki::client_config(&trust.ca.cert_pem(), None, &["h2"]).unwrap();
+    let secure = Client::new(
+        &node.secure.to_string(),
+        Some(tls),
+        ClientOptions::default(),
+    );
+    let ask = |path: &str| {
+        let request = Request::builder()
+            .uri(path)
+            .header("authorization", "Bearer abc")
+            .body(yurt_transport::empty())
+            .unwrap();
+        secure.send(request, Duration::from_secs(10))
+    };
+    let stalled = ask("/logs").await.unwrap();
+    assert_eq!(stalled.status(), 200);
+    eventually("both are cut", async || {
+        node.metric("node_yurthub_clients_cut_total").await >= 2.0
+    })
+    .await;
+    eventually("nothing is left of them", async || {
+        node.status().await["inFlightRequests"] == 0
+    })
+    .await;
+    // Both see a broken answer, never a short one.
+    let mut heard = Vec::new();
+    let ended = silent.read_to_end(&mut heard).await;
+    assert!(ended.is_err() || heard.len() < large.len());
+    assert!(stalled.into_body().collect().await.is_err());
+    // The others on that connection are none the worse, and who reads gets the whole.
+    assert_eq!(ask("/version").await.unwrap().status(), 200);
+    let whole = ask("/logs").await.unwrap().into_body().collect().await;
+    assert_eq!(whole.unwrap().to_bytes().len(), large.len());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_the_cloud_does_not_finish_is_broken_off() {
+    let (trust, directory) = (Trust::new(), Directory::new());
+    let cloud = Cloud::start(&trust).await;
+    let mut config = config(&directory.0, &trust, &[cloud.addr]);
+    config.bounds.stalled_answer = Duration::from_millis(500);
+    let node = Node::start(config).await;
+    let log = "/api/v1/namespaces/default/pods/a/log";
+    cloud.set(Method::GET, PODS, Answer::Unfinished("{"));
+    cloud.set(Method::GET, log, Answer::Unfinished("line"));
+    node.until_up().await;
+    let ask = |target: String| {
+        let request = Request::builder().uri(target).body(Bytes::new()).unwrap();
+        node.ask(request)
+    };
+    let mut followed = ask(format!("{log}?follow=true")).await.into_body();
+    assert_eq!(
+        followed
+            .frame()
+            .await
+            .unwrap()
+            .unwrap()
+            .into_data()
+            .unwrap(),
+        "line"
+    );
+    for target in [PODS, log] {
+        let body = ask(target.to_owned()).await.into_body();
+        assert!(body.collect().await.is_err(), "{target}");
+    }
+    assert_eq!(node.metric("node_yurthub_answers_cut_total").await, 2.0);
+    // Twice as long as the others, and still open.
+    let more = tokio::time::timeout(Duration::from_millis(50), followed.frame()).await;
+    assert!(more.is_err(), "{more:?}");
+    node.until_mode("online").await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn upgrades_carry_bytes_both_ways() {
     let (trust, directory) = (Trust::new(), Directory::new());
     let cloud = Cloud::start(&trust).await;
