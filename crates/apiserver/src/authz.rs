@@ -28,17 +28,8 @@ pub struct Attributes {
 /// The verb as authorisation and Status messages name it.
 pub fn verb_name(verb: Verb) -> &'static str {
     match verb {
-        Verb::Get => "get",
-        Verb::List => "list",
-        Verb::Watch => "watch",
-        Verb::Create => "create",
-        Verb::Update => "update",
-        Verb::Patch => "patch",
-        Verb::Delete => "delete",
-        Verb::DeleteCollection => "deletecollection",
-        Verb::Proxy => "proxy",
-        Verb::Connect => "connect",
         Verb::Other => "other",
+        verb => verb.as_str(),
     }
 }
 

@@ -495,19 +495,11 @@ fn bounded(known: &Mutex<HashSet<String>>, value: String, most: usize) -> String
     }
 }
 
+/// A label that is never empty.
 fn verb(verb: Verb) -> &'static str {
     match verb {
-        Verb::Get => "get",
-        Verb::List => "list",
-        Verb::Watch => "watch",
-        Verb::Create => "create",
-        Verb::Update => "update",
-        Verb::Patch => "patch",
-        Verb::Delete => "delete",
-        Verb::DeleteCollection => "deletecollection",
-        Verb::Proxy => "proxy",
-        Verb::Connect => "connect",
         Verb::Other => "other",
+        verb => verb.as_str(),
     }
 }
 
