@@ -24,7 +24,7 @@ use yurt_apiserver::authn::User;
 use yurt_pki::{Ca, KeyPairPem, PkiError, Profile};
 
 /// Validity of the lab's certificates, days.
-const DAYS: u32 = 3650;
+pub(crate) const DAYS: u32 = 3650;
 /// The hub's proxy port.
 pub const PROXY_PORT: u16 = 10261;
 /// The hub's TLS proxy port.
@@ -34,7 +34,7 @@ pub const ADMIN_PORT: u16 = 10267;
 /// Claimed on `127.<subnet>.0.1`, so that two labs on one machine never share addresses.
 const CLAIM_PORT: u16 = 10260;
 /// The cluster IP of the `kubernetes` service, a name of the API server's certificate.
-const SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+pub(crate) const SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// What to start.
 #[derive(Clone, Debug)]
@@ -92,6 +92,9 @@ pub enum LabError {
     /// Control socket.
     #[error("control socket: {0}")]
     Control(std::io::Error),
+    /// The API server ended with an error.
+    #[error("API server: {0}")]
+    Serve(std::io::Error),
 }
 
 /// One node of a running lab.
@@ -474,7 +477,7 @@ fn claim_subnet(earlier: Option<u8>) -> Result<(TcpListener, u8), LabError> {
         .ok_or(LabError::NoSubnet)
 }
 
-fn certificate_authority(directory: &Directory) -> Result<Ca, LabError> {
+pub(crate) fn certificate_authority(directory: &Directory) -> Result<Ca, LabError> {
     directory.create("pki")?;
     if let (Some(cert), Some(key)) = (directory.read("pki/ca.crt")?, directory.read("pki/ca.key")?)
     {
@@ -488,7 +491,7 @@ fn certificate_authority(directory: &Directory) -> Result<Ca, LabError> {
 }
 
 /// The names by which pods reach the API server.
-fn kubernetes_names() -> Vec<String> {
+pub(crate) fn kubernetes_names() -> Vec<String> {
     ["", ".default", ".default.svc", ".default.svc.cluster.local"]
         .map(|end| format!("kubernetes{end}"))
         .to_vec()

@@ -26,7 +26,7 @@ use std::{
 pub enum DirectoryError {
     /// Another lab runs on it.
     #[error(
-        "{dir} is in use by another `yurt up` (pid {pid}): stop that one, or give another --data-dir"
+        "{dir} is in use by another `yurt up` or `yurt apiserver` (pid {pid}): stop that one, or give another --data-dir"
     )]
     InUse {
         /// The directory.

@@ -4,6 +4,7 @@
 //! Start with [`cluster::Cluster`], which starts and commands it all; [`up`] leaves one running, [`demo`] tells a
 //! story with one, [`bench`] measures with one.
 
+pub mod apiserver;
 pub mod bench;
 pub mod cluster;
 mod columns;

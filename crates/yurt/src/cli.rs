@@ -28,6 +28,9 @@ enum Command {
     Up(yurt_lab::up::UpArgs),
     /// Change or show the links of a running `yurt up`.
     Lab(yurt_lab::up::LabArgs),
+    /// The embedded API server alone: for controllers and nodes of your own.
+    #[command(name = "apiserver")]
+    ApiServer(yurt_lab::apiserver::ApiServerArgs),
     /// The node proxy (YurtHub).
     Hub(Box<yurt_hub::HubArgs>),
     /// Measure, beside what one would use instead.
@@ -81,13 +84,12 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
         }
         Command::Up(args) => yurt_lab::up::run(args, program()?, shutdown).await?,
         Command::Lab(args) => yurt_lab::up::command(args).await?,
+        Command::ApiServer(args) => {
+            mind_parent(&shutdown);
+            yurt_lab::apiserver::run(args, shutdown).await?;
+        }
         Command::Hub(args) => {
-            if std::env::var_os("YURT_EXIT_WITH_PARENT").is_some() {
-                std::thread::spawn({
-                    let shutdown = shutdown.clone();
-                    move || end_with_parent(&shutdown)
-                });
-            }
+            mind_parent(&shutdown);
             yurt_hub::run(yurt_hub::Config::try_from(*args)?, shutdown).await?;
         }
         Command::Bench {
@@ -126,10 +128,15 @@ async fn end_on_signal(shutdown: CancellationToken) {
     }
 }
 
-/// Reads stdin to its end, which comes when the parent is gone, however it died.
-fn end_with_parent(shutdown: &CancellationToken) {
-    let mut sink = std::io::sink();
-    // An error means the same as the end.
-    let _ = std::io::copy(&mut std::io::stdin().lock(), &mut sink);
-    shutdown.cancel();
+/// Where asked for, ends the component with its parent.
+fn mind_parent(shutdown: &CancellationToken) {
+    if std::env::var_os("YURT_EXIT_WITH_PARENT").is_none() {
+        return;
+    }
+    let shutdown = shutdown.clone();
+    std::thread::spawn(move || {
+        // Stdin ends when the parent is gone, however it died; an error means the same as the end.
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        shutdown.cancel();
+    });
 }
