@@ -98,6 +98,21 @@ pub struct Running {
     shutdown: CancellationToken,
 }
 
+/// Asks a server in the same process: the same requests and answers without connections.
+#[derive(Clone, Debug)]
+pub struct InProcess(Arc<Server>);
+
+impl InProcess {
+    /// Answers a request (credentials as over HTTP: put a token into its headers).
+    pub async fn call<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: Into<BoxError>,
+    {
+        self.0.clone().handle(request).await
+    }
+}
+
 impl ApiServer {
     /// Opens the storage, creates the first objects, and serves until `shutdown`.
     pub async fn start(config: Config, shutdown: CancellationToken) -> Result<Running, StartError> {
@@ -171,13 +186,18 @@ impl Running {
         self.addr
     }
 
+    /// A way to ask it without a connection.
+    pub fn in_process(&self) -> InProcess {
+        InProcess(self.server.clone())
+    }
+
     /// Answers a request without a connection (credentials as over HTTP: put a token into its headers).
     pub async fn call<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send,
         B::Error: Into<BoxError>,
     {
-        self.server.clone().handle(request).await
+        self.in_process().call(request).await
     }
 
     /// The objects, for embedding programs that write them without a request.

@@ -5,7 +5,8 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use std::{sync::Arc, time::Duration};
-use yurt_transport::{BoxError, Client, ClientOptions, full};
+use yurt_apiserver::InProcess;
+use yurt_transport::{Body, BoxError, Client, ClientOptions, full};
 
 /// The largest answer that is read.
 const MOST: usize = 64 << 20;
@@ -31,6 +32,8 @@ pub enum KubeError {
         path: String,
         /// HTTP code.
         code: u16,
+        /// The Status' reason (`AlreadyExists`), or empty.
+        reason: String,
         /// The Status' message.
         message: String,
     },
@@ -46,10 +49,17 @@ impl KubeError {
     }
 }
 
+/// The way to a server.
+#[derive(Clone, Debug)]
+enum Way {
+    Connections(Client),
+    InProcess(InProcess),
+}
+
 /// A client of one server.
 #[derive(Clone, Debug)]
 pub struct Kube {
-    client: Client,
+    way: Way,
     token: Option<Arc<str>>,
     timeout: Duration,
 }
@@ -69,8 +79,17 @@ impl Kube {
             max_idle: 4,
         };
         Self {
-            client: Client::new(authority, tls, options),
+            way: Way::Connections(Client::new(authority, tls, options)),
             token: token.map(Arc::from),
+            timeout,
+        }
+    }
+
+    /// A client of a server in this process: the same requests without connections.
+    pub fn in_process(server: InProcess, token: &str, timeout: Duration) -> Self {
+        Self {
+            way: Way::InProcess(server),
+            token: Some(token.into()),
             timeout,
         }
     }
@@ -106,6 +125,27 @@ impl Kube {
             .await
     }
 
+    /// PUT of a JSON object.
+    pub async fn replace(&self, path: &str, object: &Value) -> Result<Value, KubeError> {
+        let kind = Some("application/json");
+        self.call(Method::PUT, path, kind, object.to_string().into())
+            .await
+    }
+
+    /// Strategic merge patch.
+    pub async fn strategic(&self, path: &str, patch: &Value) -> Result<Value, KubeError> {
+        let kind = Some("application/strategic-merge-patch+json");
+        self.call(Method::PATCH, path, kind, patch.to_string().into())
+            .await
+    }
+
+    /// DELETE with DeleteOptions.
+    pub async fn delete_with(&self, path: &str, options: &Value) -> Result<Value, KubeError> {
+        let kind = Some("application/json");
+        self.call(Method::DELETE, path, kind, options.to_string().into())
+            .await
+    }
+
     /// DELETE.
     pub async fn delete(&self, path: &str) -> Result<Value, KubeError> {
         self.call(Method::DELETE, path, None, Bytes::new()).await
@@ -129,7 +169,7 @@ impl Kube {
         path: &str,
         content_type: Option<&str>,
         body: Bytes,
-    ) -> Result<http::Response<yurt_transport::ResponseBody>, KubeError> {
+    ) -> Result<http::Response<Body>, KubeError> {
         let mut request = Request::new(full(body));
         *request.method_mut() = method;
         *request.uri_mut() = path
@@ -157,7 +197,19 @@ impl Kube {
         {
             headers.insert(header::AUTHORIZATION, value);
         }
-        Ok(self.client.send(request, self.timeout).await?)
+        match &self.way {
+            Way::Connections(client) => {
+                let response = client.send(request, self.timeout).await?;
+                Ok(response.map(|body| body.map_err(Into::into).boxed_unsync()))
+            }
+            Way::InProcess(server) => {
+                let answer = tokio::time::timeout(self.timeout, server.call(request));
+                answer.await.map_err(|elapsed| KubeError::Body {
+                    path: path.to_owned(),
+                    source: elapsed.into(),
+                })
+            }
+        }
     }
 
     async fn call(
@@ -181,7 +233,7 @@ impl Kube {
 async fn read(
     path: &str,
     timeout: Duration,
-    response: http::Response<yurt_transport::ResponseBody>,
+    response: http::Response<Body>,
 ) -> Result<Bytes, KubeError> {
     let broken = |source: BoxError| KubeError::Body {
         path: path.to_owned(),
@@ -194,18 +246,20 @@ async fn read(
     }
 }
 
-async fn refused(path: &str, response: http::Response<yurt_transport::ResponseBody>) -> KubeError {
+async fn refused(path: &str, response: http::Response<Body>) -> KubeError {
     let code = response.status().as_u16();
     let body = read(path, Duration::from_secs(5), response)
         .await
         .unwrap_or_default();
-    let message = serde_json::from_slice::<Value>(&body)
-        .ok()
-        .and_then(|status| status["message"].as_str().map(str::to_owned))
-        .unwrap_or_else(|| String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned());
+    let status: Value = serde_json::from_slice(&body).unwrap_or_default();
+    let message = status["message"].as_str().map_or_else(
+        || String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned(),
+        str::to_owned,
+    );
     KubeError::Refused {
         path: path.to_owned(),
         code,
+        reason: status["reason"].as_str().unwrap_or_default().to_owned(),
         message,
     }
 }
@@ -213,7 +267,7 @@ async fn refused(path: &str, response: http::Response<yurt_transport::ResponseBo
 /// The events of a JSON watch.
 #[derive(Debug)]
 pub struct Lines {
-    body: yurt_transport::ResponseBody,
+    body: Body,
     buffer: Vec<u8>,
 }
 

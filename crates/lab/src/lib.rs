@@ -9,6 +9,7 @@ pub mod bench;
 pub mod cluster;
 mod columns;
 pub mod control;
+pub mod controllers;
 pub mod demo;
 pub mod directory;
 pub mod hub_process;

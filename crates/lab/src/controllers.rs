@@ -1,0 +1,46 @@
+//! The native controllers: what kube-controller-manager and kube-scheduler do in a real cluster, as far as an edge platform needs it.
+//!
+//! Each controller is one file with a pure core (a plan computed from values) and a thin [`Controller`] around it. They share
+//! one watch per collection ([`Objects`]), write through one [`Context`], and are known by the names that kube-controller-manager
+//! uses, so that [`Selection`] (`--controllers`) can leave any of them to the real one.
+
+pub(crate) mod collections;
+mod context;
+mod objects;
+mod queue;
+mod runner;
+mod selection;
+#[cfg(test)]
+mod stage;
+
+pub use context::Context;
+pub use objects::{Change, Collection, Key, Objects};
+pub use runner::{Controller, Failure, Next, Watch};
+pub use selection::{Selection, UnknownController};
+
+use crate::kube::Kube;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// One controller: its name and how it is started.
+pub(crate) struct Entry {
+    /// The name in kube-controller-manager's `--controllers`.
+    pub(crate) name: &'static str,
+    /// Starts it; it ends with the context.
+    pub(crate) start: fn(&Arc<Context>),
+}
+
+/// Every controller there is, in the order in which they start.
+pub(crate) const CONTROLLERS: &[Entry] = &[];
+
+/// Starts the selected controllers; they work until `shutdown`.
+pub fn start(selection: &Selection, kube: Kube, shutdown: CancellationToken) -> Arc<Context> {
+    let context = Context::new(kube, shutdown);
+    for entry in CONTROLLERS {
+        if selection.includes(entry.name) {
+            tracing::debug!(controller = entry.name, "started");
+            (entry.start)(&context);
+        }
+    }
+    context
+}

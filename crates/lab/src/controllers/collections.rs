@@ -1,0 +1,19 @@
+//! The collections that controllers read and write.
+
+use super::Collection;
+
+macro_rules! collections {
+    ($($(#[$doc:meta])* $name:ident = $scope:ident($version:literal, $plural:literal, $kind:literal);)*) => {
+        $(
+            #[doc = concat!("`", $plural, "` of `", $version, "`.")]
+            pub(crate) const $name: Collection = Collection::$scope($version, $plural, $kind);
+        )*
+    };
+}
+
+collections! {
+    PODS = namespaced("v1", "pods", "Pod");
+    NODES = cluster("v1", "nodes", "Node");
+    DEPLOYMENTS = namespaced("apps/v1", "deployments", "Deployment");
+    REPLICA_SETS = namespaced("apps/v1", "replicasets", "ReplicaSet");
+}

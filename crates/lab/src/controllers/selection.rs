@@ -1,0 +1,90 @@
+//! Which controllers run (`--controllers`).
+
+use super::CONTROLLERS;
+use std::{fmt, str::FromStr};
+
+/// A list as kube-controller-manager's `--controllers` takes it: `*` for all, `name` for one, `-name` for not that one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selection {
+    all: bool,
+    named: Vec<String>,
+    without: Vec<String>,
+}
+
+/// A name that no controller has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no controller `{name}`; there are: {}", names().join(", "))]
+pub struct UnknownController {
+    /// The name.
+    pub name: String,
+}
+
+fn names() -> Vec<&'static str> {
+    CONTROLLERS.iter().map(|entry| entry.name).collect()
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self {
+            all: true,
+            named: Vec::new(),
+            without: Vec::new(),
+        }
+    }
+}
+
+impl Selection {
+    /// No controller at all.
+    pub fn none() -> Self {
+        Self {
+            all: false,
+            ..Self::default()
+        }
+    }
+
+    /// Whether a controller is to run. What is left out by name stays out, whatever else is said.
+    pub fn includes(&self, name: &str) -> bool {
+        let lists = |list: &[String]| list.iter().any(|n| n == name);
+        !lists(&self.without) && (self.all || lists(&self.named))
+    }
+}
+
+impl FromStr for Selection {
+    type Err = UnknownController;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut selection = Self::none();
+        for item in text.split(',').map(str::trim).filter(|i| !i.is_empty()) {
+            let (name, list) = match item.strip_prefix('-') {
+                _ if item == "*" => {
+                    selection.all = true;
+                    continue;
+                }
+                // `-*`: nothing, as one would guess.
+                Some("*") => continue,
+                Some(name) => (name, &mut selection.without),
+                None => (item, &mut selection.named),
+            };
+            if !names().contains(&name) {
+                return Err(UnknownController { name: name.into() });
+            }
+            list.push(name.into());
+        }
+        Ok(selection)
+    }
+}
+
+impl fmt::Display for Selection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut items: Vec<String> = Vec::new();
+        if self.all {
+            items.push("*".into());
+        }
+        items.extend(self.named.iter().cloned());
+        items.extend(self.without.iter().map(|name| format!("-{name}")));
+        if items.is_empty() {
+            items.push("-*".into());
+        }
+        f.write_str(&items.join(","))
+    }
+}

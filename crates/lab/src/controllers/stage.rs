@@ -1,0 +1,80 @@
+//! Where controllers are tested: an API server in memory, some controllers, and a test that plays everybody else.
+
+use super::{Context, Selection};
+use crate::kube::Kube;
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use yurt_apiserver::{ApiServer, Config, Running, authn::User};
+
+/// How long a test waits for what must come. Generous: it only shows when it does not come.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// An API server with some controllers.
+pub(super) struct Stage {
+    pub(super) kube: Kube,
+    pub(super) context: Arc<Context>,
+    _api: Running,
+    _shutdown: DropGuard,
+}
+
+impl Stage {
+    /// Starts the controllers named as in `--controllers`.
+    pub(super) async fn start(controllers: &str) -> Self {
+        let shutdown = CancellationToken::new();
+        let admin = User {
+            name: "admin".into(),
+            groups: vec!["system:masters".into(), "system:authenticated".into()],
+            ..User::default()
+        };
+        let config = Config {
+            tokens: vec![("admin".into(), admin)],
+            ..Config::default()
+        };
+        let api = ApiServer::start(config, shutdown.clone())
+            .await
+            .expect("API server");
+        let kube = Kube::in_process(api.in_process(), "admin", Duration::from_secs(30));
+        let selection: Selection = controllers.parse().expect("known controllers");
+        let context = super::start(&selection, kube.clone(), shutdown.clone());
+        Self {
+            kube,
+            context,
+            _api: api,
+            _shutdown: shutdown.drop_guard(),
+        }
+    }
+
+    /// Creates an object and panics with the server's message when it is refused.
+    pub(super) async fn create(&self, path: &str, object: Value) -> Value {
+        self.kube.create(path, &object).await.expect("created")
+    }
+
+    /// Polls an object or a list until it is as wanted; panics with the last one when it never is.
+    pub(super) async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let last = match self.kube.get(path).await {
+                Ok(value) => value,
+                Err(error) => json!({"error": error.to_string(), "code": error.code()}),
+            };
+            if wanted(&last) {
+                return last;
+            }
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{path} stays {last:#}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Reports a pod as a kubelet would: phase and readiness.
+    pub(super) async fn report(&self, namespace: &str, pod: &str, phase: &str, ready: bool) {
+        let condition = if ready { "True" } else { "False" };
+        let status = json!({"status": {"phase": phase, "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}],
+            "conditions": [{"type": "Ready", "status": condition, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+        let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/status");
+        self.kube.merge(&path, &status).await.expect("status");
+    }
+}
