@@ -18,7 +18,8 @@ pub mod managed;
 mod meta;
 mod metrics;
 pub mod openapi;
-mod quantity;
+pub mod quantity;
+pub mod quota;
 #[cfg(test)]
 mod recorded;
 pub mod registry;

@@ -15,7 +15,7 @@ enum Format {
 
 /// An amount, exact to a billionth; finer digits are rounded up, as Kubernetes does.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Quantity {
+pub struct Quantity {
     nanos: i128,
     format: Format,
 }
@@ -47,7 +47,7 @@ const MAX: i128 = (i64::MAX as i128) * NANOS;
 
 impl Quantity {
     /// Reads an amount.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let (negative, rest) = match text.as_bytes().first()? {
             b'-' => (true, &text[1..]),
             b'+' => (false, &text[1..]),
@@ -104,8 +104,71 @@ impl Quantity {
         })
     }
 
-    pub(crate) fn is_negative(self) -> bool {
+    /// Whether it is below zero.
+    pub fn is_negative(self) -> bool {
         self.nanos < 0
+    }
+
+    /// Nothing at all.
+    pub const ZERO: Self = Self {
+        nanos: 0,
+        format: Format::Decimal,
+    };
+
+    /// So many whole things.
+    pub fn count(number: u32) -> Self {
+        Self {
+            nanos: i128::from(number) * NANOS,
+            format: Format::Decimal,
+        }
+    }
+
+    /// Whether it is nothing.
+    pub fn is_zero(self) -> bool {
+        self.nanos == 0
+    }
+
+    /// The larger of two amounts.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        if other.nanos > self.nanos {
+            other
+        } else {
+            self
+        }
+    }
+
+    /// How often `other` fits into it; infinite when `other` is nothing.
+    pub fn ratio(self, other: Self) -> f64 {
+        self.nanos as f64 / other.nanos as f64
+    }
+
+    fn with(self, nanos: i128, other: Self) -> Self {
+        Self {
+            nanos: nanos.clamp(-MAX, MAX),
+            // As Kubernetes: a zero takes the form of what is added to it.
+            format: if self.nanos == 0 {
+                other.format
+            } else {
+                self.format
+            },
+        }
+    }
+}
+
+impl std::ops::Add for Quantity {
+    type Output = Self;
+    /// Capped at the largest amount there is.
+    fn add(self, other: Self) -> Self {
+        self.with(self.nanos + other.nanos, other)
+    }
+}
+
+impl std::ops::Sub for Quantity {
+    type Output = Self;
+    /// Capped at the smallest amount there is.
+    fn sub(self, other: Self) -> Self {
+        self.with(self.nanos - other.nanos, other)
     }
 }
 
