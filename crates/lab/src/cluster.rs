@@ -2,6 +2,7 @@
 
 use crate::{
     control::{Answer, Command, NodeStatus},
+    controllers::{self, NodeMonitor, Selection, Settings},
     directory::{Directory, DirectoryError, Manifest},
     hub_process::{HubCommand, HubProcess},
     kube::{Kube, KubeError},
@@ -47,6 +48,10 @@ pub struct Config {
     pub port: u16,
     /// The `yurt` binary that runs the hubs.
     pub program: PathBuf,
+    /// The native controllers that run.
+    pub controllers: Selection,
+    /// Times of the node controllers.
+    pub node_monitor: NodeMonitor,
 }
 
 /// Why a lab does not start or run.
@@ -141,8 +146,16 @@ impl Cluster {
             None => random_token()?,
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, wanted_port));
-        let api =
-            start_api_server(&directory, &ca, address, &nodes, &admin_token, &shutdown).await?;
+        let controller_token = random_token()?;
+        let tokens = vec![
+            (admin_token.clone(), master("kubernetes-admin")),
+            // Native controllers are part of the control plane: nobody grants them anything.
+            (
+                controller_token.clone(),
+                master("system:kube-controller-manager"),
+            ),
+        ];
+        let api = start_api_server(&directory, &ca, address, &nodes, tokens, &shutdown).await?;
         let address = api.addr();
         say(&format!("API server on https://{address}"));
         let manifest = Manifest {
@@ -176,6 +189,18 @@ impl Cluster {
             Some(tls),
             None,
             Duration::from_secs(10),
+        );
+
+        crate::control_plane::write(&directory, &ca, &server)?;
+        let settings = Settings {
+            nodes: config.node_monitor,
+            signing: Some(ca.to_pem()),
+        };
+        controllers::start(
+            &config.controllers,
+            settings,
+            Kube::in_process(api.in_process(), &controller_token, Duration::from_secs(10)),
+            shutdown.clone(),
         );
 
         let mut cluster = Self {
@@ -497,12 +522,20 @@ pub(crate) fn kubernetes_names() -> Vec<String> {
         .to_vec()
 }
 
+fn master(name: &str) -> User {
+    User {
+        name: name.into(),
+        groups: vec!["system:masters".into(), "system:authenticated".into()],
+        ..User::default()
+    }
+}
+
 async fn start_api_server(
     directory: &Directory,
     ca: &Ca,
     address: SocketAddr,
     nodes: &[NodePlan],
-    admin_token: &str,
+    tokens: Vec<(String, User)>,
     shutdown: &CancellationToken,
 ) -> Result<yurt_apiserver::Running, LabError> {
     let mut ips: Vec<IpAddr> = vec![address.ip(), SERVICE_IP.into()];
@@ -517,11 +550,6 @@ async fn start_api_server(
         days: DAYS,
         ..Profile::default()
     })?;
-    let admin = User {
-        name: "kubernetes-admin".into(),
-        groups: vec!["system:masters".into(), "system:authenticated".into()],
-        ..User::default()
-    };
     let config = yurt_apiserver::Config {
         data_dir: Some(directory.create("apiserver")?),
         listen: address,
@@ -529,7 +557,7 @@ async fn start_api_server(
             serving,
             client_ca: Some(ca.cert_pem()),
         }),
-        tokens: vec![(admin_token.to_owned(), admin)],
+        tokens,
         root_ca: Some(ca.cert_pem()),
         ..yurt_apiserver::Config::default()
     };

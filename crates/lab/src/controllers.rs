@@ -9,7 +9,8 @@ mod context;
 mod objects;
 mod queue;
 mod runner;
-mod selection;
+pub(crate) mod selection;
+mod settings;
 #[cfg(test)]
 mod stage;
 
@@ -17,6 +18,7 @@ pub use context::Context;
 pub use objects::{Change, Collection, Key, Objects};
 pub use runner::{Controller, Failure, Next, Watch};
 pub use selection::{Selection, UnknownController};
+pub use settings::{NodeMonitor, Settings};
 
 use crate::kube::Kube;
 use std::sync::Arc;
@@ -34,8 +36,13 @@ pub(crate) struct Entry {
 pub(crate) const CONTROLLERS: &[Entry] = &[];
 
 /// Starts the selected controllers; they work until `shutdown`.
-pub fn start(selection: &Selection, kube: Kube, shutdown: CancellationToken) -> Arc<Context> {
-    let context = Context::new(kube, shutdown);
+pub fn start(
+    selection: &Selection,
+    settings: Settings,
+    kube: Kube,
+    shutdown: CancellationToken,
+) -> Arc<Context> {
+    let context = Context::new(kube, settings, shutdown);
     for entry in CONTROLLERS {
         if selection.includes(entry.name) {
             tracing::debug!(controller = entry.name, "started");

@@ -5,6 +5,7 @@ mod report;
 use crate::{
     cluster::{Cluster, Config, LabError, pod},
     control::{Answer, Command},
+    controllers::{NodeMonitor, Selection},
     kube::{Kube, KubeError, Lines},
     plan::Pools,
 };
@@ -86,6 +87,8 @@ pub async fn run(
         pools,
         port: 0,
         program,
+        controllers: Selection::default(),
+        node_monitor: NodeMonitor::default(),
     };
     let cluster = Cluster::start(&config, &mut |line| report.say(line)).await?;
     let told = tokio::select! {

@@ -4,8 +4,9 @@
 //! DIR/lab.lock             held while a lab runs; the pid of the holder
 //! DIR/lab.json             pools, ports, subnet: read again by a later `yurt up` on the same directory
 //! DIR/control.sock         commands of `yurt lab`
-//! DIR/pki/                 ca.crt ca.key: made once
+//! DIR/pki/                 ca.crt ca.key: made once; sa.key sa.pub: of service account tokens
 //! DIR/admin.kubeconfig     the cluster, directly
+//! DIR/kube-controller-manager.kubeconfig, DIR/kube-scheduler.kubeconfig   for real ones beside the lab
 //! DIR/apiserver/           the API server's store
 //! DIR/nodes/NODE/kubeconfig    the cluster, through that node's hub
 //! DIR/nodes/NODE/hub.log   what the hub says

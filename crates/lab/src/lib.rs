@@ -9,6 +9,7 @@ pub mod bench;
 pub mod cluster;
 mod columns;
 pub mod control;
+mod control_plane;
 pub mod controllers;
 pub mod demo;
 pub mod directory;

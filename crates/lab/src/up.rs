@@ -3,6 +3,7 @@
 use crate::{
     cluster::{Cluster, Config, LabError},
     control::{self, Answer, Command, ControlError, NodeStatus},
+    controllers::{NodeMonitor, Selection, selection},
     plan::Pools,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -27,6 +28,12 @@ pub struct UpArgs {
     /// Port of the API server on 127.0.0.1 (0: the one used before, or any free one).
     #[arg(long, default_value_t = 0, value_name = "PORT")]
     pub port: u16,
+    /// Which native controllers run.
+    #[arg(long, default_value = "*", value_name = "NAME,-NAME,...", long_help = selection::HELP.as_str(), allow_hyphen_values = true)]
+    pub controllers: Selection,
+    /// Times of the node controllers.
+    #[command(flatten)]
+    pub node_monitor: NodeMonitor,
 }
 
 /// Starts a lab, says `ready` on stdout when every node is Ready, and keeps it running until `shutdown`.
@@ -40,6 +47,8 @@ pub async fn run(
         pools: args.pools,
         port: args.port,
         program,
+        controllers: args.controllers,
+        node_monitor: args.node_monitor,
     };
     let mut say = |line: &str| eprintln!("{line}");
     let cluster = Arc::new(Cluster::start(&config, &mut say).await?);

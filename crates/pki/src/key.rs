@@ -25,6 +25,32 @@ const ECDSA_WITH_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.84
 const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const SHA256_WITH_RSA: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.11");
 
+/// PEM of a private key and of its public key, as tools that sign or verify tokens take them.
+#[derive(Clone)]
+pub struct KeyPem {
+    /// `PRIVATE KEY` (PKCS#8).
+    pub private: String,
+    /// `PUBLIC KEY`.
+    pub public: String,
+}
+
+/// PEM of a PKCS#8 key.
+pub fn key_pem(pkcs8: &[u8]) -> Result<KeyPem, PkiError> {
+    let pem = |label, der: &[u8]| {
+        pem::encode_string(label, LineEnding::LF, der)
+            .map_err(|error| PkiError::invalid("key", error))
+    };
+    let private = pem("PRIVATE KEY", pkcs8)?;
+    let public = SigningKey::from_pem(&private)?
+        .public()
+        .to_der()
+        .map_err(der_error)?;
+    Ok(KeyPem {
+        public: pem("PUBLIC KEY", &public)?,
+        private,
+    })
+}
+
 /// A private key that can sign certificates: ECDSA P-256, or RSA (a kubeadm CA).
 pub(crate) struct SigningKey {
     pair: Pair,

@@ -1,6 +1,6 @@
 //! What controllers share: caches, writes, events.
 
-use super::{Collection, Key, Objects};
+use super::{Collection, Key, Objects, Settings};
 use crate::kube::{Kube, KubeError};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ const EVENTS: usize = 100;
 #[derive(Debug)]
 pub struct Context {
     kube: Kube,
+    settings: Settings,
     shutdown: CancellationToken,
     caches: Mutex<HashMap<Collection, Arc<Objects>>>,
     events: Arc<Semaphore>,
@@ -25,9 +26,10 @@ pub struct Context {
 
 impl Context {
     /// A context; everything it starts ends with `shutdown`.
-    pub fn new(kube: Kube, shutdown: CancellationToken) -> Arc<Self> {
+    pub fn new(kube: Kube, settings: Settings, shutdown: CancellationToken) -> Arc<Self> {
         Arc::new(Self {
             kube,
+            settings,
             shutdown,
             caches: Mutex::default(),
             events: Arc::new(Semaphore::new(EVENTS)),
@@ -37,6 +39,11 @@ impl Context {
     /// The client.
     pub fn kube(&self) -> &Kube {
         &self.kube
+    }
+
+    /// What the controllers were told.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// Ends everything.

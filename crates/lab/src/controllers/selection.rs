@@ -1,7 +1,7 @@
 //! Which controllers run (`--controllers`).
 
 use super::CONTROLLERS;
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::LazyLock};
 
 /// A list as kube-controller-manager's `--controllers` takes it: `*` for all, `name` for one, `-name` for not that one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,15 @@ pub struct UnknownController {
     /// The name.
     pub name: String,
 }
+
+/// Help of `--controllers`.
+pub(crate) static HELP: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "Which native controllers run, as kube-controller-manager takes it: `*` for all, `name` for one, `-name` for not that one, \
+         so that a real kube-controller-manager or kube-scheduler can do it instead. There are: {}",
+        names().join(", ")
+    )
+});
 
 fn names() -> Vec<&'static str> {
     CONTROLLERS.iter().map(|entry| entry.name).collect()

@@ -1,6 +1,6 @@
 //! Where controllers are tested: an API server in memory, some controllers, and a test that plays everybody else.
 
-use super::{Context, Selection};
+use super::{Context, Selection, Settings};
 use crate::kube::Kube;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
@@ -21,6 +21,11 @@ pub(super) struct Stage {
 impl Stage {
     /// Starts the controllers named as in `--controllers`.
     pub(super) async fn start(controllers: &str) -> Self {
+        Self::start_with(controllers, Settings::default()).await
+    }
+
+    /// Starts controllers that are told something.
+    pub(super) async fn start_with(controllers: &str, settings: Settings) -> Self {
         let shutdown = CancellationToken::new();
         let admin = User {
             name: "admin".into(),
@@ -36,7 +41,7 @@ impl Stage {
             .expect("API server");
         let kube = Kube::in_process(api.in_process(), "admin", Duration::from_secs(30));
         let selection: Selection = controllers.parse().expect("known controllers");
-        let context = super::start(&selection, kube.clone(), shutdown.clone());
+        let context = super::start(&selection, settings, kube.clone(), shutdown.clone());
         Self {
             kube,
             context,
