@@ -1,4 +1,4 @@
-//! `yurt bench hub`: what the hub costs, measured beside doing without it.
+//! `yurt bench hub`: what the hub costs, measured beside doing without it. ([`apiserver`] is `yurt bench apiserver`.)
 //!
 //! One run, one machine: an API server and a hub, each a process of its own, and this process as their clients. Every load
 //! runs directly against the API server (HTTP/1.1 over TLS) and then through the hub (HTTP/1.1 on its loopback port, as a
@@ -7,6 +7,7 @@
 //! [`run`] is the story; [`load`] makes requests, [`watching`] watches, [`dataset`] is what is watched, [`processes`]
 //! starts and ends the two servers, [`report`] is what comes out.
 
+pub mod apiserver;
 mod dataset;
 mod load;
 mod processes;
@@ -65,6 +66,9 @@ pub enum BenchError {
     /// Certificates.
     #[error(transparent)]
     Pki(#[from] yurt_pki::PkiError),
+    /// The server to compare with.
+    #[error(transparent)]
+    Kubeconfig(#[from] crate::kubeconfig::KubeconfigError),
     /// The API server of the bench.
     #[error(transparent)]
     ApiServer(#[from] yurt_apiserver::StartError),
@@ -319,15 +323,17 @@ async fn fanout(
 ) -> Result<(), BenchError> {
     say(&format!("{} watchers of one object", scale.watchers));
     let fanout = Fanout {
+        namespace: NAMESPACE,
         watchers: scale.watchers,
         changes: scale.changes,
     };
-    let alone = fanout.run(direct, direct).await?;
-    let through = fanout.run(direct, hub).await?;
+    let alone = fanout.run(direct, || direct.clone()).await?;
+    let through = fanout.run(direct, || hub.clone()).await?;
     for (name, quantile) in [("p50", 0.5), ("p99", 0.99)] {
         let what = format!("change to {} watchers, {name}", scale.watchers);
         report.push(
-            Row::new(&what, Unit::Milliseconds, through.at(quantile)).direct(alone.at(quantile)),
+            Row::new(&what, Unit::Milliseconds, through.sent.at(quantile))
+                .direct(alone.sent.at(quantile)),
         );
     }
     let missed = through.missed + alone.missed;

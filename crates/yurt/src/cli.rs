@@ -44,6 +44,9 @@ enum Command {
 enum Bench {
     /// The hub: through it beside directly to the API server; memory, CPU and start-up.
     Hub(yurt_lab::bench::BenchHubArgs),
+    /// The embedded API server: reads, writes, watches and memory, beside another API server where one is given.
+    #[command(name = "apiserver")]
+    ApiServer(yurt_lab::bench::apiserver::BenchApiServerArgs),
 }
 
 /// Parses the command line and runs the component it names.
@@ -92,10 +95,11 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
             mind_parent(&shutdown);
             yurt_hub::run(yurt_hub::Config::try_from(*args)?, shutdown).await?;
         }
-        Command::Bench {
-            what: Bench::Hub(args),
-        } => {
-            let held = yurt_lab::bench::run(args).await?.held();
+        Command::Bench { what } => {
+            let held = match what {
+                Bench::Hub(args) => yurt_lab::bench::run(args).await?.held(),
+                Bench::ApiServer(args) => yurt_lab::bench::apiserver::run(args).await?.held(),
+            };
             return Ok(if held {
                 ExitCode::SUCCESS
             } else {

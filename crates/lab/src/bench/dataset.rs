@@ -2,7 +2,7 @@
 
 use super::{
     BenchError,
-    load::{Target, call},
+    load::{self, Target, call},
 };
 use http::Method;
 use serde_json::{Value, json};
@@ -37,7 +37,7 @@ impl Shape {
     fn object(&self, n: usize) -> (String, Value) {
         let core = |plural: &str| format!("/api/v1/namespaces/{NAMESPACE}/{plural}");
         let Some(n) = n.checked_sub(self.pods) else {
-            return (core("pods"), pod(n));
+            return (core("pods"), pod(NAMESPACE, &format!("pod-{n}"), n));
         };
         let Some(n) = n.checked_sub(self.services) else {
             return (core("services"), service(n));
@@ -46,7 +46,10 @@ impl Shape {
             let path = format!("/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices");
             return (path, endpoint_slice(n, self.endpoints));
         };
-        (core("configmaps"), config_map(&format!("config-{n}")))
+        (
+            core("configmaps"),
+            config_map(NAMESPACE, &format!("config-{n}")),
+        )
     }
 }
 
@@ -81,23 +84,30 @@ pub(super) async fn create(target: &Target, shape: Shape) -> Result<(), BenchErr
 
 async fn post(target: &Target, path: &str, object: &Value) -> Result<(), BenchError> {
     target
-        .call(Method::POST, path, Some(("application/json", object)))
+        .call(
+            Method::POST,
+            path,
+            Some(("application/json", load::json(object))),
+        )
         .await
         .map(drop)
 }
 
-fn pod(n: usize) -> Value {
+/// A pod as a Deployment makes it, on a node.
+pub(super) fn pod(namespace: &str, name: &str, n: usize) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "name": format!("pod-{n}"),
-            "namespace": NAMESPACE,
+            "name": name,
+            "namespace": namespace,
             "labels": { "app": format!("app-{}", n % 5), "pod-template-hash": "6d4b75cb6d", "tier": "edge" },
             "annotations": { "prometheus.io/scrape": "true", "prometheus.io/port": "8080" },
         },
         "spec": {
             "nodeName": "bench-node",
+            // Its volume would be added by some servers and not by others.
+            "automountServiceAccountToken": false,
             "containers": [{
                 "name": "main",
                 "image": "registry.example.com/team/application:1.27.3",
@@ -173,11 +183,11 @@ fn endpoint_slice(n: usize, endpoints: usize) -> Value {
 }
 
 /// A ConfigMap with a `sent` entry of 0.
-pub(super) fn config_map(name: &str) -> Value {
+pub(super) fn config_map(namespace: &str, name: &str) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": { "name": name, "namespace": NAMESPACE },
+        "metadata": { "name": name, "namespace": namespace },
         "data": { "sent": "0", "config.yaml": "listen: 0.0.0.0:8080\nlog:\n  level: info\n  format: json\n" },
     })
 }

@@ -16,13 +16,19 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Before a load counts: connections are opened, caches warmed.
 const WARM_UP: Duration = Duration::from_millis(200);
 /// Largest answer that the bench looks into.
-const MAX_BODY: usize = 64 << 20;
+const MAX_BODY: usize = 256 << 20;
 
 /// A server, and who asks.
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) client: Client,
-    pub(super) authorization: HeaderValue,
+    /// `None` where the connection says who asks.
+    pub(super) authorization: Option<HeaderValue>,
+}
+
+/// A JSON body.
+pub(super) fn json(value: &Value) -> Bytes {
+    value.to_string().into()
 }
 
 impl Target {
@@ -32,10 +38,11 @@ impl Target {
         method: Method,
         path: &str,
         accept: &'static str,
-        body: Option<(&'static str, &Value)>,
+        body: Option<(&'static str, Bytes)>,
     ) -> Result<Response<ResponseBody>, BenchError> {
+        let content_type = body.as_ref().map(|(content_type, _)| *content_type);
         let mut request = Request::new(match body {
-            Some((_, value)) => full(value.to_string()),
+            Some((_, bytes)) => full(bytes),
             None => empty(),
         });
         *request.method_mut() = method;
@@ -45,8 +52,10 @@ impl Target {
         let headers = request.headers_mut();
         headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
         headers.insert(header::USER_AGENT, HeaderValue::from_static("yurt-bench"));
-        headers.insert(header::AUTHORIZATION, self.authorization.clone());
-        if let Some((content_type, _)) = body {
+        if let Some(authorization) = &self.authorization {
+            headers.insert(header::AUTHORIZATION, authorization.clone());
+        }
+        if let Some(content_type) = content_type {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
         self.client
@@ -60,9 +69,20 @@ impl Target {
         &self,
         method: Method,
         path: &str,
-        body: Option<(&'static str, &Value)>,
+        body: Option<(&'static str, Bytes)>,
     ) -> Result<Bytes, BenchError> {
-        let response = self.send(method, path, "application/json", body).await?;
+        self.exchange(method, path, "application/json", body).await
+    }
+
+    /// As [`Target::call`], with the answer in another encoding.
+    pub(super) async fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        accept: &'static str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<Bytes, BenchError> {
+        let response = self.send(method, path, accept, body).await?;
         let status = response.status();
         let read = tokio::time::timeout(TIMEOUT, collect(response.into_body(), MAX_BODY));
         let answer = read
@@ -93,6 +113,21 @@ impl Target {
         match status {
             StatusCode::OK => Ok(()),
             other => Err(call(path, other)),
+        }
+    }
+
+    /// Asks again and again until the answer is 404.
+    pub(super) async fn wait_gone(&self, path: &str, patience: Duration) -> Result<(), BenchError> {
+        let begun = Instant::now();
+        loop {
+            let response = self.send(Method::GET, path, ACCEPT, None).await?;
+            if response.status() == StatusCode::NOT_FOUND {
+                return Ok(());
+            }
+            if begun.elapsed() > patience {
+                return Err(call(path, "is still there"));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

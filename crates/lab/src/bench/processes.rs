@@ -47,7 +47,7 @@ pub(super) enum Ended {
 
 /// A server process; ends with its handle.
 #[derive(Debug)]
-struct Server {
+pub(super) struct Server {
     name: &'static str,
     child: Child,
     log: PathBuf,
@@ -55,7 +55,11 @@ struct Server {
 }
 
 impl Server {
-    fn start(name: &'static str, arguments: &[OsString], dir: &Path) -> Result<Self, BenchError> {
+    pub(super) fn start(
+        name: &'static str,
+        arguments: &[OsString],
+        dir: &Path,
+    ) -> Result<Self, BenchError> {
         let program = std::env::current_exe().map_err(io_error("own program"))?;
         let log = dir.join(format!("{name}.log"));
         let out = File::options()
@@ -84,7 +88,7 @@ impl Server {
     }
 
     /// An error with the end of the log.
-    fn failed(&self, what: impl ToString) -> BenchError {
+    pub(super) fn failed(&self, what: impl ToString) -> BenchError {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         BenchError::Process {
@@ -94,8 +98,23 @@ impl Server {
         }
     }
 
+    /// Waits until the server has written a file.
+    pub(super) async fn written(&mut self, file: &Path) -> Result<(), BenchError> {
+        let deadline = Instant::now() + PATIENCE;
+        while !file.exists() {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return Err(self.failed(format!("ended: {status}")));
+            }
+            if Instant::now() > deadline {
+                return Err(self.failed(format!("does not write {}", file.display())));
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
     /// Waits until `path` answers 200.
-    async fn ready(&mut self, target: &Target, path: &str) -> Result<(), BenchError> {
+    pub(super) async fn ready(&mut self, target: &Target, path: &str) -> Result<(), BenchError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Ok(Some(status)) = self.child.try_wait() {
@@ -111,7 +130,11 @@ impl Server {
         }
     }
 
-    async fn end(&mut self, how: Ended) {
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    pub(super) async fn end(&mut self, how: Ended) {
         let id = self.child.id().and_then(|id| i32::try_from(id).ok());
         let pid = id.and_then(rustix::process::Pid::from_raw);
         if let (Ended::Drained, Some(pid)) = (how, pid) {
@@ -128,7 +151,19 @@ impl Server {
 
 /// The directory of a bench; removed at its end.
 #[derive(Debug)]
-struct Scratch(PathBuf);
+pub(super) struct Scratch(pub(super) PathBuf);
+
+impl Scratch {
+    /// Empty, and closed to others.
+    pub(super) fn new() -> Result<Self, BenchError> {
+        let dir = std::env::temp_dir().join(format!("yurt-bench-{}", std::process::id()));
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .map_err(io_error(dir.display()))?;
+        Ok(Self(dir))
+    }
+}
 
 impl Drop for Scratch {
     fn drop(&mut self) {
@@ -176,12 +211,8 @@ pub(super) struct Bench {
 impl Bench {
     /// Starts both and waits until they answer.
     pub(super) async fn start() -> Result<Self, BenchError> {
-        let dir = std::env::temp_dir().join(format!("yurt-bench-{}", std::process::id()));
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&dir)
-            .map_err(io_error(dir.display()))?;
-        let scratch = Scratch(dir.clone());
+        let scratch = Scratch::new()?;
+        let dir = scratch.0.clone();
         let addresses = Addresses::find().map_err(io_error("free ports"))?;
         let ca = certificates(&dir)?;
 
@@ -301,7 +332,7 @@ fn options() -> ClientOptions {
 fn plain(address: SocketAddr) -> Target {
     Target {
         client: Client::new(&address.to_string(), None, options()),
-        authorization: authorization(),
+        authorization: Some(authorization()),
     }
 }
 
@@ -310,7 +341,7 @@ fn direct(address: SocketAddr, ca: &str) -> Result<Target, BenchError> {
     let tls = yurt_pki::client_config(ca, None, &["http/1.1"])?;
     Ok(Target {
         client: Client::new(&address.to_string(), Some(tls), options()),
-        authorization: authorization(),
+        authorization: Some(authorization()),
     })
 }
 

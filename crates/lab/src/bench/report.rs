@@ -12,27 +12,29 @@ pub enum Unit {
     Seconds,
     Megabytes,
     KilobytesPerSecond,
+    MegabytesPerSecond,
     Percent,
     Count,
 }
 
 impl Unit {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::PerSecond => "/s",
             Self::Milliseconds => "ms",
             Self::Seconds => "s",
             Self::Megabytes => "MB",
             Self::KilobytesPerSecond => "KB/s",
+            Self::MegabytesPerSecond => "MB/s",
             Self::Percent => "%",
             Self::Count => "",
         }
     }
 
-    fn render(self, value: f64) -> String {
+    pub(super) fn render(self, value: f64) -> String {
         let digits = match self {
             Self::Milliseconds | Self::Seconds => 3,
-            Self::Megabytes | Self::Percent => 1,
+            Self::Megabytes | Self::MegabytesPerSecond | Self::Percent => 1,
             Self::PerSecond | Self::KilobytesPerSecond | Self::Count => 0,
         };
         format!("{value:.digits$} {}", self.name())
@@ -194,7 +196,7 @@ impl Report {
     }
 }
 
-fn cpus() -> usize {
+pub(super) fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 

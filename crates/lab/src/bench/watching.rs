@@ -3,12 +3,13 @@
 use super::{
     BenchError, PATIENCE,
     dataset::{self, NAMESPACE},
-    load::{Latencies, Target, call},
+    load::{self, Latencies, Target, call},
 };
 use http::{Method, StatusCode};
 use http_body_util::BodyExt as _;
 use serde_json::json;
 use std::{
+    collections::HashMap,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
@@ -185,7 +186,11 @@ pub(super) async fn storm(
                 format!("/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices/{name}");
             let patch = json!({ "metadata": { "annotations": { "storm": n.to_string() } } });
             let patched = target
-                .call(Method::PATCH, &path, Some((MERGE_PATCH, &patch)))
+                .call(
+                    Method::PATCH,
+                    &path,
+                    Some((MERGE_PATCH, load::json(&patch))),
+                )
                 .await;
             drop(place);
             patched.map(drop)
@@ -204,23 +209,20 @@ pub(super) async fn storm(
 /// Many watchers of one object that changes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Fanout {
+    pub(super) namespace: &'static str,
     pub(super) watchers: usize,
     pub(super) changes: usize,
 }
 
-/// From sending a change to its event at a watcher.
+/// From a change to its event at a watcher.
 #[derive(Debug)]
 pub(super) struct FanoutResult {
-    latencies: Latencies,
+    /// From sending the change.
+    pub(super) sent: Latencies,
+    /// From its acknowledgement; nothing where the event was there first.
+    pub(super) acknowledged: Latencies,
     /// Events that did not come.
     pub(super) missed: usize,
-}
-
-impl FanoutResult {
-    /// A quantile in milliseconds.
-    pub(super) fn at(&self, quantile: f64) -> f64 {
-        self.latencies.at(quantile)
-    }
 }
 
 /// Nanoseconds on this process' clock.
@@ -240,43 +242,44 @@ fn sent_at(frame: &[u8]) -> Option<u64> {
 }
 
 impl Fanout {
-    /// Changes the object at `writer` while watchers look at it through `watched`.
+    /// Changes the object at `writer` while watchers, each with a target of its own, look at it.
     pub(super) async fn run(
         &self,
         writer: &Target,
-        watched: &Target,
+        watched: impl Fn() -> Target,
     ) -> Result<FanoutResult, BenchError> {
-        let collection = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
+        let collection = format!("/api/v1/namespaces/{}/configmaps", self.namespace);
         let object = format!("{collection}/{FANOUT}");
         // An earlier run may have left it.
         let _ = writer.call(Method::DELETE, &object, None).await;
-        let new = dataset::config_map(FANOUT);
+        let new = load::json(&dataset::config_map(self.namespace, FANOUT));
         writer
-            .call(Method::POST, &collection, Some(("application/json", &new)))
+            .call(Method::POST, &collection, Some(("application/json", new)))
             .await?;
 
         let path = format!("{collection}?watch=true&fieldSelector=metadata.name%3D{FANOUT}");
         let (ready, mut readies) = mpsc::channel(self.watchers);
         let mut watchers = JoinSet::new();
         for _ in 0..self.watchers {
-            let body = open(watched, &path, "application/json").await?;
+            let target = watched();
+            let body = open(&target, &path, "application/json").await?;
             let (ready, changes) = (ready.clone(), self.changes);
             watchers.spawn(async move {
-                let mut latencies = Latencies::new();
+                // Sent, received.
+                let mut seen: Vec<(u64, u64)> = Vec::with_capacity(changes);
                 let read = frames(body, Encoding::Json, |frame| {
                     match (sent_at(&frame.raw), clock()) {
                         // Room for one word from each watcher: never full.
                         (Some(0), _) => drop(ready.try_send(())),
-                        (Some(sent), now) => {
-                            latencies.record(Duration::from_nanos(now.saturating_sub(sent)));
-                        }
+                        (Some(sent), now) => seen.push((sent, now)),
                         (None, _) => {}
                     }
-                    latencies.len() < changes as u64
+                    seen.len() < changes
                 });
                 // Bounded by the caller: what came until then counts.
                 let _ = timeout(PATIENCE, read).await;
-                latencies
+                drop(target);
+                seen
             });
         }
         drop(ready);
@@ -291,22 +294,32 @@ impl Fanout {
                 }
             }
         }
+        let mut acknowledged = HashMap::with_capacity(self.changes);
         for _ in 0..self.changes {
             sleep(CHANGE_INTERVAL).await;
-            let change = json!({ "data": { "sent": clock().to_string() } });
+            let sent = clock();
+            let change = load::json(&json!({ "data": { "sent": sent.to_string() } }));
             writer
-                .call(Method::PATCH, &object, Some((MERGE_PATCH, &change)))
+                .call(Method::PATCH, &object, Some((MERGE_PATCH, change)))
                 .await?;
+            acknowledged.insert(sent, clock());
         }
-        let mut latencies = Latencies::new();
+        let mut result = FanoutResult {
+            sent: Latencies::new(),
+            acknowledged: Latencies::new(),
+            missed: self.watchers * self.changes,
+        };
         while let Some(watcher) = watchers.join_next().await {
-            if let Ok(of_one) = watcher {
-                latencies.add(&of_one);
+            for (sent, received) in watcher.unwrap_or_default() {
+                let since = |begun: u64| Duration::from_nanos(received.saturating_sub(begun));
+                result.missed = result.missed.saturating_sub(1);
+                result.sent.record(since(sent));
+                if let Some(acknowledged) = acknowledged.get(&sent) {
+                    result.acknowledged.record(since(*acknowledged));
+                }
             }
         }
-        let expected = self.watchers * self.changes;
-        let missed = expected.saturating_sub(usize::try_from(latencies.len()).unwrap_or(expected));
-        Ok(FanoutResult { latencies, missed })
+        Ok(result)
     }
 }
 
