@@ -110,6 +110,11 @@ fn settled(outcome: Reply<bool>, what: &str, name: &str) -> bool {
 
 /// Deletes the objects of a resource in a namespace (`""`: everywhere); how many are left.
 async fn clear(registry: &Registry, resource: &Arc<Resource>, namespace: &str) -> Reply<usize> {
+    // As the namespace controller: nothing waits for a garbage collector that may not be there.
+    let options = DeleteOptions {
+        propagation: Some("Background".into()),
+        ..DeleteOptions::default()
+    };
     let (objects, _) = registry.storage.list(&resource.storage, namespace, None);
     for object in objects {
         let target = Target {
@@ -120,7 +125,7 @@ async fn clear(registry: &Registry, resource: &Arc<Resource>, namespace: &str) -
             user: User::server(),
             options: Default::default(),
         };
-        match registry.delete(&target, &DeleteOptions::default()).await {
+        match registry.delete(&target, &options).await {
             Ok(_) => {}
             Err(status) if status.reason == Reason::NotFound => {}
             Err(status) => return Err(status),

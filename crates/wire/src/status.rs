@@ -214,6 +214,8 @@ pub struct Status {
     pub uid: String,
     pub causes: Vec<Cause>,
     pub retry_after_seconds: Option<u32>,
+    /// metadata.continue: where a list whose token has expired may go on, at a newer state
+    pub continue_token: String,
 }
 
 impl Status {
@@ -228,6 +230,7 @@ impl Status {
             uid: String::new(),
             causes: Vec::new(),
             retry_after_seconds: None,
+            continue_token: String::new(),
         }
     }
     fn about(reason: Reason, group: &str, kind: &str, name: &str, message: String) -> Self {
@@ -385,7 +388,9 @@ impl Status {
         Document {
             kind: "Status".into(),
             api_version: "v1".into(),
-            metadata: Metadata {},
+            metadata: Metadata {
+                continue_token: self.continue_token.as_str().into(),
+            },
             status: "Failure".into(),
             message: self.message.as_str().into(),
             reason: self.reason.as_str().into(),
@@ -438,6 +443,7 @@ impl Status {
             retry_after_seconds: u32::try_from(details.retry_after_seconds)
                 .ok()
                 .filter(|&s| s > 0),
+            continue_token: document.metadata.continue_token.into_owned(),
         })
     }
 
@@ -480,7 +486,7 @@ impl Status {
 struct Document<'a> {
     kind: Cow<'a, str>,
     api_version: Cow<'a, str>,
-    metadata: Metadata,
+    metadata: Metadata<'a>,
     status: Cow<'a, str>,
     #[serde(skip_serializing_if = "str::is_empty")]
     message: Cow<'a, str>,
@@ -492,7 +498,11 @@ struct Document<'a> {
 }
 
 #[derive(Default, Serialize, Deserialize)]
-struct Metadata {}
+#[serde(default)]
+struct Metadata<'a> {
+    #[serde(rename = "continue", skip_serializing_if = "str::is_empty")]
+    continue_token: Cow<'a, str>,
+}
 
 #[derive(Default, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]

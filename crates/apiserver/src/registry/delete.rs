@@ -148,12 +148,15 @@ fn check(target: &Target, options: &DeleteOptions, live: &Value) -> Reply<()> {
 /// Marks an object as being deleted.
 fn mark(resource: &Resource, object: &mut Value, options: &DeleteOptions, now: i64) {
     let mut finalizers = meta::finalizers(object);
-    if let Some(policy) = &options.propagation {
-        finalizers.retain(|f| f != ORPHAN && f != FOREGROUND);
-        match policy.as_str() {
-            "Orphan" => finalizers.push(ORPHAN.into()),
-            "Foreground" => finalizers.push(FOREGROUND.into()),
-            _ => {}
+    match propagation(resource, options, &finalizers) {
+        None => {}
+        Some(policy) => {
+            finalizers.retain(|f| f != ORPHAN && f != FOREGROUND);
+            match policy {
+                "Orphan" => finalizers.push(ORPHAN.into()),
+                "Foreground" => finalizers.push(FOREGROUND.into()),
+                _ => {}
+            }
         }
     }
     let grace = grace_period(resource, object, options);
@@ -175,6 +178,24 @@ fn mark(resource: &Resource, object: &mut Value, options: &DeleteOptions, now: i
             object["status"]["phase"] = "Terminating".into();
         }
     }
+}
+
+/// What becomes of the dependents where the request decides it: by its options; else the finalizers there are say it
+/// (`None`); else the kind does. Kinds from before garbage collection leave their pods alone.
+fn propagation<'a>(
+    resource: &Resource,
+    options: &'a DeleteOptions,
+    finalizers: &[String],
+) -> Option<&'a str> {
+    if let Some(policy) = &options.propagation {
+        return Some(policy);
+    }
+    let decided = finalizers.iter().any(|f| f == ORPHAN || f == FOREGROUND);
+    let orphans = matches!(
+        (&*resource.group, &*resource.kind),
+        ("", "ReplicationController") | ("batch", "Job")
+    );
+    (orphans && !decided).then_some("Orphan")
 }
 
 /// Only a pod that a kubelet runs has somebody who needs time to stop it.
@@ -244,5 +265,26 @@ mod tests {
         mark(&resource, &mut held, &foreground, 100);
         assert!(!is_finished(&resource, &held));
         assert_eq!(meta::finalizers(&held), [FOREGROUND]);
+    }
+
+    #[test]
+    fn jobs_leave_their_pods_unless_told_otherwise() {
+        let catalog = Catalog::new(&[]);
+        let jobs = catalog.find("batch", "v1", "jobs").expect("built in");
+        let policy = |policy: &str| DeleteOptions {
+            propagation: Some(policy.into()),
+            ..DeleteOptions::default()
+        };
+        for (options, held, expected) in [
+            (DeleteOptions::default(), vec![], vec![ORPHAN]),
+            (DeleteOptions::default(), vec![FOREGROUND], vec![FOREGROUND]),
+            (policy("Background"), vec![], vec![]),
+            (policy("Background"), vec![ORPHAN], vec![]),
+            (policy("Foreground"), vec![], vec![FOREGROUND]),
+        ] {
+            let mut job = json!({"metadata": {"name": "j", "finalizers": held}, "spec": {}});
+            mark(jobs, &mut job, &options, 100);
+            assert_eq!(meta::finalizers(&job), expected, "{options:?} {held:?}");
+        }
     }
 }

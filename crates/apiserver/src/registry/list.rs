@@ -2,6 +2,7 @@
 
 use super::{Registry, Reply};
 use crate::{
+    meta,
     resources::Resource,
     selectable,
     storage::{Key, Stored, TooOld},
@@ -98,23 +99,49 @@ fn unknown_field(resource: &Resource, options: &ListOptions, path: &str) -> Box<
 #[derive(Debug, Serialize, Deserialize)]
 struct Token {
     v: String,
-    rv: u64,
+    /// The revision the list shows; [`NEWEST`] for whatever is newest.
+    rv: i64,
     start: String,
+    /// When the first page was read, Unix seconds: kube-apiserver's tokens die with the compaction of their revision,
+    /// ours of old age.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    at: i64,
 }
 
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
+/// The `rv` of a token that goes on at a newer state.
+const NEWEST: i64 = -1;
+/// How long a list may take from its first page to its last, seconds: the interval of kube-apiserver's compaction.
+const TOKEN_SECONDS: i64 = 5 * 60;
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(n: &i64) -> bool {
+    *n == 0
+}
+
+/// A list that goes on.
+#[derive(Debug, PartialEq, Eq)]
+struct Continuation {
+    /// The revision the first page showed; `None` when it is gone and the newest will do.
+    revision: Option<u64>,
+    /// After this object.
+    start: Key,
+    /// When the first page was read, Unix seconds.
+    begun: i64,
+}
 
 impl Token {
-    fn encode(revision: u64, last: &Key) -> String {
+    fn encode(revision: Option<u64>, last: &Key, begun: i64) -> String {
         let token = Self {
             v: TOKEN_VERSION.into(),
-            rv: revision,
+            rv: revision.map_or(NEWEST, |r| i64::try_from(r).unwrap_or(i64::MAX)),
             start: format!("{}/{}\u{0}", last.namespace, last.name),
+            at: begun,
         };
         URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
     }
 
-    fn decode(text: &str) -> Reply<(u64, Key)> {
+    fn decode(text: &str) -> Reply<Continuation> {
         let invalid = || Box::new(Status::new(Reason::BadRequest, "continue key is not valid"));
         let json = URL_SAFE_NO_PAD
             .decode(text.trim_end_matches('='))
@@ -122,10 +149,18 @@ impl Token {
         let token: Self = serde_json::from_slice(&json).map_err(|_| invalid())?;
         let start = token.start.strip_suffix('\0').ok_or_else(invalid)?;
         let (namespace, name) = start.split_once('/').ok_or_else(invalid)?;
-        if token.v != TOKEN_VERSION || token.rv == 0 {
+        let revision = match token.rv {
+            NEWEST => None,
+            rv => Some(u64::try_from(rv).map_err(|_| invalid())?),
+        };
+        if token.v != TOKEN_VERSION || revision == Some(0) {
             return Err(invalid());
         }
-        Ok((token.rv, Key::new(namespace, name)))
+        Ok(Continuation {
+            revision,
+            start: Key::new(namespace, name),
+            begun: token.at,
+        })
     }
 }
 
@@ -165,6 +200,8 @@ impl Registry {
         options: &ListOptions,
     ) -> Reply<Page> {
         let selection = Selection::new(resource, options)?;
+        let now = meta::now_seconds();
+        let mut begun = now;
         let (mut items, revision) = if options.continue_token.is_empty() {
             self.first_page(resource, namespace, wanted_revision(options)?)?
         } else {
@@ -173,12 +210,9 @@ impl Registry {
                     "specifying resource version is not allowed when using continue",
                 )));
             }
-            let (revision, start) = Token::decode(&options.continue_token)?;
-            let items = self
-                .storage
-                .list_at(&resource.storage, namespace, Some(&start), revision)
-                .map_err(|_| expired_token())?;
-            (items, revision)
+            let token = Token::decode(&options.continue_token)?;
+            begun = token.begun;
+            self.next_page(resource, namespace, token, now)?
         };
         if !selection.is_everything() {
             items.retain(|object| selection.matches(object));
@@ -188,7 +222,30 @@ impl Registry {
             revision,
             options.limit,
             selection.is_everything(),
+            begun,
         ))
+    }
+
+    /// Everything after a token, and the revision it shows.
+    fn next_page(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        token: Continuation,
+        now: i64,
+    ) -> Reply<(Vec<Arc<Stored>>, u64)> {
+        let Some(revision) = token.revision else {
+            return Ok(self
+                .storage
+                .list(&resource.storage, namespace, Some(&token.start)));
+        };
+        if now.saturating_sub(token.begun) > TOKEN_SECONDS {
+            return Err(expired_token(&token.start, now));
+        }
+        self.storage
+            .list_at(&resource.storage, namespace, Some(&token.start), revision)
+            .map(|items| (items, revision))
+            .map_err(|_| expired_token(&token.start, now))
     }
 
     /// Everything in a namespace, and the revision it shows.
@@ -247,7 +304,13 @@ impl Registry {
     }
 }
 
-fn cut(mut items: Vec<Arc<Stored>>, revision: u64, limit: u64, countable: bool) -> Page {
+fn cut(
+    mut items: Vec<Arc<Stored>>,
+    revision: u64,
+    limit: u64,
+    countable: bool,
+    begun: i64,
+) -> Page {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let mut page = Page {
         items: Vec::new(),
@@ -260,7 +323,7 @@ fn cut(mut items: Vec<Arc<Stored>>, revision: u64, limit: u64, countable: bool) 
         items.truncate(limit);
         page.remaining = countable.then(|| i64::try_from(rest).unwrap_or(i64::MAX));
         if let Some(last) = items.last() {
-            page.continue_token = Token::encode(revision, &last.key);
+            page.continue_token = Token::encode(Some(revision), &last.key, begun);
         }
     }
     page.items = items;
@@ -272,11 +335,13 @@ fn too_old(error: &TooOld) -> Box<Status> {
     Box::new(Status::new(Reason::Expired, error.to_string()))
 }
 
-fn expired_token() -> Box<Status> {
-    Box::new(Status::new(
-        Reason::Expired,
-        "The provided continue parameter is too old to display a consistent list result. You must start a new list without the continue parameter.",
-    ))
+/// 410, with a token that goes on at the newest state for clients that can live with the seam.
+fn expired_token(start: &Key, now: i64) -> Box<Status> {
+    let mut status = Status::expired(
+        "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
+    );
+    status.continue_token = Token::encode(None, start, now);
+    Box::new(status)
 }
 
 #[cfg(test)]
@@ -286,8 +351,15 @@ mod tests {
     #[test]
     fn tokens_come_back() {
         let key = Key::new("ns", "a");
-        let token = Token::encode(7, &key);
-        assert_eq!(Token::decode(&token).ok(), Some((7, key)));
+        for revision in [Some(7), None] {
+            let token = Token::encode(revision, &key, 100);
+            let continuation = Continuation {
+                revision,
+                start: key.clone(),
+                begun: 100,
+            };
+            assert_eq!(Token::decode(&token).ok(), Some(continuation));
+        }
         for text in ["", "x", "e30", "!!"] {
             assert!(Token::decode(text).is_err(), "{text}");
         }

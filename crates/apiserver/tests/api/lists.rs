@@ -103,6 +103,13 @@ async fn a_page_of_a_forgotten_moment_is_expired() {
         .await
         .expect(410);
     assert_eq!(expired["reason"], "Expired");
+    let newer = expired["metadata"]["continue"].as_str().expect("a token");
+    let rest = cluster
+        .get(&format!("{CONFIG_MAPS}?limit=1&continue={newer}"))
+        .await
+        .expect(200);
+    assert_eq!(names(&rest), ["b"], "it goes on where it was");
+    assert_ne!(revision(&rest), revision(&first), "at a newer state");
     let exact = format!(
         "{CONFIG_MAPS}?resourceVersion={}&resourceVersionMatch=Exact",
         revision(&first)

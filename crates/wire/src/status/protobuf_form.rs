@@ -2,16 +2,17 @@
 //! the `k8s\0` envelope. Kubernetes' generated code writes strings and numbers of its non-pointer fields even
 //! when they are empty, so that the bytes here do too.
 
-use super::{Details, Document, DocumentCause, MAX_CAUSES};
+use super::{Details, Document, DocumentCause, MAX_CAUSES, Metadata};
 use crate::protobuf::{self, Envelope, Reader, WireError, WireField, Writer};
 use bytes::Bytes;
 use std::borrow::Cow;
 
 pub(super) fn encode(document: &Document<'_>) -> Bytes {
     let mut metadata = Writer::new();
-    for number in 1..=3 {
-        metadata.str(number, "");
-    }
+    // selfLink, resourceVersion, continue
+    metadata.str(1, "");
+    metadata.str(2, "");
+    metadata.str(3, &document.metadata.continue_token);
     let mut status = Writer::new();
     status.bytes(1, &metadata.into_vec());
     status.str(2, &document.status);
@@ -60,6 +61,7 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Document<'_>, WireError> {
     let mut fields = Reader::new(envelope.raw);
     while let Some(field) = fields.next_field()? {
         match field.number {
+            1 => document.metadata = decode_metadata(field.bytes()?)?,
             2 => document.status = text(&field)?,
             3 => document.message = text(&field)?,
             4 => document.reason = text(&field)?,
@@ -69,6 +71,17 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Document<'_>, WireError> {
         }
     }
     Ok(document)
+}
+
+fn decode_metadata(bytes: &[u8]) -> Result<Metadata<'_>, WireError> {
+    let mut metadata = Metadata::default();
+    let mut fields = Reader::new(bytes);
+    while let Some(field) = fields.next_field()? {
+        if field.number == 3 {
+            metadata.continue_token = text(&field)?;
+        }
+    }
+    Ok(metadata)
 }
 
 fn decode_details(bytes: &[u8]) -> Result<Details<'_>, WireError> {

@@ -33,6 +33,18 @@ fn not_found_is_what_kube_apiserver_was_recorded_sending() {
 }
 
 #[test]
+fn a_token_to_go_on_with_is_carried_in_both_encodings() {
+    let mut status = Status::expired("too old");
+    status.continue_token = "next".into();
+    let json = status.to_json();
+    assert_eq!(json["metadata"], serde_json::json!({"continue": "next"}));
+    for encoding in [Encoding::Json, Encoding::Protobuf] {
+        let bytes = status.to_bytes(encoding);
+        assert_eq!(Status::from_bytes(&bytes, encoding), Some(status.clone()));
+    }
+}
+
+#[test]
 fn messages_are_those_of_apimachinery() {
     assert_eq!(
         Status::not_found("apps", "deployments", "a").message,
