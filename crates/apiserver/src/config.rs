@@ -4,8 +4,11 @@ use crate::{authn::User, registry::ServiceRange, storage::WindowLimits};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
+    sync::Arc,
+    time::Duration,
 };
 use yurt_pki::KeyPairPem;
+use yurt_transport::{Dialer, TcpDialer};
 
 /// TLS of the listener.
 #[derive(Clone, Debug)]
@@ -35,6 +38,45 @@ impl Default for InFlight {
     }
 }
 
+/// How kubelets are reached, and pods and services behind them.
+#[derive(Clone, Debug)]
+pub struct Kubelets {
+    /// PEM of the CA of kubelets' serving certificates; `None`: they are not verified, as by kube-apiserver.
+    pub ca: Option<String>,
+    /// What the server shows to kubelets.
+    pub client: Option<KeyPairPem>,
+    /// Types of node addresses, best first.
+    pub preferred_addresses: Vec<String>,
+    /// For a connection to be opened.
+    pub connect_timeout: Duration,
+    /// For an answer to begin, anew with every piece of a request that is taken.
+    pub answer_timeout: Duration,
+    /// Who knows the way to nodes and pods.
+    pub dialer: Arc<dyn Dialer>,
+}
+
+impl Default for Kubelets {
+    /// As kube-apiserver.
+    fn default() -> Self {
+        Self {
+            ca: None,
+            client: None,
+            preferred_addresses: [
+                "Hostname",
+                "InternalDNS",
+                "InternalIP",
+                "ExternalDNS",
+                "ExternalIP",
+            ]
+            .map(str::to_owned)
+            .into(),
+            connect_timeout: Duration::from_secs(5),
+            answer_timeout: Duration::from_secs(30),
+            dialer: Arc::new(TcpDialer),
+        }
+    }
+}
+
 /// How a server is set up.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -56,6 +98,8 @@ pub struct Config {
     pub window: WindowLimits,
     /// How much is done at once.
     pub in_flight: InFlight,
+    /// How kubelets are reached.
+    pub kubelets: Kubelets,
 }
 
 impl Default for Config {
@@ -70,6 +114,7 @@ impl Default for Config {
             services: ServiceRange::default(),
             window: WindowLimits::default(),
             in_flight: InFlight::default(),
+            kubelets: Kubelets::default(),
         }
     }
 }

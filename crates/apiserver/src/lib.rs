@@ -32,7 +32,7 @@ mod subresources;
 mod types;
 pub mod validation;
 
-pub use config::{Config, InFlight, Tls};
+pub use config::{Config, InFlight, Kubelets, Tls};
 
 use arc_swap::ArcSwap;
 use authn::{Authenticator, tokens::Issuer};
@@ -48,6 +48,7 @@ use std::{
     sync::Arc,
 };
 use storage::Storage;
+use subresources::connect::Connector;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use yurt_telemetry::Metrics;
@@ -107,7 +108,7 @@ impl InProcess {
     /// Answers a request (credentials as over HTTP: put a token into its headers).
     pub async fn call<B>(&self, request: Request<B>) -> Response<Body>
     where
-        B: http_body::Body<Data = Bytes> + Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         self.0.clone().handle(request).await
@@ -156,6 +157,7 @@ impl ApiServer {
             addr.to_string(),
             ServerMetrics::new(Metrics::new("apiserver")),
             config.in_flight,
+            Connector::new(config.kubelets, shutdown.clone())?,
             shutdown.clone(),
         ));
         tokio::spawn(lifecycle::run(
@@ -195,7 +197,7 @@ impl Running {
     /// Answers a request without a connection (credentials as over HTTP: put a token into its headers).
     pub async fn call<B>(&self, request: Request<B>) -> Response<Body>
     where
-        B: http_body::Body<Data = Bytes> + Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         self.in_process().call(request).await

@@ -73,6 +73,13 @@ pub struct Subresource {
     pub verbs: Vec<String>,
 }
 
+impl Subresource {
+    /// Whether it is a connection to something behind the server instead of an object.
+    pub fn is_connection(&self) -> bool {
+        self.name == "log" || self.kind.ends_with("Options")
+    }
+}
+
 impl Resource {
     /// Group, version and kind of an object.
     pub fn gvk(&self) -> Gvk {

@@ -13,7 +13,10 @@ use crate::{
     discovery, meta,
     metrics::ServerMetrics,
     registry::{Registry, Reply},
-    subresources::token,
+    subresources::{
+        connect::{self, Connect, Connector},
+        token,
+    },
 };
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, request::Parts};
@@ -43,6 +46,7 @@ pub(crate) struct Server {
     pub(crate) address: String,
     pub(crate) metrics: ServerMetrics,
     pub(crate) shutdown: CancellationToken,
+    connector: Connector,
     openapi: Documents,
     mutating: Semaphore,
     reading: Semaphore,
@@ -55,6 +59,7 @@ impl Server {
         address: String,
         metrics: ServerMetrics,
         in_flight: InFlight,
+        connector: Connector,
         shutdown: CancellationToken,
     ) -> Self {
         Self {
@@ -63,6 +68,7 @@ impl Server {
             address,
             metrics,
             shutdown,
+            connector,
             openapi: Documents::default(),
             mutating: Semaphore::new(in_flight.mutating.min(Semaphore::MAX_PERMITS)),
             reading: Semaphore::new(in_flight.reading.min(Semaphore::MAX_PERMITS)),
@@ -72,7 +78,7 @@ impl Server {
     /// Answers a request.
     pub(crate) async fn handle<B>(self: Arc<Self>, request: Request<B>) -> Response<Body>
     where
-        B: http_body::Body<Data = Bytes> + Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let began = Instant::now();
@@ -96,7 +102,7 @@ impl Server {
         wanted: &Wanted,
     ) -> Reply<Response<Body>>
     where
-        B: http_body::Body<Data = Bytes> + Send,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError>,
     {
         let peer = parts.extensions.get::<Peer>();
@@ -118,6 +124,14 @@ impl Server {
         let attributes = Attributes::of(info, &parts.method);
         if !authz::decide(&user, &attributes).allowed {
             return Err(authz::forbidden(&user, &attributes));
+        }
+        if let Some(connect) = Connect::of(info) {
+            // Long-running: it neither waits for a turn nor takes one.
+            let body = connect::streamed(body);
+            let answer = self
+                .connector
+                .serve(&self.registry, connect, info, parts, body);
+            return answer.await;
         }
         if info.is_resource {
             // The body first: a client that sends slowly must not take a turn from others.

@@ -109,47 +109,10 @@ fn is_impersonation(name: &HeaderName) -> bool {
     name.as_str().starts_with("impersonate-")
 }
 
-/// Headers of one hop (RFC 9110 section 7.6.1), which are never passed on.
-const HOP_BY_HOP: [HeaderName; 8] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-];
-
-/// Removes the headers that end at this hop, incl. those that `Connection` names. `upgrade` keeps `Connection` and `Upgrade` as
-/// an upgrade needs them.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
-    let named: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|text| text.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    let upgrade_to = upgrade
-        .then(|| headers.get(header::UPGRADE).cloned())
-        .flatten();
-    for name in named.iter().chain(&HOP_BY_HOP).chain([&header::UPGRADE]) {
-        headers.remove(name);
-    }
-    if let Some(value) = upgrade_to {
-        headers.insert(
-            header::CONNECTION,
-            http::HeaderValue::from_static("Upgrade"),
-        );
-        headers.insert(header::UPGRADE, value);
-    }
-}
-
 /// Makes a caller's headers fit to be sent to the cloud: hop-by-hop headers and everything by which a proxy would vouch
 /// for a user or an address is gone.
 pub fn clean_request(headers: &mut HeaderMap, upgrade: bool) {
-    strip_hop_by_hop(headers, upgrade);
+    yurt_transport::strip_hop_by_hop(headers, upgrade);
     headers.remove(header::HOST);
     headers.remove(header::FORWARDED);
     headers.remove(header::EXPECT);

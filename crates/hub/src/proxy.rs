@@ -461,7 +461,7 @@ impl Hub {
         silence: Option<Silence>,
     ) -> Response<Body> {
         let (mut head, body) = response.into_parts();
-        identity::strip_hop_by_hop(&mut head.headers, false);
+        yurt_transport::strip_hop_by_hop(&mut head.headers, false);
         head.version = http::Version::HTTP_11;
         head.extensions = http::Extensions::new();
         Response::from_parts(

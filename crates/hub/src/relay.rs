@@ -124,7 +124,7 @@ fn open_in_cloud(
         return hub.pass(response, server, None, watched.in_flight, None);
     };
     let (mut head, body) = response.into_parts();
-    crate::identity::strip_hop_by_hop(&mut head.headers, false);
+    yurt_transport::strip_hop_by_hop(&mut head.headers, false);
     head.headers.remove(header::CONTENT_LENGTH);
     head.version = http::Version::HTTP_11;
     let cursor = Cursor::new(&watched.options);

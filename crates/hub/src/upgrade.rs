@@ -8,7 +8,7 @@ use crate::{
     upstream::{Outgoing, OutgoingBody, SendError},
 };
 use bytes::Bytes;
-use http::{HeaderMap, Response, StatusCode, header, request::Parts};
+use http::{Response, StatusCode, request::Parts};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::{sync::Arc, time::Duration};
@@ -18,16 +18,7 @@ use yurt_wire::{Reason, Status};
 /// How long either side may take to switch protocols after the 101.
 const SWITCH: Duration = Duration::from_secs(10);
 
-/// Whether a request asks for another protocol.
-pub fn is_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(header::UPGRADE)
-        && headers
-            .get_all(header::CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|text| text.split(','))
-            .any(|token| token.trim().eq_ignore_ascii_case("upgrade"))
-}
+pub use yurt_transport::is_upgrade;
 
 /// Passes an upgrade on.
 pub async fn serve(
@@ -77,7 +68,7 @@ pub async fn serve(
         )));
     };
     let (mut head, held_body) = response.into_parts();
-    identity::strip_hop_by_hop(&mut head.headers, true);
+    yurt_transport::strip_hop_by_hop(&mut head.headers, true);
     let metrics = hub.metrics.clone();
     let shutdown = hub.shutdown.clone();
     hub.tasks.spawn(async move {
@@ -107,32 +98,4 @@ pub async fn serve(
     *switched.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     *switched.headers_mut() = head.headers;
     Ok(switched)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_an_upgrade() {
-        let headers = |pairs: &[(&str, &str)]| {
-            let mut map = HeaderMap::new();
-            for (name, value) in pairs {
-                map.append(
-                    name.parse::<header::HeaderName>().unwrap(),
-                    value.parse().unwrap(),
-                );
-            }
-            map
-        };
-        assert!(is_upgrade(&headers(&[
-            ("connection", "keep-alive, Upgrade"),
-            ("upgrade", "SPDY/3.1")
-        ])));
-        assert!(!is_upgrade(&headers(&[("connection", "upgrade")])));
-        assert!(!is_upgrade(&headers(&[
-            ("upgrade", "h2c"),
-            ("connection", "close")
-        ])));
-    }
 }

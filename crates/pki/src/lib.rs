@@ -12,7 +12,7 @@ mod tls;
 pub use authority::Ca;
 pub use identity::{Identity, identity_of, not_after};
 pub use key::{KeyPem, key_pem};
-pub use tls::{certs_from_pem, client_config, server_config};
+pub use tls::{certs_from_pem, client_config, server_config, unverified_client_config};
 
 use std::{net::IpAddr, path::Path};
 

@@ -1,13 +1,15 @@
 //! An HTTP client for one server.
 
 mod error;
+mod exchange;
 mod pool;
 
 use crate::{Body, severable::Severable};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 pub use error::ClientError;
-use error::{DialError, Fate, Witness};
+use error::{DialError, Fate, Witness, with_cause};
+pub use exchange::{ExchangeError, exchange};
 use http::{
     HeaderValue, Request, Response, Uri, Version,
     header::{self, HeaderName},

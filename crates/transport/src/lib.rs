@@ -6,10 +6,13 @@
 //!   first bytes, the request head, the number of connections and streams, what is buffered for a peer that stops reading, and for how long.
 //! - [`Client`]: shares few connections among many long streams, opens another one when the peer's stream limit is reached, pings
 //!   them so that a black hole is noticed, and can break all of them at once ([`Client::reset`]).
+//! - [`Dialer`] and [`exchange`]: one request on a stream of its own, opened by whoever knows the way.
 //! - [`body`]-functions [`full`], [`empty`], [`chunks`], [`channel`] and [`collect`]: the bodies all components use.
 
 pub mod body;
 mod client;
+mod dial;
+mod hop;
 mod lingering;
 mod minded;
 mod server;
@@ -17,5 +20,7 @@ mod severable;
 mod stalling;
 
 pub use body::{Body, BoxError, CollectError, channel, chunks, collect, empty, full};
-pub use client::{Client, ClientError, ClientOptions, ResponseBody};
+pub use client::{Client, ClientError, ClientOptions, ExchangeError, ResponseBody, exchange};
+pub use dial::{BoxStream, Destination, Dialer, Dialing, Stream, TcpDialer};
+pub use hop::{is_upgrade, strip_hop_by_hop};
 pub use server::{Peer, ServeOptions, Unhurried, serve};

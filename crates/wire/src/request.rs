@@ -350,12 +350,12 @@ fn value_of<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&'a str> {
 }
 
 /// A parameter that is present is true unless it says `false` or `0`; even an empty one.
-fn truthy(value: &str) -> bool {
+pub fn truthy(value: &str) -> bool {
     value != "0" && !value.eq_ignore_ascii_case("false")
 }
 
 /// A decimal 64-bit integer with the error text of the Go standard library, which clients get to see.
-fn go_parse_int(text: &str) -> Result<i64, String> {
+pub fn go_parse_int(text: &str) -> Result<i64, String> {
     let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
     if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(format!(

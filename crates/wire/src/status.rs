@@ -35,6 +35,8 @@ pub enum Reason {
     ServerTimeout,
     Timeout,
     TooManyRequests,
+    /// No reason at all: an error of something behind the server (500).
+    Unknown,
 }
 
 impl Reason {
@@ -74,7 +76,7 @@ impl Reason {
             Self::UnsupportedMediaType => 415,
             Self::Invalid => 422,
             Self::TooManyRequests => 429,
-            Self::InternalError | Self::ServerTimeout => 500,
+            Self::InternalError | Self::ServerTimeout | Self::Unknown => 500,
             Self::ServiceUnavailable => 503,
             Self::Timeout => 504,
         }
@@ -100,6 +102,7 @@ impl Reason {
             Self::ServerTimeout => "ServerTimeout",
             Self::Timeout => "Timeout",
             Self::TooManyRequests => "TooManyRequests",
+            Self::Unknown => "",
         }
     }
     /// The inverse of [`Reason::as_str`].

@@ -152,6 +152,9 @@ pub(super) fn add(
     place(&object, &mut item, dialect, paths);
 
     for sub in &resource.subresources {
+        if sub.is_connection() {
+            continue;
+        }
         let gvk = if sub.kind.is_empty() {
             resource.gvk()
         } else {

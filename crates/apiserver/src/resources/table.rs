@@ -23,6 +23,8 @@ const NO_COLLECTION: &[&str] = &[
 const CREATE: &[&str] = &["create"];
 const UPDATE: &[&str] = &["update"];
 const GET_WRITE: &[&str] = &["get", "patch", "update"];
+const STREAM: &[&str] = &["create", "get"];
+const PROXY: &[&str] = &["create", "delete", "get", "patch", "update"];
 
 /// One row of the table.
 #[derive(Clone, Copy)]
@@ -170,9 +172,14 @@ const POD_FIELDS: &[&str] = &[
     "status.podIPs",
 ];
 const POD_SUBRESOURCES: &[Sub] = &[
+    Sub("attach", "", "v1", "PodAttachOptions", STREAM),
     Sub("binding", "", "v1", "Binding", CREATE),
     Sub("ephemeralcontainers", "", "", "", GET_WRITE),
     Sub("eviction", "policy", "v1", "Eviction", CREATE),
+    Sub("exec", "", "v1", "PodExecOptions", STREAM),
+    Sub("log", "", "", "", &["get"]),
+    Sub("portforward", "", "v1", "PodPortForwardOptions", STREAM),
+    Sub("proxy", "", "v1", "PodProxyOptions", PROXY),
     Sub("resize", "", "", "", GET_WRITE),
     STATUS,
 ];
@@ -199,7 +206,7 @@ const CORE: &[Row] = &[
     Row::new("", "v1", "Node", "nodes")
         .cluster()
         .short(&["no"])
-        .sub(&[STATUS])
+        .sub(&[Sub("proxy", "", "v1", "NodeProxyOptions", PROXY), STATUS])
         .fields(&["spec.unschedulable"]),
     Row::new("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
         .short(&["pvc"])
@@ -245,7 +252,7 @@ const CORE: &[Row] = &[
     Row::new("", "v1", "Service", "services")
         .short(&["svc"])
         .category(&["all"])
-        .sub(&[STATUS])
+        .sub(&[Sub("proxy", "", "v1", "ServiceProxyOptions", PROXY), STATUS])
         .fields(&["spec.clusterIP", "spec.type"])
         .upsert()
         .returns_deleted(),

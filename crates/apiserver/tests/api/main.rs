@@ -1,6 +1,7 @@
 //! The API over requests, without a network.
 
 mod client;
+mod connect;
 mod durability;
 mod encodings;
 mod errors;

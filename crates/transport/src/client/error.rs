@@ -141,7 +141,7 @@ impl Error for DialError {
 }
 
 /// hyper's message names the place and its source the cause; logs want both.
-fn with_cause(error: hyper::Error) -> BoxError {
+pub(super) fn with_cause(error: hyper::Error) -> BoxError {
     match error.source() {
         Some(cause) => format!("{error}: {cause}").into(),
         None => error.into(),

@@ -1,0 +1,71 @@
+//! How a peer is reached: directly, or by whoever knows the way (a tunnel to nodes behind a cut-off network).
+
+use std::{fmt, future::Future, io, pin::Pin, time::Duration};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+
+/// Silence after which a connection is asked whether it still lives; four times that without an answer end it.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// A byte stream to a peer: TCP, a tunnel, a pipe.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// Any byte stream.
+pub type BoxStream = Box<dyn Stream>;
+
+/// A stream that is being opened.
+pub type Dialing<'a> = Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + 'a>>;
+
+/// Where a stream is wanted to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// The node behind whose network the address is, when that is known.
+    pub node: Option<String>,
+    /// Address or name, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+impl fmt::Display for Destination {
+    /// `host:port`, IPv6 addresses in brackets.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(formatter, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(formatter, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Opens streams to nodes and pods. Whoever calls bounds the wait.
+pub trait Dialer: fmt::Debug + Send + Sync {
+    /// Opens a stream; dropping the future gives up.
+    fn dial<'a>(&'a self, to: &'a Destination) -> Dialing<'a>;
+}
+
+/// Connects by TCP.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TcpDialer;
+
+impl Dialer for TcpDialer {
+    fn dial<'a>(&'a self, to: &'a Destination) -> Dialing<'a> {
+        Box::pin(async move {
+            let stream = TcpStream::connect((to.host.as_str(), to.port)).await?;
+            stream.set_nodelay(true)?;
+            let socket = socket2::SockRef::from(&stream);
+            socket.set_tcp_keepalive(
+                &socket2::TcpKeepalive::new()
+                    .with_time(KEEPALIVE)
+                    .with_interval(KEEPALIVE)
+                    .with_retries(3),
+            )?;
+            socket.set_tcp_user_timeout(Some(KEEPALIVE * 4))?;
+            Ok(Box::new(stream) as BoxStream)
+        })
+    }
+}
