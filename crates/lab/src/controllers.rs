@@ -4,10 +4,16 @@
 //! one watch per collection ([`Objects`]), write through one [`Context`], and are known by the names that kube-controller-manager
 //! uses, so that [`Selection`] (`--controllers`) can leave any of them to the real one.
 
+mod batch;
+mod claim;
 pub(crate) mod collections;
+mod condition;
 mod context;
 mod objects;
+mod pod;
+mod pod_control;
 mod queue;
+mod replicaset;
 mod runner;
 pub(crate) mod selection;
 mod settings;
@@ -33,7 +39,16 @@ pub(crate) struct Entry {
 }
 
 /// Every controller there is, in the order in which they start.
-pub(crate) const CONTROLLERS: &[Entry] = &[];
+pub(crate) const CONTROLLERS: &[Entry] = &[
+    Entry {
+        name: "replicaset-controller",
+        start: |context| runner::run(context, replicaset::ReplicaSets),
+    },
+    Entry {
+        name: "replicationcontroller-controller",
+        start: |context| runner::run(context, replicaset::ReplicationControllers),
+    },
+];
 
 /// Starts the selected controllers; they work until `shutdown`.
 pub fn start(

@@ -47,6 +47,14 @@ impl KubeError {
             _ => None,
         }
     }
+
+    /// What went wrong, in the server's own words when it answered.
+    pub fn message(&self) -> String {
+        match self {
+            Self::Refused { message, .. } => message.clone(),
+            other => other.to_string(),
+        }
+    }
 }
 
 /// The way to a server.

@@ -16,4 +16,5 @@ collections! {
     NODES = cluster("v1", "nodes", "Node");
     DEPLOYMENTS = namespaced("apps/v1", "deployments", "Deployment");
     REPLICA_SETS = namespaced("apps/v1", "replicasets", "ReplicaSet");
+    REPLICATION_CONTROLLERS = namespaced("v1", "replicationcontrollers", "ReplicationController");
 }

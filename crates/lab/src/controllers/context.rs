@@ -74,7 +74,7 @@ impl Context {
             .get(collection)
             .cloned();
         match known {
-            Some(objects) => objects.observe(object),
+            Some(objects) => objects.observe_written(object),
             None => Arc::new(object),
         }
     }

@@ -160,6 +160,8 @@ struct State {
     owned: HashMap<String, BTreeSet<Key>>,
     /// By `spec.nodeName`.
     on_node: HashMap<String, BTreeSet<Key>>,
+    /// Up to which revision the watch has told everything.
+    told: u64,
 }
 
 impl State {
@@ -216,6 +218,17 @@ impl State {
         }
         Change { old, new }
     }
+}
+
+/// Where an object comes from.
+#[derive(Clone, Copy)]
+enum Source {
+    /// The state at one time, in no order.
+    List,
+    /// The watch, in order.
+    Watch,
+    /// The answer of a write.
+    Write,
 }
 
 type Subscriber = Arc<dyn Fn(&Change) + Send + Sync>;
@@ -334,16 +347,31 @@ impl Objects {
         }
     }
 
-    /// Takes in an object as a write or the watch told it, unless something newer is known. Writers call it too, so that a
-    /// controller always reads what it wrote.
+    /// Takes in an object, unless something newer is known.
     pub fn observe(&self, object: Value) -> Arc<Value> {
-        let key = Key::of(&object);
+        self.take_in(object, Source::List)
+    }
+
+    /// Takes in an object as a write answered it, so that a controller always reads what it wrote. When the watch is past
+    /// this write already, it knows better: the object may be gone by now.
+    pub fn observe_written(&self, object: Value) -> Arc<Value> {
+        self.take_in(object, Source::Write)
+    }
+
+    fn take_in(&self, object: Value, source: Source) -> Arc<Value> {
+        let (key, at) = (Key::of(&object), revision(&object));
         let object = Arc::new(object);
         let change = {
             let mut state = self.write();
+            match source {
+                Source::List => {}
+                Source::Watch => state.told = state.told.max(at),
+                Source::Write if at <= state.told => return object,
+                Source::Write => {}
+            }
             if let Some(known) = state.objects.get(&key)
                 && known["metadata"]["uid"] == object["metadata"]["uid"]
-                && revision(known) >= revision(&object)
+                && revision(known) >= at
             {
                 return object;
             }
@@ -355,8 +383,14 @@ impl Objects {
 
     /// An object is gone; one with another UID under its name is not meant.
     pub fn observe_gone(&self, key: &Key, uid: &str) {
+        self.take_out(key, uid, 0);
+    }
+
+    /// [`Objects::observe_gone`], told by the watch at a revision (0: not by the watch).
+    fn take_out(&self, key: &Key, uid: &str, told: u64) {
         let change = {
             let mut state = self.write();
+            state.told = state.told.max(told);
             match state.objects.get(key) {
                 Some(known) if uid.is_empty() || known["metadata"]["uid"] == uid => {
                     state.put(key, None)
@@ -406,30 +440,36 @@ impl Objects {
         let mut told: Option<BTreeSet<Key>> = from.is_none().then(BTreeSet::new);
         while let Some(mut event) = lines.next().await {
             let object = event["object"].take();
-            let revision = object["metadata"]["resourceVersion"]
+            let text = object["metadata"]["resourceVersion"]
                 .as_str()
                 .map(str::to_owned);
+            let at = revision(&object);
             let key = Key::of(&object);
             match event["type"].as_str() {
                 Some("ADDED" | "MODIFIED") => {
-                    if let Some(told) = &mut told {
-                        told.insert(key);
-                    }
-                    self.observe(object);
+                    // The initial events come in no order.
+                    let source = match &mut told {
+                        Some(told) => {
+                            told.insert(key);
+                            Source::List
+                        }
+                        None => Source::Watch,
+                    };
+                    self.take_in(object, source);
                 }
                 Some("DELETED") => {
                     if let Some(told) = &mut told {
                         told.remove(&key);
                     }
                     let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
-                    self.observe_gone(&key, uid);
+                    self.take_out(&key, uid, if told.is_none() { at } else { 0 });
                 }
                 Some("BOOKMARK") => {
                     let annotations = &object["metadata"]["annotations"];
                     if annotations["k8s.io/initial-events-end"] == "true"
                         && let Some(told) = told.take()
                     {
-                        self.forget_others(&told);
+                        self.forget_others(&told, at);
                         self.synced.send_replace(true);
                     }
                 }
@@ -446,27 +486,28 @@ impl Objects {
                 }
             }
             // Before the end of the initial events there is nothing to go on from.
-            if told.is_none() && revision.is_some() {
-                *from = revision;
+            if told.is_none() && text.is_some() {
+                *from = text;
             }
         }
         Ok(())
     }
 
-    /// What was there and was not told again went while nobody watched.
-    fn forget_others(&self, told: &BTreeSet<Key>) {
+    /// What was there and was not told again at revision `at` went while nobody watched; what was written later is still to come.
+    fn forget_others(&self, told: &BTreeSet<Key>, at: u64) {
         let gone: Vec<Key> = {
             let state = self.read();
-            state
-                .objects
-                .keys()
-                .filter(|key| !told.contains(key))
-                .cloned()
+            let known = state.objects.iter();
+            known
+                .filter(|(key, object)| !told.contains(key) && revision(object) <= at)
+                .map(|(key, _)| key.clone())
                 .collect()
         };
         for key in gone {
             self.observe_gone(&key, "");
         }
+        let mut state = self.write();
+        state.told = state.told.max(at);
     }
 }
 
@@ -507,6 +548,27 @@ mod tests {
         assert_eq!(pods.list("default").len(), 1, "the one of that name before");
         pods.observe(pod("a", "2", 8, "n3"));
         assert_eq!(pods.on_node("n3").len(), 1);
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_object_went_does_not_bring_it_back() {
+        let pods = Objects::new(Collection::namespaced("v1", "pods", "Pod"));
+        pods.observe_written(pod("a", "1", 5, "n1"));
+        assert_eq!(pods.list("").len(), 1, "ahead of the watch");
+        pods.take_out(&Key::new("default", "a"), "1", 7);
+        pods.observe_written(pod("a", "1", 6, "n1"));
+        assert!(pods.list("").is_empty());
+    }
+
+    #[test]
+    fn a_new_start_of_the_watch_forgets_what_went_and_keeps_what_is_newer() {
+        let pods = Objects::new(Collection::namespaced("v1", "pods", "Pod"));
+        pods.observe(pod("gone", "1", 5, "n1"));
+        pods.observe_written(pod("new", "2", 9, "n1"));
+        pods.forget_others(&BTreeSet::new(), 8);
+        let left = pods.list("");
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0]["metadata"]["name"], "new");
     }
 
     #[test]
