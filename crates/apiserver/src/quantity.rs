@@ -123,6 +123,16 @@ impl Quantity {
         }
     }
 
+    /// In thousandths, rounded up.
+    pub fn milli(self) -> i64 {
+        rounded_up(self.nanos, NANOS / 1000)
+    }
+
+    /// In whole ones, rounded up.
+    pub fn whole(self) -> i64 {
+        rounded_up(self.nanos, NANOS)
+    }
+
     /// Whether it is nothing.
     pub fn is_zero(self) -> bool {
         self.nanos == 0
@@ -154,6 +164,11 @@ impl Quantity {
             },
         }
     }
+}
+
+fn rounded_up(nanos: i128, unit: i128) -> i64 {
+    let whole = nanos.div_euclid(unit) + i128::from(nanos.rem_euclid(unit) != 0);
+    i64::try_from(whole).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX })
 }
 
 impl std::ops::Add for Quantity {

@@ -15,6 +15,7 @@ mod pod_control;
 mod queue;
 mod replicaset;
 mod runner;
+mod scheduler;
 pub(crate) mod selection;
 mod settings;
 #[cfg(test)]
@@ -47,6 +48,10 @@ pub(crate) const CONTROLLERS: &[Entry] = &[
     Entry {
         name: "replicationcontroller-controller",
         start: |context| runner::run(context, replicaset::ReplicationControllers),
+    },
+    Entry {
+        name: "kube-scheduler",
+        start: scheduler::start,
     },
 ];
 

@@ -19,4 +19,5 @@ pub mod kubeconfig;
 pub mod kubelet;
 pub mod link;
 pub mod plan;
+mod resources;
 pub mod up;

@@ -17,4 +17,9 @@ collections! {
     DEPLOYMENTS = namespaced("apps/v1", "deployments", "Deployment");
     REPLICA_SETS = namespaced("apps/v1", "replicasets", "ReplicaSet");
     REPLICATION_CONTROLLERS = namespaced("v1", "replicationcontrollers", "ReplicationController");
+    NAMESPACES = cluster("v1", "namespaces", "Namespace");
+    PERSISTENT_VOLUMES = cluster("v1", "persistentvolumes", "PersistentVolume");
+    PERSISTENT_VOLUME_CLAIMS = namespaced("v1", "persistentvolumeclaims", "PersistentVolumeClaim");
+    STORAGE_CLASSES = cluster("storage.k8s.io/v1", "storageclasses", "StorageClass");
+    POD_DISRUPTION_BUDGETS = namespaced("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget");
 }
