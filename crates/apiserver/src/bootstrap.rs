@@ -12,11 +12,13 @@ use yurt_wire::{Reason, gvk::split_api_version};
 
 const NAMESPACES: [&str; 4] = ["default", "kube-node-lease", "kube-public", "kube-system"];
 
-/// Creates what is missing, and points the `kubernetes` service at `address`.
+/// Creates what is missing, points the `kubernetes` service at `address`, and tells other servers of the cluster whose
+/// client certificates are accepted here (`client_ca`, PEM).
 pub(crate) async fn run(
     registry: &Registry,
     range: ServiceRange,
     address: SocketAddr,
+    client_ca: Option<&str>,
 ) -> Reply<()> {
     for name in NAMESPACES {
         let namespace =
@@ -61,7 +63,14 @@ pub(crate) async fn run(
         "addressType": family,
         "endpoints": [{"addresses": [address.ip().to_string()], "conditions": {"ready": true}}],
         "ports": [{"name": "https", "port": address.port(), "protocol": "TCP"}]});
-    put(registry, "endpointslices", slice, true).await
+    put(registry, "endpointslices", slice, true).await?;
+    if let Some(pem) = client_ca {
+        let authentication = json!({"apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": "extension-apiserver-authentication", "namespace": "kube-system"},
+            "data": {"client-ca-file": pem}});
+        put(registry, "configmaps", authentication, true).await?;
+    }
+    Ok(())
 }
 
 /// Creates an object unless there is one; with `replace`, brings an old one up to date.

@@ -148,7 +148,8 @@ impl ApiServer {
         let addr = listener.local_addr().map_err(listen_error)?;
 
         let registry = Arc::new(Registry::new(storage, config.services));
-        bootstrap::run(&registry, config.services, addr)
+        let client_ca = config.tls.as_ref().and_then(|tls| tls.client_ca.as_deref());
+        bootstrap::run(&registry, config.services, addr, client_ca)
             .await
             .map_err(StartError::Bootstrap)?;
         let server = Arc::new(Server::new(

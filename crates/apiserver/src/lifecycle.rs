@@ -4,13 +4,16 @@
 //! deleted is emptied, then released; so is a CRD, whose objects go first. In Kubernetes controllers do this; here the
 //! server does, so that it is whole without any.
 
+mod contents;
+
 use crate::{
     authn::User,
     meta,
     registry::{CRDS, DeleteOptions, NAMESPACES, Registry, Reply, Target, strategy::CRD_FINALIZER},
     resources::Resource,
-    storage::Key,
+    storage::{Key, Stored},
 };
+use contents::Contents;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -108,8 +111,12 @@ fn settled(outcome: Reply<bool>, what: &str, name: &str) -> bool {
     })
 }
 
-/// Deletes the objects of a resource in a namespace (`""`: everywhere); how many are left.
-async fn clear(registry: &Registry, resource: &Arc<Resource>, namespace: &str) -> Reply<usize> {
+/// Deletes the objects of a resource in a namespace (`""`: everywhere); those that are left.
+async fn clear(
+    registry: &Registry,
+    resource: &Arc<Resource>,
+    namespace: &str,
+) -> Reply<Vec<Arc<Stored>>> {
     // As the namespace controller: nothing waits for a garbage collector that may not be there.
     let options = DeleteOptions {
         propagation: Some("Background".into()),
@@ -131,37 +138,53 @@ async fn clear(registry: &Registry, resource: &Arc<Resource>, namespace: &str) -
             Err(status) => return Err(status),
         }
     }
-    Ok(registry
-        .storage
-        .list(&resource.storage, namespace, None)
-        .0
-        .len())
+    Ok(registry.storage.list(&resource.storage, namespace, None).0)
 }
 
+/// Empties a namespace, then releases it. Pods go before everything else: what they use outlives them.
 async fn release_namespace(registry: &Registry, namespace: &Value) -> Reply<bool> {
     let name = meta::name(namespace);
-    let mut left = 0;
-    for resource in registry.catalog().stored().filter(|r| r.namespaced) {
-        left += clear(registry, resource, name).await?;
+    let catalog = registry.catalog();
+    let (pods, others): (Vec<_>, Vec<_>) = catalog
+        .stored()
+        .filter(|r| r.namespaced)
+        .partition(|r| r.group.is_empty() && r.kind == "Pod");
+    let mut contents = Contents::default();
+    for resources in [pods, others] {
+        for resource in resources {
+            match clear(registry, resource, name).await {
+                Ok(left) => contents.count(resource, &left),
+                Err(status) => contents.failed(status.message),
+            }
+        }
+        if !contents.is_empty() {
+            break;
+        }
     }
-    if left > 0 {
-        return Ok(false);
-    }
+    let now = meta::now();
+    let report = |namespace: &mut Value| {
+        contents.report(namespace, &now);
+        Ok(())
+    };
+    let release = |namespace: &mut Value| {
+        let finalizers = namespace["spec"]["finalizers"].as_array_mut();
+        if let Some(finalizers) = finalizers {
+            finalizers.retain(|f| f != "kubernetes");
+        }
+        Ok(())
+    };
+    let (subresource, change): (_, &(dyn Fn(&mut Value) -> Reply<()> + Sync)) =
+        if contents.is_empty() {
+            ("finalize", &release)
+        } else {
+            ("status", &report)
+        };
     let Some(mut target) = own_target(registry, "", "v1", "namespaces", "", name) else {
         return Ok(true);
     };
-    target.subresource = "finalize".into();
-    let released = registry
-        .modify(&target, &|namespace: &mut Value| {
-            let finalizers = namespace["spec"]["finalizers"].as_array_mut();
-            if let Some(finalizers) = finalizers {
-                finalizers.retain(|f| f != "kubernetes");
-            }
-            Ok(())
-        })
-        .await;
-    match released {
-        Ok(_) => Ok(true),
+    target.subresource = subresource.into();
+    match registry.modify(&target, change).await {
+        Ok(_) => Ok(contents.is_empty()),
         Err(status) if status.reason == Reason::NotFound => Ok(true),
         Err(status) => Err(status),
     }
@@ -177,7 +200,7 @@ async fn release_crd(registry: &Registry, definition: &Value) -> Reply<bool> {
         .iter()
         .find(|r| r.custom.is_some() && r.group == group && r.plural == plural);
     if let Some(resource) = resource
-        && clear(registry, resource, "").await? > 0
+        && !clear(registry, resource, "").await?.is_empty()
     {
         return Ok(false);
     }

@@ -22,6 +22,7 @@ use crate::{
     conversion, crd,
     resources::{Catalog, Resource},
     storage::{Key, Storage, Stored, WriteError},
+    validation,
 };
 use arc_swap::ArcSwap;
 use serde_json::Value;
@@ -234,11 +235,25 @@ fn judge_unknown_fields(
     object: &mut Value,
     raw: Option<&[u8]>,
 ) -> Reply<Vec<String>> {
-    let unknown = schema::unknown_fields(&target.resource, object, raw);
+    judge_fields(
+        target,
+        schema::unknown_fields(&target.resource, object, raw),
+    )
+}
+
+/// Turns fields that a patch gives twice into an error or warnings.
+fn judge_duplicate_fields(target: &Target, raw: &[u8]) -> Reply<Vec<String>> {
+    if target.options.field_validation == FieldValidation::Ignore {
+        return Ok(Vec::new());
+    }
+    judge_fields(target, validation::duplicate_fields(raw))
+}
+
+fn judge_fields(target: &Target, complaints: Vec<String>) -> Reply<Vec<String>> {
     match target.options.field_validation {
-        _ if unknown.is_empty() => Ok(Vec::new()),
+        _ if complaints.is_empty() => Ok(Vec::new()),
         FieldValidation::Ignore => Ok(Vec::new()),
-        FieldValidation::Warn => Ok(unknown),
+        FieldValidation::Warn => Ok(complaints),
         FieldValidation::Strict => Err(Box::new(Status::new(
             Reason::BadRequest,
             format!(
@@ -246,7 +261,7 @@ fn judge_unknown_fields(
                 target.resource.kind,
                 target.resource.version,
                 target.resource.kind,
-                unknown.join(", ")
+                complaints.join(", ")
             ),
         ))),
     }

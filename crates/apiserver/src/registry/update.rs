@@ -2,7 +2,7 @@
 
 use super::{
     Content, MAX_RETRIES, MODIFIED, Registry, Reply, Target, Written, create::adopt_coordinates,
-    judge_unknown_fields, schema, strategy,
+    judge_duplicate_fields, judge_unknown_fields, schema, strategy,
 };
 use crate::{
     conversion, meta,
@@ -23,8 +23,8 @@ use yurt_wire::{
 enum Edit<'a> {
     /// Replace it by this.
     Replace(&'a Value, Option<&'a [u8]>),
-    /// Patch it.
-    Patch(PatchType, &'a Value),
+    /// Patch it by this, as it was sent.
+    Patch(PatchType, &'a Value, &'a [u8]),
     /// Change it by code (subresources such as binding).
     With(&'a (dyn Fn(&mut Value) -> Reply<()> + Sync)),
 }
@@ -54,23 +54,28 @@ impl Registry {
         }
     }
 
-    /// Patches an object.
-    pub async fn patch(&self, target: &Target, kind: PatchType, patch: &Value) -> Reply<Written> {
+    /// Patches an object. `raw` is the patch as sent.
+    pub async fn patch(
+        &self,
+        target: &Target,
+        kind: PatchType,
+        patch: &Value,
+        raw: &[u8],
+    ) -> Reply<Written> {
         if kind != PatchType::Apply {
-            return self.edit(target, &Edit::Patch(kind, patch)).await;
+            return self.edit(target, &Edit::Patch(kind, patch, raw)).await;
         }
         let mut config = patch.clone();
         if target.subresource != "scale" {
             adopt_coordinates(target, &mut config)?;
         }
         for _ in 0..MAX_RETRIES {
-            match self.edit(target, &Edit::Patch(kind, &config)).await {
+            match self.edit(target, &Edit::Patch(kind, &config, raw)).await {
                 Err(status)
                     if status.reason == Reason::NotFound && target.subresource.is_empty() => {}
                 outcome => return outcome,
             }
-            let mut config = config.clone();
-            let warnings = judge_unknown_fields(target, &mut config, None)?;
+            let warnings = judge_duplicate_fields(target, raw)?;
             let now = meta::now();
             let object = schema::apply(
                 &target.resource,
@@ -138,7 +143,7 @@ impl Registry {
         meta::copy(&live, &mut new, "resourceVersion");
         strategy::prepare_update(resource, &target.subresource, &live, &mut new);
         schema::apply_defaults(resource, &mut new);
-        if !matches!(edit, Edit::Patch(PatchType::Apply, _)) {
+        if !matches!(edit, Edit::Patch(PatchType::Apply, ..)) {
             let writer = schema::Writer {
                 manager: &target.options.field_manager,
                 subresource: &target.subresource,
@@ -220,9 +225,9 @@ fn edited(
             change(&mut object)?;
             (object, None)
         }
-        Edit::Patch(PatchType::Apply, config) => {
-            let mut config = (*config).clone();
-            let warnings = judge_unknown_fields(target, &mut config, None)?;
+        Edit::Patch(PatchType::Apply, config, raw) => {
+            // Fields that the kind does not have are refused when the configuration is merged.
+            let warnings = judge_duplicate_fields(target, raw)?;
             let writer = schema::Writer {
                 manager: &target.options.field_manager,
                 subresource: &target.subresource,
@@ -230,14 +235,14 @@ fn edited(
             };
             if is_scale {
                 let mut object = live.clone();
-                scale::set(resource, &mut object, &config)?;
+                scale::set(resource, &mut object, config)?;
                 return Ok((object, warnings));
             }
             let applied =
-                schema::apply(resource, Some(live), &config, writer, target.options.force)?;
+                schema::apply(resource, Some(live), config, writer, target.options.force)?;
             return Ok((applied, warnings));
         }
-        Edit::Patch(kind, patch) => (patched(target, *kind, before, patch)?, None),
+        Edit::Patch(kind, patch, _) => (patched(target, *kind, before, patch)?, None),
     };
     if is_scale {
         let mut object = live.clone();
@@ -249,7 +254,12 @@ fn edited(
     types::check(resource, &after)?;
     let warnings = match edit {
         Edit::With(_) => Vec::new(),
-        _ => judge_unknown_fields(target, &mut after, raw)?,
+        Edit::Patch(_, _, raw) => {
+            let mut warnings = judge_duplicate_fields(target, raw)?;
+            warnings.extend(judge_unknown_fields(target, &mut after, None)?);
+            warnings
+        }
+        Edit::Replace(..) => judge_unknown_fields(target, &mut after, raw)?,
     };
     Ok((after, warnings))
 }

@@ -7,6 +7,7 @@ use crate::{
 use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::Value;
+use serde_saphyr::options::DuplicateKeyPolicy;
 use yurt_transport::{BoxError, CollectError, collect};
 use yurt_wire::{Encoding, Gvk, Object, Status, patch::PatchType, request::query_pairs};
 
@@ -99,7 +100,10 @@ fn json(bytes: &[u8], gvk: &Gvk) -> Reply<Value> {
 }
 
 fn yaml(bytes: &[u8], gvk: &Gvk) -> Reply<Value> {
-    serde_saphyr::from_slice(bytes).map_err(|e| unrecognized(gvk, &e.to_string()))
+    // A field given twice is complained about elsewhere, as the request wishes; the last one counts.
+    let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins };
+    serde_saphyr::from_slice_with_options(bytes, options)
+        .map_err(|e| unrecognized(gvk, &e.to_string()))
 }
 
 fn protobuf(bytes: &Bytes) -> Reply<Value> {

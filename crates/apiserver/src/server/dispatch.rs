@@ -59,7 +59,8 @@ impl Server {
                 .await
             }
             Verb::Create => {
-                wanted.negotiate(true, true)?;
+                // What is answered and forgotten has no tables.
+                wanted.negotiate(true, resource.serves("get"))?;
                 self.create(&target, &parts.headers, bytes, wanted).await
             }
             Verb::Update => {
@@ -81,7 +82,8 @@ impl Server {
                     check_types(&target, &patch)?;
                 }
                 let (registry, owned) = (self.registry.clone(), target.clone());
-                let written = finished(async move { registry.patch(&owned, kind, &patch).await });
+                let written =
+                    finished(async move { registry.patch(&owned, kind, &patch, &bytes).await });
                 self.written(wanted, &target, written.await?).await
             }
             Verb::Delete => {

@@ -214,12 +214,21 @@ fn check_quantity(text: &str) -> Result<(), String> {
 /// Strict field validation of a built-in object: `unknown field "spec.foo"`, and from the body as sent
 /// `duplicate field "spec.x"`.
 pub fn unknown_fields(gvk: &Gvk, value: &Value, raw: Option<&[u8]>) -> Vec<String> {
-    let mut out = raw.map(duplicate_fields).unwrap_or_default();
+    let mut strange = Vec::new();
     if let Some(message) = schema::message_of(gvk) {
-        unknown(message, value, "", true, &mut out);
+        unknown(message, value, "", true, &mut strange);
     }
-    out.truncate(MAX_COMPLAINTS);
-    out
+    let Some(raw) = raw else {
+        return strange;
+    };
+    let complaints: BTreeSet<String> = strange.iter().cloned().collect();
+    match in_order(raw, &complaints) {
+        Some(both) => both,
+        None => duplicate_yaml_field(raw)
+            .into_iter()
+            .chain(strange)
+            .collect(),
+    }
 }
 
 fn unknown(
@@ -265,34 +274,54 @@ fn unknown(
     }
 }
 
-/// The fields that a JSON body gives more than once. Empty for bodies that are not JSON.
+/// The fields that a JSON or YAML body gives more than once. Of a YAML body, the first of them.
 pub fn duplicate_fields(raw: &[u8]) -> Vec<String> {
+    in_order(raw, &BTreeSet::new())
+        .unwrap_or_else(|| duplicate_yaml_field(raw).into_iter().collect())
+}
+
+/// The fields that a JSON body gives more than once, and which of the complaints `unknown` it earns, as they stand in it.
+/// `None` for a body that is not JSON.
+fn in_order(raw: &[u8], unknown: &BTreeSet<String>) -> Option<Vec<String>> {
     let mut out = Vec::new();
     let mut deserializer = serde_json::Deserializer::from_slice(raw);
-    let walk = Duplicates {
+    let walk = Walk {
         path: String::new(),
+        unknown,
         out: &mut out,
     };
-    match walk.deserialize(&mut deserializer) {
-        Ok(()) => out,
-        // Malformed bodies are refused elsewhere.
-        Err(_) => Vec::new(),
+    walk.deserialize(&mut deserializer).ok().map(|()| out)
+}
+
+/// As the YAML decoder of kube-apiserver puts it.
+fn duplicate_yaml_field(raw: &[u8]) -> Option<String> {
+    let parsed = serde_saphyr::from_slice::<Value>(raw);
+    // Malformed bodies are refused elsewhere.
+    let error = parsed.err()?;
+    match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key, location } => Some(format!(
+            "yaml: unmarshal errors:\n  line {}: key {:?} already set in map",
+            location.line(),
+            key.as_deref().unwrap_or_default()
+        )),
+        _ => None,
     }
 }
 
-struct Duplicates<'o> {
+struct Walk<'o> {
     path: String,
+    unknown: &'o BTreeSet<String>,
     out: &'o mut Vec<String>,
 }
 
-impl<'de> DeserializeSeed<'de> for Duplicates<'_> {
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
     type Value = ();
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl<'de> Visitor<'de> for Duplicates<'_> {
+impl<'de> Visitor<'de> for Walk<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -303,12 +332,18 @@ impl<'de> Visitor<'de> for Duplicates<'_> {
         let mut seen = BTreeSet::new();
         while let Some(name) = map.next_key::<String>()? {
             let path = join(&self.path, &name);
-            if seen.contains(&name) && self.out.len() < MAX_COMPLAINTS {
-                self.out.push(format!("duplicate field {path:?}"));
+            let complaint = if seen.insert(name) {
+                let unknown = format!("unknown field {path:?}");
+                self.unknown.contains(&unknown).then_some(unknown)
+            } else {
+                Some(format!("duplicate field {path:?}"))
+            };
+            if self.out.len() < MAX_COMPLAINTS {
+                self.out.extend(complaint);
             }
-            seen.insert(name);
-            map.next_value_seed(Duplicates {
+            map.next_value_seed(Walk {
                 path,
+                unknown: self.unknown,
                 out: self.out,
             })?;
         }
@@ -318,8 +353,9 @@ impl<'de> Visitor<'de> for Duplicates<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
         let mut index = 0;
         while seq
-            .next_element_seed(Duplicates {
+            .next_element_seed(Walk {
                 path: format!("{}[{index}]", self.path),
+                unknown: self.unknown,
                 out: self.out,
             })?
             .is_some()

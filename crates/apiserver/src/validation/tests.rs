@@ -547,16 +547,19 @@ fn strict_decoding_finds_strangers_and_twins() {
     let raw = br#"{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p","name":"q","lables":{}},
         "spec":{"containers":[{"name":"a","image":"i","imagePulPolicy":"x","image":"j"}]}}"#;
     let value: Value = serde_json::from_slice(raw).unwrap();
-    let mut said = unknown_fields(&gvk_of(&value), &value, Some(raw));
-    said.sort();
     assert_eq!(
-        said,
+        unknown_fields(&gvk_of(&value), &value, Some(raw)),
         [
             "duplicate field \"metadata.name\"",
-            "duplicate field \"spec.containers[0].image\"",
             "unknown field \"metadata.lables\"",
             "unknown field \"spec.containers[0].imagePulPolicy\"",
-        ]
+            "duplicate field \"spec.containers[0].image\"",
+        ],
+        "in the order of the body"
+    );
+    assert_eq!(
+        duplicate_fields(b"a: 1\nb:\n  c: 1\n  c: 2\n"),
+        ["yaml: unmarshal errors:\n  line 4: key \"c\" already set in map"]
     );
     assert!(duplicate_fields(b"not json").is_empty());
 }

@@ -119,10 +119,19 @@ impl Cluster {
 
     /// Waits until a GET answers with `code`.
     pub(crate) async fn until(&self, path: &str, code: u16) -> Value {
+        self.poll(path, |answer| answer.code == code).await
+    }
+
+    /// Waits until the object at a path is as wished.
+    pub(crate) async fn until_object(&self, path: &str, wished: fn(&Value) -> bool) -> Value {
+        self.poll(path, |answer| wished(&answer.body)).await
+    }
+
+    async fn poll(&self, path: &str, wished: impl Fn(&Answer) -> bool) -> Value {
         let poll = async {
             loop {
                 let answer = self.get(path).await;
-                if answer.code == code {
+                if wished(&answer) {
                     return answer.body;
                 }
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -130,7 +139,7 @@ impl Cluster {
         };
         tokio::time::timeout(PATIENCE, poll)
             .await
-            .unwrap_or_else(|_| panic!("{path} never answered {code}"))
+            .unwrap_or_else(|_| panic!("{path} never answered as it should"))
     }
 }
 

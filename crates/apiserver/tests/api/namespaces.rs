@@ -30,9 +30,6 @@ async fn a_namespace_is_emptied_then_goes() {
         .expect(201);
     let dying = cluster.delete("/api/v1/namespaces/x").await.expect(200);
     assert_eq!(dying["status"]["phase"], "Terminating");
-    cluster
-        .until("/api/v1/namespaces/x/configmaps/a", 404)
-        .await;
     // The pod has a kubelet to wait for, and the namespace waits for the pod.
     cluster.get("/api/v1/namespaces/x").await.expect(200);
     let refused = cluster
@@ -56,6 +53,48 @@ async fn a_namespace_is_emptied_then_goes() {
         .await
         .expect(404);
     assert_eq!(missing["message"], "namespaces \"x\" not found");
+}
+
+#[tokio::test]
+async fn pods_go_before_what_they_use() {
+    let cluster = Cluster::start().await;
+    cluster
+        .post("/api/v1/namespaces", &namespace("x"))
+        .await
+        .expect(201);
+    let mut held = pod("p", "");
+    held["metadata"]["finalizers"] = json!(["example.com/held"]);
+    cluster
+        .post("/api/v1/namespaces/x/pods", &held)
+        .await
+        .expect(201);
+    cluster
+        .post("/api/v1/namespaces/x/configmaps", &config_map("a"))
+        .await
+        .expect(201);
+    cluster.delete("/api/v1/namespaces/x").await.expect(200);
+    let told = cluster
+        .until_object("/api/v1/namespaces/x", |namespace| {
+            let conditions = namespace["status"]["conditions"].as_array();
+            conditions.is_some_and(|list| {
+                list.iter()
+                    .any(|c| c["type"] == "NamespaceFinalizersRemaining" && c["status"] == "True")
+            })
+        })
+        .await;
+    assert!(told.to_string().contains("pods. has 1 resource instances"));
+    cluster
+        .get("/api/v1/namespaces/x/configmaps/a")
+        .await
+        .expect(200);
+    cluster
+        .merge(
+            "/api/v1/namespaces/x/pods/p",
+            &json!({"metadata": {"finalizers": null}}),
+        )
+        .await
+        .expect(200);
+    cluster.until("/api/v1/namespaces/x", 404).await;
 }
 
 #[tokio::test]
@@ -117,6 +156,20 @@ async fn a_custom_resource_lives_and_dies_with_its_definition() {
         )
         .await
         .expect(400);
+    let strange = json!({"apiVersion": "example.org/v1", "kind": "Pool",
+        "metadata": {"name": "a"}, "spec": {"foo": 1}});
+    let refused = cluster
+        .patch(
+            &format!("{path}?fieldManager=m"),
+            "application/apply-patch+yaml",
+            &strange,
+        )
+        .await
+        .expect(400);
+    assert_eq!(
+        refused["message"],
+        "failed to create typed patch object (default/a; example.org/v1, Kind=Pool): .spec.foo: field not declared in schema"
+    );
     let status = json!({"spec": {"size": 9}, "status": {"ready": 1}});
     let changed = cluster
         .merge(&format!("{path}/status"), &status)
