@@ -1,7 +1,10 @@
 //! Who is asking: client certificates, static bearer tokens, service account tokens, or nobody.
 
+mod accounts;
+pub(crate) mod bootstrap;
 pub mod tokens;
 
+use crate::storage::Storage;
 use bytes::Bytes;
 use http::HeaderMap;
 use std::{
@@ -10,7 +13,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 use yurt_transport::Peer;
-use yurt_wire::Status;
+use yurt_wire::{Status, request::percent_decode};
 
 /// The group of everyone who has shown who they are.
 pub const AUTHENTICATED: &str = "system:authenticated";
@@ -18,6 +21,13 @@ pub const AUTHENTICATED: &str = "system:authenticated";
 pub const UNAUTHENTICATED: &str = "system:unauthenticated";
 /// The group that may do everything.
 pub const MASTERS: &str = "system:masters";
+
+/// The group of kubelets.
+pub const NODES: &str = "system:nodes";
+/// The name of somebody without credentials.
+pub const ANONYMOUS: &str = "system:anonymous";
+/// What a node's user name begins with.
+const NODE_PREFIX: &str = "system:node:";
 
 /// Who is asking.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +55,7 @@ impl User {
     /// Somebody without credentials.
     pub fn anonymous() -> Self {
         Self {
-            name: "system:anonymous".into(),
+            name: ANONYMOUS.into(),
             groups: vec![UNAUTHENTICATED.into()],
             ..Self::default()
         }
@@ -61,6 +71,15 @@ impl User {
     /// Whether the user is in a group.
     pub fn in_group(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
+    }
+    /// Whether this is a kubelet, by name and group; [`User::node`] says which.
+    pub fn is_node(&self) -> bool {
+        self.name.starts_with(NODE_PREFIX) && self.in_group(NODES)
+    }
+    /// The node a kubelet speaks for.
+    pub fn node(&self) -> Option<&str> {
+        let node = self.name.strip_prefix(NODE_PREFIX)?;
+        (!node.is_empty() && self.in_group(NODES)).then_some(node)
     }
     fn authenticated(mut self) -> Self {
         if !self.in_group(AUTHENTICATED) {
@@ -87,26 +106,39 @@ impl fmt::Display for User {
     }
 }
 
+/// Whom a request asks to act as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Impersonation {
+    /// What the headers name; each part needs the right to lend it.
+    pub asked: User,
+    /// With the groups that come with the name.
+    pub user: User,
+}
+
 /// Whom the headers of a request ask to act as (`Impersonate-User` and friends); `None` when they do not ask. Whether the
 /// caller may is for authorisation to say.
-pub fn impersonated(headers: &HeaderMap) -> Result<Option<User>, Box<Status>> {
+pub fn impersonated(headers: &HeaderMap) -> Result<Option<Impersonation>, Box<Status>> {
     let text = |value: &http::HeaderValue| value.to_str().ok().map(str::to_owned);
-    let mut user = User::default();
-    let mut asked = false;
+    let mut asked = User::default();
+    let mut asks = false;
     for (name, value) in headers {
         let Some(what) = name.as_str().strip_prefix("impersonate-") else {
             continue;
         };
-        asked = true;
+        asks = true;
         let Some(value) = text(value) else {
             return Err(Box::new(Status::bad_request(format!("{name} is not text"))));
         };
         match what {
-            "user" => user.name = value,
-            "group" => user.groups.push(value),
-            "uid" => user.uid = value,
+            "user" => asked.name = value,
+            "group" => asked.groups.push(value),
+            "uid" => asked.uid = value,
             what => match what.strip_prefix("extra-") {
-                Some(key) => user.extra.entry(key.to_owned()).or_default().push(value),
+                // Keys are percent-encoded where a header's name cannot hold them.
+                Some(key) => {
+                    let key = percent_decode(key, false).unwrap_or_else(|| key.to_owned());
+                    asked.extra.entry(key).or_default().push(value);
+                }
                 None => {
                     return Err(Box::new(Status::bad_request(format!(
                         "unknown header {name}"
@@ -115,18 +147,15 @@ pub fn impersonated(headers: &HeaderMap) -> Result<Option<User>, Box<Status>> {
             },
         }
     }
-    if !asked {
+    if !asks {
         return Ok(None);
     }
-    if user.name.is_empty() {
+    if asked.name.is_empty() {
         return Err(Box::new(Status::internal_error(
             "requested groups, uid or extra without impersonating a user",
         )));
     }
-    if user.name == "system:anonymous" {
-        user.groups.push(UNAUTHENTICATED.into());
-        return Ok(Some(user));
-    }
+    let mut user = asked.clone();
     let account = user.name.strip_prefix("system:serviceaccount:");
     if let Some((namespace, _)) = account.and_then(|account| account.split_once(':'))
         && user.groups.is_empty()
@@ -136,7 +165,14 @@ pub fn impersonated(headers: &HeaderMap) -> Result<Option<User>, Box<Status>> {
             format!("system:serviceaccounts:{namespace}"),
         ];
     }
-    Ok(Some(user.authenticated()))
+    if user.name == ANONYMOUS {
+        if !user.in_group(UNAUTHENTICATED) {
+            user.groups.push(UNAUTHENTICATED.into());
+        }
+    } else if !user.in_group(UNAUTHENTICATED) {
+        user = user.authenticated();
+    }
+    Ok(Some(Impersonation { asked, user }))
 }
 
 /// The methods a server accepts.
@@ -177,19 +213,27 @@ impl Authenticator {
         &self.service_accounts
     }
 
-    /// Who a bearer token speaks for, `None` when it is not ours or no longer valid. `bound` says whether the
-    /// objects a service account token is bound to still exist.
-    pub fn token(
-        &self,
-        token: &str,
-        now: i64,
-        bound: impl Fn(&tokens::Claims) -> bool,
-    ) -> Option<(User, Vec<String>)> {
+    /// Who a bearer token speaks for with the audiences it is meant for (none: any), `None` when it is not ours or no
+    /// longer good.
+    pub fn token(&self, storage: &Storage, token: &str, now: i64) -> Option<(User, Vec<String>)> {
         if let Some(user) = self.tokens.get(token) {
             return Some((user.clone(), Vec::new()));
         }
-        let claims = self.service_accounts.verify(token, now).ok()?;
-        bound(&claims).then(|| (claims.user().authenticated(), claims.audiences.clone()))
+        if let Some(user) = bootstrap::user(storage, token, now) {
+            return Some((user.authenticated(), Vec::new()));
+        }
+        let issuer = &self.service_accounts;
+        if let Ok(claims) = issuer.verify(token, now) {
+            return accounts::still_bound(storage, &claims)
+                .then(|| (claims.user().authenticated(), claims.audiences.clone()));
+        }
+        let claims = issuer.verify_legacy(token).ok()?;
+        accounts::still_kept(storage, &claims, token).then(|| {
+            (
+                claims.user().authenticated(),
+                vec![issuer.audience().to_owned()],
+            )
+        })
     }
 
     /// Who a certificate is for; `None` when it names nobody.
@@ -230,7 +274,7 @@ impl Authenticator {
         peer: Option<&Peer>,
         headers: &HeaderMap,
         now: i64,
-        bound: impl Fn(&tokens::Claims) -> bool,
+        storage: &Storage,
     ) -> Result<User, Box<Status>> {
         let certificate = peer.and_then(|peer| peer.certificate.as_ref());
         if let Some(certified) = certificate.and_then(|der| self.certified(der)) {
@@ -251,7 +295,7 @@ impl Authenticator {
             .map(|(_, token)| token.trim());
         let user = match token {
             Some(token) => self
-                .token(token, now, bound)
+                .token(storage, token, now)
                 .filter(|(_, audiences)| {
                     audiences.is_empty()
                         || audiences
@@ -275,6 +319,10 @@ mod tests {
         let key = tokens::Issuer::generate_key().expect("a key");
         let issuer = tokens::Issuer::new("https://here", &key).expect("an issuer");
         Authenticator::new([("secret".into(), User::new("static", &[]))], issuer)
+    }
+
+    fn empty() -> Storage {
+        Storage::memory(crate::storage::WindowLimits::default())
     }
 
     fn peer(common_name: &str, organizations: &[&str]) -> Peer {
@@ -309,7 +357,7 @@ mod tests {
         let authenticator = authenticator();
         let peer = peer("system:node:a", &["system:nodes", "edge"]);
         let now = jiff::Timestamp::now().as_second();
-        let ask = |now| authenticator.request(Some(&peer), &bearer("secret"), now, |_| true);
+        let ask = |now| authenticator.request(Some(&peer), &bearer("secret"), now, &empty());
         for _ in 0..2 {
             let user = ask(now).expect("a user");
             assert_eq!(user.name, "system:node:a");
@@ -323,7 +371,7 @@ mod tests {
         let authenticator = authenticator();
         let ask = |headers: &HeaderMap| {
             authenticator
-                .request(None, headers, 1000, |_| true)
+                .request(None, headers, 1000, &empty())
                 .map(|user| user.name)
         };
         assert_eq!(ask(&bearer("secret")).ok().as_deref(), Some("static"));
@@ -353,15 +401,16 @@ mod tests {
             ]))
             .is_err()
         );
-        let user = impersonated(&headers(&[
+        let other = impersonated(&headers(&[
             ("impersonate-user", "system:serviceaccount:ns:sa"),
-            ("impersonate-extra-scope", "a"),
-            ("impersonate-extra-scope", "b"),
+            ("impersonate-extra-example.com%2fscope", "a"),
+            ("impersonate-extra-example.com%2fscope", "b"),
         ]))
         .ok()
         .flatten()
         .expect("a user");
-        assert!(user.in_group("system:serviceaccounts:ns"));
-        assert_eq!(user.extra["scope"], ["a", "b"]);
+        assert!(other.asked.groups.is_empty(), "they come with the name");
+        assert!(other.user.in_group("system:serviceaccounts:ns"));
+        assert_eq!(other.user.extra["example.com/scope"], ["a", "b"]);
     }
 }

@@ -1,6 +1,6 @@
 //! How a server is set up.
 
-use crate::{authn::User, registry::ServiceRange, storage::WindowLimits};
+use crate::{authn::User, authz::AuthorizationMode, registry::ServiceRange, storage::WindowLimits};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -88,6 +88,8 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// Static bearer tokens.
     pub tokens: Vec<(String, User)>,
+    /// How requests are authorized.
+    pub authorization: AuthorizationMode,
     /// PEM of the CA that pods verify the server with (`kube-root-ca.crt` in every namespace).
     pub root_ca: Option<String>,
     /// The issuer named in service account tokens.
@@ -109,6 +111,7 @@ impl Default for Config {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             tls: None,
             tokens: Vec::new(),
+            authorization: AuthorizationMode::default(),
             root_ca: None,
             issuer: "https://kubernetes.default.svc.cluster.local".into(),
             services: ServiceRange::default(),

@@ -25,6 +25,7 @@ mod recorded;
 pub mod registry;
 pub mod resources;
 mod reviews;
+mod roles;
 mod selectable;
 mod server;
 pub mod storage;
@@ -32,6 +33,7 @@ mod subresources;
 mod types;
 pub mod validation;
 
+pub use authz::AuthorizationMode;
 pub use config::{Config, InFlight, Kubelets, Tls};
 
 use arc_swap::ArcSwap;
@@ -147,9 +149,16 @@ impl ApiServer {
             .map_err(listen_error)?;
         let addr = listener.local_addr().map_err(listen_error)?;
 
-        let registry = Arc::new(Registry::new(storage, config.services));
+        let registry = Arc::new(Registry::new(
+            storage,
+            config.services,
+            config.authorization,
+        ));
         let client_ca = config.tls.as_ref().and_then(|tls| tls.client_ca.as_deref());
         bootstrap::run(&registry, config.services, addr, client_ca)
+            .await
+            .map_err(StartError::Bootstrap)?;
+        roles::reconcile(&registry)
             .await
             .map_err(StartError::Bootstrap)?;
         let server = Arc::new(Server::new(
@@ -160,6 +169,10 @@ impl ApiServer {
             config.in_flight,
             Connector::new(config.kubelets, shutdown.clone())?,
             shutdown.clone(),
+        ));
+        tokio::spawn(roles::keep_aggregated(
+            registry.clone(),
+            shutdown.child_token(),
         ));
         tokio::spawn(lifecycle::run(
             registry,

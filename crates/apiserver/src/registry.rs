@@ -7,6 +7,7 @@
 mod admission;
 mod create;
 mod delete;
+mod grants;
 mod list;
 mod schema;
 mod services;
@@ -19,6 +20,7 @@ pub use services::ServiceRange;
 
 use crate::{
     authn::User,
+    authz::{AuthorizationMode, Authorizer},
     conversion, crd,
     resources::{Catalog, Resource},
     storage::{Key, Storage, Stored, WriteError},
@@ -156,6 +158,8 @@ pub struct Written {
 pub struct Registry {
     /// The objects.
     pub storage: Storage,
+    /// Who may do what with them.
+    pub authorizer: Authorizer,
     catalog: ArcSwap<Catalog>,
     reload: Mutex<()>,
     services: services::Allocator,
@@ -163,8 +167,9 @@ pub struct Registry {
 
 impl Registry {
     /// A registry over a storage; CRDs in it are served at once.
-    pub fn new(storage: Storage, range: ServiceRange) -> Self {
+    pub fn new(storage: Storage, range: ServiceRange, mode: AuthorizationMode) -> Self {
         let registry = Self {
+            authorizer: Authorizer::new(mode, storage.clone()),
             storage,
             catalog: ArcSwap::from_pointee(Catalog::new(&[])),
             reload: Mutex::new(()),

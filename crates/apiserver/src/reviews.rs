@@ -2,16 +2,19 @@
 
 use crate::{
     authn::{Authenticator, User},
-    authz::{Attributes, decide},
-    meta,
+    authz::{Attributes, Authorizer, Rule},
+    causes, meta,
     registry::{Registry, Reply},
     resources::Resource,
-    subresources::token,
     types,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use yurt_wire::{Reason, Status};
+use yurt_wire::{
+    Status,
+    selector::{FieldRequirement, FieldSelector},
+    status::Cause,
+};
 
 /// Answers a review; `None` when the resource is not one.
 pub(crate) fn answer(
@@ -22,28 +25,33 @@ pub(crate) fn answer(
     user: &User,
     mut review: Value,
 ) -> Option<Reply<Value>> {
-    let status = match &*resource.kind {
-        "TokenReview" => types::check(resource, &review)
-            .map(|()| review_token(registry, authenticator, &review["spec"])),
-        "SelfSubjectReview" => Ok(json!({"userInfo": user.to_json()})),
-        "SelfSubjectRulesReview" => types::check(resource, &review).map(|()| rules(user)),
-        "SelfSubjectAccessReview" => {
-            types::check(resource, &review).map(|()| access(user, &review["spec"]))
+    let is_review = matches!(
+        &*resource.kind,
+        "TokenReview"
+            | "SelfSubjectReview"
+            | "SelfSubjectRulesReview"
+            | "SelfSubjectAccessReview"
+            | "SubjectAccessReview"
+            | "LocalSubjectAccessReview"
+    );
+    if !is_review {
+        return None;
+    }
+    let status = types::check(resource, &review).and_then(|()| {
+        let spec = &review["spec"];
+        let causes = problems(&resource.kind, namespace, spec);
+        if !causes.is_empty() {
+            let (group, kind) = (&resource.group, &resource.kind);
+            return Err(Box::new(Status::invalid(group, kind, "", causes)));
         }
-        "SubjectAccessReview" | "LocalSubjectAccessReview" => types::check(resource, &review)
-            .and_then(|()| {
-                if resource.namespaced
-                    && review["spec"]["resourceAttributes"]["namespace"] != *namespace
-                {
-                    return Err(Box::new(Status::new(
-                        Reason::BadRequest,
-                        "spec.resourceAttributes.namespace must match the namespace of the request",
-                    )));
-                }
-                Ok(access(&subject(&review["spec"]), &review["spec"]))
-            }),
-        _ => return None,
-    };
+        match &*resource.kind {
+            "TokenReview" => review_token(registry, authenticator, spec),
+            "SelfSubjectReview" => Ok(json!({"userInfo": user.to_json()})),
+            "SelfSubjectRulesReview" => rules(&registry.authorizer, user, spec),
+            "SelfSubjectAccessReview" => Ok(access(&registry.authorizer, user, spec)),
+            _ => Ok(access(&registry.authorizer, &subject(spec), spec)),
+        }
+    });
     Some(status.map(|status| {
         review["apiVersion"] = resource.api_version().into();
         review["kind"] = resource.kind.clone().into();
@@ -56,13 +64,69 @@ pub(crate) fn answer(
     }))
 }
 
-fn review_token(registry: &Registry, authenticator: &Authenticator, spec: &Value) -> Value {
+/// What is wrong with the question.
+fn problems(kind: &str, namespace: &str, spec: &Value) -> Vec<Cause> {
+    if !kind.ends_with("AccessReview") {
+        return Vec::new();
+    }
+    let mut causes = Vec::new();
+    let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+    if resource.is_object() && path.is_object() {
+        causes.push(causes::invalid(
+            "spec.nonResourceAttributes",
+            path,
+            "cannot be specified in combination with resourceAttributes",
+        ));
+    }
+    if !resource.is_object() && !path.is_object() {
+        causes.push(causes::invalid(
+            "spec.resourceAttributes",
+            path,
+            "exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        ));
+    }
+    let empty = |value: &Value| match value {
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => true,
+    };
+    if !kind.starts_with("Self") && empty(&spec["user"]) && empty(&spec["groups"]) {
+        causes.push(causes::invalid(
+            "spec.user",
+            &"".into(),
+            "at least one of user or group must be specified",
+        ));
+    }
+    if kind == "LocalSubjectAccessReview" {
+        if resource.is_object() && resource["namespace"] != *namespace {
+            causes.push(causes::invalid(
+                "spec.resourceAttributes.namespace",
+                &resource["namespace"].as_str().unwrap_or_default().into(),
+                "must match metadata.namespace",
+            ));
+        }
+        if path.is_object() {
+            causes.push(causes::invalid(
+                "spec.nonResourceAttributes",
+                path,
+                "disallowed on this kind of request",
+            ));
+        }
+    }
+    causes
+}
+
+fn review_token(registry: &Registry, authenticator: &Authenticator, spec: &Value) -> Reply<Value> {
     let token = spec["token"].as_str().unwrap_or_default();
-    let found = authenticator.token(token, meta::now_seconds(), |claims| {
-        token::still_bound(registry, claims)
-    });
-    let refused = |why: &str| json!({"user": {}, "error": why});
-    let Some((user, audiences)) = found else {
+    if token.is_empty() {
+        return Err(Box::new(Status::bad_request(
+            "token is required for TokenReview in authentication",
+        )));
+    }
+    let refused = |why: &str| Ok(json!({"user": {}, "error": why}));
+    let Some((user, audiences)) =
+        authenticator.token(&registry.storage, token, meta::now_seconds())
+    else {
         return refused("invalid bearer token");
     };
     let wanted: Vec<&str> = spec["audiences"]
@@ -80,21 +144,32 @@ fn review_token(registry: &Registry, authenticator: &Authenticator, spec: &Value
         wanted.iter().filter(has).copied().collect()
     };
     if granted.is_empty() {
-        return refused("token audiences do not match");
+        return refused(&format!(
+            "[invalid bearer token, token audiences {audiences:?} is invalid for the target audiences {wanted:?}]"
+        ));
     }
-    json!({"authenticated": true, "user": user.to_json(), "audiences": granted})
+    Ok(json!({"authenticated": true, "user": user.to_json(), "audiences": granted}))
 }
 
-fn rules(user: &User) -> Value {
-    if user.is_anonymous() {
-        return json!({"resourceRules": [], "incomplete": false, "nonResourceRules": [
-            {"verbs": ["get"], "nonResourceURLs": ["/healthz", "/livez", "/readyz", "/version", "/api", "/apis", "/openapi"]}]});
+/// What a user may do in a namespace.
+fn rules(authorizer: &Authorizer, user: &User, spec: &Value) -> Reply<Value> {
+    let namespace = spec["namespace"].as_str().unwrap_or_default();
+    if namespace.is_empty() {
+        return Err(Box::new(Status::bad_request("no namespace on request")));
     }
-    json!({
-        "resourceRules": [{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}],
-        "nonResourceRules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}],
-        "incomplete": false,
-    })
+    let rights = authorizer.rights(user, namespace);
+    let (urls, resources): (Vec<_>, Vec<_>) =
+        rights.rules.iter().partition(|rule| !rule.urls.is_empty());
+    let list = |rules: Vec<&Rule>| rules.into_iter().map(Rule::to_json).collect::<Value>();
+    let mut status = json!({
+        "resourceRules": list(resources),
+        "nonResourceRules": list(urls),
+        "incomplete": rights.incomplete.is_some(),
+    });
+    if let Some(why) = rights.incomplete {
+        status["evaluationError"] = why.into();
+    }
+    Ok(status)
 }
 
 fn subject(spec: &Value) -> User {
@@ -106,7 +181,7 @@ fn subject(spec: &Value) -> User {
         .as_object()
         .into_iter()
         .flatten()
-        .map(|(key, values)| (key.clone(), strings(values)))
+        .map(|(key, values)| (key.to_ascii_lowercase(), strings(values)))
         .collect();
     User {
         name: spec["user"].as_str().unwrap_or_default().to_owned(),
@@ -116,7 +191,7 @@ fn subject(spec: &Value) -> User {
     }
 }
 
-fn access(user: &User, spec: &Value) -> Value {
+fn access(authorizer: &Authorizer, user: &User, spec: &Value) -> Value {
     let text = |value: &Value, field: &str| value[field].as_str().unwrap_or_default().to_owned();
     let resource = &spec["resourceAttributes"];
     let attributes = if resource.is_object() {
@@ -128,6 +203,7 @@ fn access(user: &User, spec: &Value) -> Value {
             namespace: text(resource, "namespace"),
             name: text(resource, "name"),
             path: String::new(),
+            fields: fields(&resource["fieldSelector"]),
         }
     } else {
         Attributes {
@@ -136,10 +212,35 @@ fn access(user: &User, spec: &Value) -> Value {
             ..Attributes::default()
         }
     };
-    let decision = decide(user, &attributes);
+    let decision = authorizer.decide(user, &attributes);
     let mut status = json!({"allowed": decision.allowed});
     if !decision.reason.is_empty() {
         status["reason"] = decision.reason.into();
     }
     status
+}
+
+/// The field selector of a question, as text or as requirements. What cannot be read restricts nothing, so that less is
+/// allowed.
+fn fields(selector: &Value) -> FieldSelector {
+    if let Some(text) = selector["rawSelector"].as_str() {
+        return FieldSelector::parse(text).unwrap_or_default();
+    }
+    let requirements = selector["requirements"].as_array().into_iter().flatten();
+    let requirement = |requirement: &Value| {
+        let values = requirement["values"].as_array()?;
+        let [value] = values.as_slice() else {
+            return None;
+        };
+        Some(FieldRequirement {
+            path: requirement["key"].as_str()?.to_owned(),
+            equals: match requirement["operator"].as_str()? {
+                "In" => true,
+                "NotIn" => false,
+                _ => return None,
+            },
+            value: value.as_str()?.to_owned(),
+        })
+    };
+    FieldSelector::of(requirements.filter_map(requirement).collect())
 }

@@ -13,10 +13,7 @@ use crate::{
     discovery, meta,
     metrics::ServerMetrics,
     registry::{Registry, Reply},
-    subresources::{
-        connect::{self, Connect, Connector},
-        token,
-    },
+    subresources::connect::{self, Connect, Connector},
 };
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, request::Parts};
@@ -106,25 +103,22 @@ impl Server {
         B::Error: Into<BoxError>,
     {
         let peer = parts.extensions.get::<Peer>();
-        let user =
-            self.authenticator
-                .request(peer, &parts.headers, meta::now_seconds(), |claims| {
-                    token::still_bound(&self.registry, claims)
-                })?;
+        let user = self.authenticator.request(
+            peer,
+            &parts.headers,
+            meta::now_seconds(),
+            &self.registry.storage,
+        )?;
         let user = match authn::impersonated(&parts.headers)? {
             None => user,
             Some(other) => {
-                let lending = authz::impersonation(&other);
-                if !authz::decide(&user, &lending).allowed {
-                    return Err(authz::forbidden(&user, &lending));
+                for lending in authz::impersonation(&other.asked) {
+                    self.authorize(&user, &lending)?;
                 }
-                other
+                other.user
             }
         };
-        let attributes = Attributes::of(info, &parts.method);
-        if !authz::decide(&user, &attributes).allowed {
-            return Err(authz::forbidden(&user, &attributes));
-        }
+        self.authorize(&user, &Attributes::of(info, &parts.method))?;
         if let Some(connect) = Connect::of(info) {
             // Long-running: it neither waits for a turn nor takes one.
             let body = connect::streamed(body);
@@ -145,6 +139,15 @@ impl Server {
         } else {
             self.path(parts, info, wanted, &user).await
         }
+    }
+
+    /// 403 unless `user` may do it.
+    fn authorize(&self, user: &User, what: &Attributes) -> Reply<()> {
+        let decision = self.registry.authorizer.decide(user, what);
+        if decision.allowed {
+            return Ok(());
+        }
+        Err(authz::forbidden(user, what, &decision.reason))
     }
 
     /// Waits, for a bounded time, until the server has room for one more.

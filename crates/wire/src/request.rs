@@ -377,7 +377,7 @@ fn is_path_segment_name(name: &str) -> bool {
 }
 
 /// Decodes `%XX` (and `+`, in queries). `None` for broken escapes and for bytes that are not UTF-8.
-fn percent_decode(text: &str, plus_is_space: bool) -> Option<String> {
+pub fn percent_decode(text: &str, plus_is_space: bool) -> Option<String> {
     let mut out = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

@@ -1,6 +1,7 @@
 //! Service account tokens: JWTs signed with ES256 by a key of the server.
 
 use super::User;
+use crate::authz::account_name;
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use ring::{
     rand::SystemRandom,
@@ -9,7 +10,7 @@ use ring::{
         UnparsedPublicKey,
     },
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 use std::fmt;
 
@@ -78,19 +79,61 @@ pub struct Reference {
     pub uid: String,
 }
 
+/// The issuer of tokens that are kept in secrets.
+const LEGACY_ISSUER: &str = "kubernetes/serviceaccount";
+
+/// What a token says that is kept in a `kubernetes.io/service-account-token` secret. It does not expire: it is good for
+/// as long as its secret and its service account are there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LegacyClaims {
+    iss: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/namespace")]
+    pub(super) namespace: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/secret.name")]
+    pub(super) secret: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.name")]
+    pub(super) account: String,
+    #[serde(rename = "kubernetes.io/serviceaccount/service-account.uid")]
+    pub(super) uid: String,
+    sub: String,
+}
+
+impl LegacyClaims {
+    /// For a service account (its namespace, name and uid), kept in the secret called `secret`.
+    pub fn new(namespace: &str, account: &str, uid: &str, secret: &str) -> Self {
+        Self {
+            iss: LEGACY_ISSUER.into(),
+            namespace: namespace.to_owned(),
+            secret: secret.to_owned(),
+            account: account.to_owned(),
+            uid: uid.to_owned(),
+            sub: account_name(namespace, account),
+        }
+    }
+    /// The user a token speaks for.
+    pub fn user(&self) -> User {
+        account_user(&self.namespace, &self.account, &self.uid)
+    }
+}
+
+/// The user a service account is.
+fn account_user(namespace: &str, account: &str, uid: &str) -> User {
+    User {
+        name: account_name(namespace, account),
+        uid: uid.to_owned(),
+        groups: vec![
+            "system:serviceaccounts".into(),
+            format!("system:serviceaccounts:{namespace}"),
+        ],
+        ..User::default()
+    }
+}
+
 impl Claims {
     /// The user a token speaks for.
     pub fn user(&self) -> User {
-        let namespace = &self.kubernetes.namespace;
-        let mut user = User {
-            name: self.sub.clone(),
-            uid: self.kubernetes.serviceaccount.uid.clone(),
-            groups: vec![
-                "system:serviceaccounts".into(),
-                format!("system:serviceaccounts:{namespace}"),
-            ],
-            ..User::default()
-        };
+        let account = &self.kubernetes.serviceaccount;
+        let mut user = account_user(&self.kubernetes.namespace, &account.name, &account.uid);
         let mut extra = |key: &str, value: &str| {
             user.extra.insert(
                 format!("authentication.kubernetes.io/{key}"),
@@ -159,8 +202,17 @@ impl Issuer {
     /// Signs claims (their issuer is set here).
     pub fn sign(&self, mut claims: Claims) -> Result<String, KeyError> {
         claims.iss.clone_from(&self.url);
+        self.jwt(&claims)
+    }
+
+    /// Signs what a token in a secret says.
+    pub fn sign_legacy(&self, claims: &LegacyClaims) -> Result<String, KeyError> {
+        self.jwt(claims)
+    }
+
+    fn jwt(&self, claims: &impl Serialize) -> Result<String, KeyError> {
         let header = serde_json::json!({"alg": "ES256", "kid": self.key_id});
-        let claims = serde_json::to_vec(&claims).map_err(|e| KeyError(e.to_string()))?;
+        let claims = serde_json::to_vec(claims).map_err(|e| KeyError(e.to_string()))?;
         let mut token = URL_SAFE_NO_PAD.encode(header.to_string());
         token.push('.');
         URL_SAFE_NO_PAD.encode_string(claims, &mut token);
@@ -175,6 +227,29 @@ impl Issuer {
 
     /// Verifies signature, issuer and time.
     pub fn verify(&self, token: &str, now: i64) -> Result<Claims, TokenError> {
+        let claims: Claims = self.claims(token)?;
+        if claims.iss != self.url {
+            return Err(TokenError::Issuer);
+        }
+        if now >= claims.exp || now < claims.nbf {
+            return Err(TokenError::Time);
+        }
+        Ok(claims)
+    }
+
+    /// Verifies signature and issuer of a token that is kept in a secret.
+    pub fn verify_legacy(&self, token: &str) -> Result<LegacyClaims, TokenError> {
+        let claims: LegacyClaims = self.claims(token)?;
+        if claims.iss != LEGACY_ISSUER
+            || claims.sub != account_name(&claims.namespace, &claims.account)
+        {
+            return Err(TokenError::Issuer);
+        }
+        Ok(claims)
+    }
+
+    /// What a token says that this issuer has signed.
+    fn claims<T: DeserializeOwned>(&self, token: &str) -> Result<T, TokenError> {
         let (signed, signature) = token.rsplit_once('.').ok_or(TokenError::Malformed)?;
         let (_, claims) = signed.split_once('.').ok_or(TokenError::Malformed)?;
         let decode = |part: &str| {
@@ -186,15 +261,7 @@ impl Issuer {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, self.key.public_key().as_ref())
             .verify(signed.as_bytes(), &signature)
             .map_err(|_| TokenError::Signature)?;
-        let claims: Claims =
-            serde_json::from_slice(&decode(claims)?).map_err(|_| TokenError::Malformed)?;
-        if claims.iss != self.url {
-            return Err(TokenError::Issuer);
-        }
-        if now >= claims.exp || now < claims.nbf {
-            return Err(TokenError::Time);
-        }
-        Ok(claims)
+        serde_json::from_slice(&decode(claims)?).map_err(|_| TokenError::Malformed)
     }
 
     /// The public key as a JSON web key set.

@@ -110,6 +110,7 @@ impl Registry {
             schema::track(resource, None, &mut object, writer);
         }
         self.admit(target, &mut object).await?;
+        self.check_grant(target, None, &object)?;
         strategy::initial_state(resource, &mut object, &target.user);
         let _allocation = self.allocate(target, None, &mut object).await?;
         let causes = schema::validate_create(resource, &object);

@@ -151,6 +151,7 @@ impl Registry {
             };
             schema::track(resource, Some(&live), &mut new, writer);
         }
+        self.check_grant(target, Some(&live), &new)?;
         let _allocation = self.allocate(target, Some(&live), &mut new).await?;
         strategy::count_generation(resource, &live, &mut new);
         let mut causes = finalizers_while_deleting(&live, &new);

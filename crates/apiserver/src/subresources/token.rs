@@ -2,6 +2,7 @@
 
 use crate::{
     authn::tokens::{Bound, Claims, Issuer, Reference},
+    authz::account_name,
     meta,
     registry::{Registry, Reply, Target},
     storage::Key,
@@ -76,7 +77,7 @@ pub(crate) fn request(
         jti: meta::new_uid(),
         kubernetes: bound,
         nbf: now,
-        sub: format!("system:serviceaccount:{}:{}", target.namespace, target.name),
+        sub: account_name(&target.namespace, &target.name),
     };
     let token = issuer
         .sign(claims)
@@ -159,24 +160,4 @@ fn bind(registry: &Registry, target: &Target, wanted: &Value, bound: &mut Bound)
         _ => bound.node = reference,
     }
     Ok(())
-}
-
-/// Whether what a token is bound to still exists.
-pub(crate) fn still_bound(registry: &Registry, claims: &Claims) -> bool {
-    let bound = &claims.kubernetes;
-    let exists = |partition: &str, namespace: &str, reference: &Reference| {
-        let key = Key::new(namespace, &reference.name);
-        registry
-            .storage
-            .get(&partition.into(), &key)
-            .is_some_and(|object| {
-                reference.uid.is_empty() || reference.uid == meta::uid(&object.value())
-            })
-    };
-    let namespace = &bound.namespace;
-    exists("/serviceaccounts", namespace, &bound.serviceaccount)
-        && bound.pod.as_ref().is_none_or(|r| exists("/pods", namespace, r))
-        && bound.secret.as_ref().is_none_or(|r| exists("/secrets", namespace, r))
-        // A pod's token names its node for information only.
-        && (bound.pod.is_some() || bound.node.as_ref().is_none_or(|r| exists("/nodes", "", r)))
 }

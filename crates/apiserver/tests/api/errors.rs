@@ -145,9 +145,13 @@ async fn nobody_in_particular_sees_health_only() {
         let cluster = &cluster;
         async move { Answer::of(cluster.raw(request, Bytes::new()).await).await }
     };
-    for path in ["/healthz", "/readyz", "/livez", "/version", "/apis"] {
+    for path in ["/healthz", "/readyz", "/livez", "/version"] {
         assert_eq!(ask(path, None).await.code, 200, "{path}");
     }
+    assert_eq!(
+        ask("/apis", None).await.expect(403)["message"],
+        "forbidden: User \"system:anonymous\" cannot get path \"/apis\""
+    );
     let refused = ask(PODS, None).await.expect(403);
     assert_eq!(
         refused["message"],
