@@ -191,6 +191,7 @@ impl Cluster {
             Duration::from_secs(10),
         );
 
+        crate::rbac::install(&kube).await?;
         crate::control_plane::write(&directory, &ca, &server)?;
         let settings = Settings {
             nodes: config.node_monitor,

@@ -19,5 +19,6 @@ pub mod kubeconfig;
 pub mod kubelet;
 pub mod link;
 pub mod plan;
+mod rbac;
 mod resources;
 pub mod up;

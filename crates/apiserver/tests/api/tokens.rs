@@ -27,6 +27,12 @@ async fn a_service_account_token_works_while_its_pod_lives() {
         .as_str()
         .expect("a token")
         .to_owned();
+    as_bearer(&cluster, &token, PODS).await.expect(403);
+    let grant = json!({"metadata": {"name": "view"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "view"},
+        "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}]});
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/namespaces/default/rolebindings";
+    cluster.post(bindings, &grant).await.expect(201);
     as_bearer(&cluster, &token, PODS).await.expect(200);
 
     let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": token}});

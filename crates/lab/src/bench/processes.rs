@@ -417,6 +417,8 @@ pub(super) async fn serve_api(dir: &Path, listen: SocketAddr) -> Result<(), Benc
             TOKEN.into(),
             yurt_apiserver::authn::User::new("kubernetes-admin", &["system:masters"]),
         )],
+        // The node's certificate also asks what kube-proxy would.
+        authorization: yurt_apiserver::AuthorizationMode::AlwaysAllow,
         ..yurt_apiserver::Config::default()
     };
     let shutdown = CancellationToken::new();
