@@ -220,7 +220,9 @@ impl Registry {
                 Reason::RequestEntityTooLarge,
                 format!("Request entity is too large: {error}"),
             ),
-            WriteError::Store(_) => Status::new(Reason::InternalError, error.to_string()),
+            WriteError::Store(_) | WriteError::Unprintable(_) => {
+                Status::new(Reason::InternalError, error.to_string())
+            }
             WriteError::Closed => Status::new(
                 Reason::ServiceUnavailable,
                 "the API server is shutting down",

@@ -5,21 +5,28 @@
 //! order of revision, to readers and watchers. Writers themselves see what is still under way
 //! ([`Storage::current`]), so that two of them cannot overwrite one another.
 
+mod draft;
+mod log;
 mod partition;
 mod stored;
 #[cfg(test)]
 mod tests;
+mod topics;
 
-pub use partition::{Change, Partition, TooOld, WindowLimits};
+pub use log::{Change, TooOld};
+pub use partition::{Follower, Listed, Partition, Range, WindowLimits};
 pub use stored::{Key, Stored};
+pub use topics::Topic;
 
 use bytes::Bytes;
+use draft::Draft;
 use serde_json::Value;
 use std::{
     collections::HashMap,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
+use stored::Traits;
 use tokio::sync::{mpsc, oneshot, watch};
 use yurt_store::{Batch, Commit, Options, Recovery, Store, StoreError};
 use yurt_wire::watch::EventType;
@@ -59,6 +66,9 @@ pub enum WriteError {
     /// The server is stopping.
     #[error("the storage is closed")]
     Closed,
+    /// The object cannot be printed as JSON.
+    #[error("the object cannot be serialised: {0}")]
+    Unprintable(#[from] serde_json::Error),
 }
 
 /// What a writer expects to find.
@@ -82,6 +92,8 @@ struct Inner {
     partitions: RwLock<HashMap<Arc<str>, Arc<Partition>>>,
     /// The newest published revision.
     published: watch::Sender<u64>,
+    /// The newest revision whose write is over, also when it failed.
+    settled: watch::Sender<u64>,
     sink: Sink,
     limits: WindowLimits,
 }
@@ -98,12 +110,28 @@ enum Sink {
 #[derive(Debug)]
 struct Writer {
     revision: u64,
-    /// The state of objects with a commit under way: the revision that made it, `None` when deleted.
-    pending: HashMap<Slot, (u64, Option<Arc<Stored>>)>,
+    /// The state of objects with a commit under way, by partition: the revision that made it, `None` when deleted.
+    pending: HashMap<Arc<str>, HashMap<Key, (u64, Option<Arc<Stored>>)>>,
 }
 
-/// A partition and a key in it.
-type Slot = (Arc<str>, Key);
+impl Writer {
+    fn pending(&self, partition: &Arc<str>, key: &Key) -> Option<&(u64, Option<Arc<Stored>>)> {
+        self.pending.get(partition)?.get(key)
+    }
+
+    /// The write of a revision is over.
+    fn forget(&mut self, partition: &Arc<str>, key: &Key, revision: u64) {
+        let Some(slots) = self.pending.get_mut(partition) else {
+            return;
+        };
+        if slots.get(key).is_some_and(|(at, _)| *at == revision) {
+            slots.remove(key);
+        }
+        if slots.is_empty() {
+            self.pending.remove(partition);
+        }
+    }
+}
 
 /// A commit under way. The queue of these is bounded by the requests in flight.
 #[derive(Debug)]
@@ -188,6 +216,17 @@ impl Storage {
         self.inner.current(&self.inner.lock(), partition, key)
     }
 
+    /// Waits until no write of an object is under way that was so when this was called. Whoever tells a client of what
+    /// [`Storage::current`] shows waits first: until then it may still come to nothing, and readers do not see it.
+    pub async fn settle(&self, partition: &Arc<str>, key: &Key) {
+        let under_way = self.inner.lock().pending(partition, key).map(|(at, _)| *at);
+        if let Some(revision) = under_way {
+            let mut settled = self.inner.settled.subscribe();
+            // The sender is in `inner`, which is here.
+            let _ = settled.wait_for(|at| *at >= revision).await;
+        }
+    }
+
     /// The objects of a namespace (`""`: of all) after `start`, and the revision they show.
     pub fn list(
         &self,
@@ -195,20 +234,35 @@ impl Storage {
         namespace: &str,
         start: Option<&Key>,
     ) -> (Vec<Arc<Stored>>, u64) {
-        let published = self.revision();
-        self.partition(partition).list(namespace, start, published)
+        let range = Range {
+            namespace,
+            start,
+            limit: None,
+        };
+        let (listed, revision) = self.page(partition, &range);
+        (listed.items, revision)
     }
 
-    /// As [`Storage::list`], at a past revision.
-    pub fn list_at(
+    /// One object as readers see it, and the revision that this shows.
+    pub fn find(&self, partition: &Arc<str>, key: &Key) -> (Option<Arc<Stored>>, u64) {
+        let published = self.revision();
+        self.partition(partition).find(key, published)
+    }
+
+    /// The objects in a range, and the revision they show.
+    pub fn page(&self, partition: &Arc<str>, range: &Range<'_>) -> (Listed, u64) {
+        let published = self.revision();
+        self.partition(partition).page(range, published)
+    }
+
+    /// As [`Storage::page`], at a past revision.
+    pub fn page_at(
         &self,
         partition: &Arc<str>,
-        namespace: &str,
-        start: Option<&Key>,
+        range: &Range<'_>,
         revision: u64,
-    ) -> Result<Vec<Arc<Stored>>, TooOld> {
-        self.partition(partition)
-            .list_at(namespace, start, revision)
+    ) -> Result<Listed, TooOld> {
+        self.partition(partition).page_at(range, revision)
     }
 
     /// Stores an object; its resourceVersion is filled in. Returns when it is durable and published.
@@ -243,7 +297,13 @@ impl Storage {
         value: Value,
         kind: EventType,
     ) -> Result<Arc<Stored>, WriteError> {
-        let (object, done) = self.inner.begin(partition, key, expect, value, kind)?;
+        // Printed before its turn: others need not wait for that.
+        let draft = Draft::new(partition, &value)?;
+        drop(value);
+        if draft.len() > MAX_OBJECT_BYTES && kind != EventType::Deleted {
+            return Err(WriteError::TooLarge(draft.len()));
+        }
+        let (object, done) = self.inner.begin(partition, key, expect, draft, kind)?;
         if let Some(done) = done {
             done.await.map_err(|_| WriteError::Closed)??;
         }
@@ -263,6 +323,7 @@ impl Inner {
             }),
             partitions: RwLock::default(),
             published: watch::Sender::new(1),
+            settled: watch::Sender::new(1),
             sink,
             limits,
         }
@@ -290,7 +351,7 @@ impl Inner {
     }
 
     fn current(&self, writer: &Writer, partition: &Arc<str>, key: &Key) -> Option<Arc<Stored>> {
-        match writer.pending.get(&(partition.clone(), key.clone())) {
+        match writer.pending(partition, key) {
             Some((_, state)) => state.clone(),
             None => self.partition(partition).get(key),
         }
@@ -302,7 +363,7 @@ impl Inner {
         partition: &Arc<str>,
         key: Key,
         expect: Expect,
-        mut value: Value,
+        draft: Draft,
         kind: EventType,
     ) -> Result<(Arc<Stored>, Ticket), WriteError> {
         let mut writer = self.lock();
@@ -313,12 +374,12 @@ impl Inner {
             _ => return Err(WriteError::Conflict),
         }
         let revision = writer.revision + 1;
-        value["metadata"]["resourceVersion"] = Value::String(revision.to_string());
-        let json = Bytes::from(value.to_string());
-        if json.len() > MAX_OBJECT_BYTES && kind != EventType::Deleted {
-            return Err(WriteError::TooLarge(json.len()));
-        }
-        let object = Arc::new(Stored::new(key.clone(), revision, &value, json));
+        let event = match (kind, found) {
+            (EventType::Deleted, _) => EventType::Deleted,
+            (_, None) => EventType::Added,
+            (_, Some(_)) => EventType::Modified,
+        };
+        let object = Arc::new(draft.at(key.clone(), revision, event));
         let Sink::Durable { store, queue } = &self.sink else {
             writer.revision = revision;
             self.partition(partition).apply(kind, object.clone());
@@ -333,15 +394,14 @@ impl Inner {
                 revision.to_string().into_bytes(),
             );
         } else {
-            batch.put(object_key(partition, &key), object.json().clone());
+            batch.put(object_key(partition, &key), object.json_bytes());
         }
         let commit = store.try_commit(batch).map_err(|_| WriteError::Busy)?;
         writer.revision = revision;
         let (done, ticket) = oneshot::channel();
         let state = (kind != EventType::Deleted).then(|| object.clone());
-        writer
-            .pending
-            .insert((partition.clone(), key), (revision, state));
+        let slots = writer.pending.entry(partition.clone()).or_default();
+        slots.insert(key, (revision, state));
         let pending = Pending {
             partition: partition.clone(),
             kind,
@@ -411,9 +471,10 @@ fn restored(record: &[u8], json: Bytes) -> Option<(Arc<str>, Stored)> {
         .parse()
         .ok()?;
     let key = Key::new(namespace, name);
+    let traits = Traits::of(partition, &value);
     Some((
         Arc::from(partition),
-        Stored::new(key, revision, &value, json),
+        Stored::new(key, revision, EventType::Added, traits, json),
     ))
 }
 
@@ -422,11 +483,13 @@ async fn publish(inner: std::sync::Weak<Inner>, mut queue: mpsc::UnboundedReceiv
     while let Some(pending) = queue.recv().await {
         let result = pending.commit.await;
         let Some(inner) = inner.upgrade() else { return };
+        let (partition, key) = (pending.partition, pending.object.key.clone());
         let revision = pending.object.revision;
-        let slot = (pending.partition, pending.object.key.clone());
         let outcome = match result {
             Ok(()) => {
-                inner.partition(&slot.0).apply(pending.kind, pending.object);
+                inner
+                    .partition(&partition)
+                    .apply(pending.kind, pending.object);
                 inner.published.send_replace(revision);
                 Ok(())
             }
@@ -436,15 +499,8 @@ async fn publish(inner: std::sync::Weak<Inner>, mut queue: mpsc::UnboundedReceiv
                 Err(WriteError::Store(Arc::new(error)))
             }
         };
-        let mut writer = inner.lock();
-        if writer
-            .pending
-            .get(&slot)
-            .is_some_and(|(at, _)| *at == revision)
-        {
-            writer.pending.remove(&slot);
-        }
-        drop(writer);
+        inner.lock().forget(&partition, &key, revision);
+        inner.settled.send_replace(revision);
         // The caller may have given up waiting; the write stands all the same.
         let _ = pending.done.send(outcome);
     }

@@ -97,6 +97,31 @@ struct Chunks {
     remaining: u64,
 }
 
+/// Smaller chunks are joined, up to this: each would cost a frame and a record of its own.
+const JOINED_BYTES: usize = 32 << 10;
+
+impl Chunks {
+    /// The next chunk as it is when it is large, or joined with those after it.
+    fn next_chunk(&mut self) -> Option<Bytes> {
+        let (mut count, mut bytes) = (0, 0);
+        for chunk in &self.chunks {
+            if count > 0 && bytes + chunk.len() > JOINED_BYTES {
+                break;
+            }
+            count += 1;
+            bytes += chunk.len();
+        }
+        if count < 2 {
+            return self.chunks.pop_front();
+        }
+        let mut joined = BytesMut::with_capacity(bytes);
+        for chunk in self.chunks.drain(..count) {
+            joined.extend_from_slice(&chunk);
+        }
+        Some(joined.freeze())
+    }
+}
+
 impl http_body::Body for Chunks {
     type Data = Bytes;
     type Error = BoxError;
@@ -105,7 +130,7 @@ impl http_body::Body for Chunks {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        Poll::Ready(self.chunks.pop_front().map(|chunk| {
+        Poll::Ready(self.next_chunk().map(|chunk| {
             self.remaining -= chunk.remaining() as u64;
             Ok(Frame::data(chunk))
         }))
@@ -135,5 +160,31 @@ impl http_body::Body for Channel {
         self.receiver
             .poll_recv(context)
             .map(|item| item.map(|chunk| chunk.map(Frame::data)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn small_chunks_are_joined_and_large_ones_are_not_copied() {
+        let large = Bytes::from(vec![b'x'; JOINED_BYTES]);
+        let parts = ["a", "b", "", "c"].map(Bytes::from_static);
+        let mut all = parts.to_vec();
+        all.push(large.clone());
+        all.extend(vec![Bytes::from(vec![b'y'; 20_000]); 3]);
+        let whole = all.concat();
+        let mut body = chunks(all);
+        assert_eq!(body.size_hint().exact(), Some(whole.len() as u64));
+        let mut frames = Vec::new();
+        while let Some(frame) = body.frame().await {
+            frames.push(frame.expect("a frame").into_data().expect("data"));
+        }
+        let lengths: Vec<usize> = frames.iter().map(Bytes::len).collect();
+        assert_eq!(lengths, [3, JOINED_BYTES, 20_000, 20_000, 20_000]);
+        assert_eq!(frames[1].as_ptr(), large.as_ptr());
+        assert_eq!(frames.concat(), whole);
+        assert!(body.is_end_stream());
     }
 }

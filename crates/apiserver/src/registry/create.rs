@@ -97,6 +97,7 @@ impl Registry {
             ))
         };
         if self.storage.current(&resource.storage, &key).is_some() {
+            self.storage.settle(&resource.storage, &key).await;
             return Err(taken());
         }
         strategy::prepare_create(resource, &mut object, &now);
@@ -126,14 +127,18 @@ impl Registry {
             });
         }
         let object = conversion::to_stored(resource, object);
-        let stored = self
+        let written = self
             .storage
-            .put(&resource.storage, key, Expect::Absent, object)
-            .await
-            .map_err(|error| match error {
-                WriteError::Conflict => taken(),
-                error => self.write_failed(target, &error),
-            })?;
+            .put(&resource.storage, key.clone(), Expect::Absent, object)
+            .await;
+        let stored = match written {
+            Ok(stored) => stored,
+            Err(WriteError::Conflict) => {
+                self.storage.settle(&resource.storage, &key).await;
+                return Err(taken());
+            }
+            Err(error) => return Err(self.write_failed(target, &error)),
+        };
         self.after_write(resource);
         Ok(Written {
             content: Content::of(resource, stored),

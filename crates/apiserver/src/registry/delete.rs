@@ -51,7 +51,15 @@ impl Registry {
     async fn try_delete(&self, target: &Target, options: &DeleteOptions) -> Reply<Option<Deleted>> {
         let resource = &target.resource;
         let key = target.key();
-        let current = self.current(target)?;
+        let current = match self.current(target) {
+            Ok(current) => current,
+            Err(gone) => {
+                // Gone only once the deletion that was seen is durable.
+                let storage = &target.resource.storage;
+                self.storage.settle(storage, &target.key()).await;
+                return Err(gone);
+            }
+        };
         let live = conversion::to_served(resource, current.value());
         check(target, options, &live)?;
         let expect = Expect::At(current.revision);

@@ -5,7 +5,7 @@ use crate::{
     meta,
     resources::Resource,
     selectable,
-    storage::{Key, Stored, TooOld},
+    storage::{Key, Listed, Range, Stored, TooOld, Topic},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
@@ -70,6 +70,17 @@ impl Selection {
                 || self
                     .fields
                     .matches(|path| object.field(path, &self.resource.selectable_fields)))
+    }
+
+    /// What the selection is confined to, where it is one object or one node's pods.
+    pub(crate) fn topic(&self, namespace: &str) -> Option<Topic> {
+        let named = self.fields.exact("metadata.name");
+        if let Some(name) = named.filter(|_| !namespace.is_empty() || !self.resource.namespaced) {
+            return Some(Topic::Object(Key::new(namespace, name)));
+        }
+        let is_pods = self.resource.group.is_empty() && self.resource.plural == "pods";
+        let node = self.fields.exact("spec.nodeName").filter(|_| is_pods)?;
+        Some(Topic::Node(node.into()))
     }
 
     /// Whether everything is selected.
@@ -202,59 +213,75 @@ impl Registry {
         let selection = Selection::new(resource, options)?;
         let now = meta::now_seconds();
         let mut begun = now;
-        let (mut items, revision) = if options.continue_token.is_empty() {
-            self.first_page(resource, namespace, wanted_revision(options)?)?
+        let limit = usize::try_from(options.limit).unwrap_or(usize::MAX);
+        let mut range = Range {
+            namespace,
+            // With a selector more must be looked at than is shown.
+            limit: (limit > 0 && selection.is_everything()).then_some(limit),
+            start: None,
+        };
+        let token;
+        let (mut listed, revision) = if options.continue_token.is_empty() {
+            self.first_page(resource, &selection, &range, wanted_revision(options)?)?
         } else {
             if !options.resource_version.is_empty() && options.resource_version != "0" {
                 return Err(Box::new(Status::bad_request(
                     "specifying resource version is not allowed when using continue",
                 )));
             }
-            let token = Token::decode(&options.continue_token)?;
+            token = Token::decode(&options.continue_token)?;
             begun = token.begun;
-            self.next_page(resource, namespace, token, now)?
+            range.start = Some(&token.start);
+            self.next_page(resource, &range, &token, now)?
         };
-        if !selection.is_everything() {
-            items.retain(|object| selection.matches(object));
+        let countable = selection.is_everything();
+        if !countable {
+            listed.items.retain(|object| selection.matches(object));
+            if limit > 0 && listed.items.len() > limit {
+                listed.rest = listed.items.len() - limit;
+                listed.items.truncate(limit);
+            }
         }
-        Ok(cut(
-            items,
+        let more = listed.rest > 0;
+        let last = listed.items.last().filter(|_| more);
+        Ok(Page {
+            continue_token: last.map_or_else(String::new, |last| {
+                Token::encode(Some(revision), &last.key, begun)
+            }),
+            remaining: (more && countable).then(|| i64::try_from(listed.rest).unwrap_or(i64::MAX)),
+            items: listed.items,
             revision,
-            options.limit,
-            selection.is_everything(),
-            begun,
-        ))
+        })
     }
 
-    /// Everything after a token, and the revision it shows.
+    /// What comes after a token, and the revision it shows.
     fn next_page(
         &self,
         resource: &Resource,
-        namespace: &str,
-        token: Continuation,
+        range: &Range<'_>,
+        token: &Continuation,
         now: i64,
-    ) -> Reply<(Vec<Arc<Stored>>, u64)> {
+    ) -> Reply<(Listed, u64)> {
         let Some(revision) = token.revision else {
-            return Ok(self
-                .storage
-                .list(&resource.storage, namespace, Some(&token.start)));
+            return Ok(self.storage.page(&resource.storage, range));
         };
         if now.saturating_sub(token.begun) > TOKEN_SECONDS {
             return Err(expired_token(&token.start, now));
         }
         self.storage
-            .list_at(&resource.storage, namespace, Some(&token.start), revision)
-            .map(|items| (items, revision))
+            .page_at(&resource.storage, range, revision)
+            .map(|listed| (listed, revision))
             .map_err(|_| expired_token(&token.start, now))
     }
 
-    /// Everything in a namespace, and the revision it shows.
+    /// The first objects, and the revision they show.
     fn first_page(
         &self,
         resource: &Resource,
-        namespace: &str,
+        selection: &Selection,
+        range: &Range<'_>,
         at: At,
-    ) -> Reply<(Vec<Arc<Stored>>, u64)> {
+    ) -> Reply<(Listed, u64)> {
         match at {
             At::Newest => {}
             At::NotOlderThan(wanted) => self.reached(wanted)?,
@@ -262,12 +289,21 @@ impl Registry {
                 self.reached(wanted)?;
                 return self
                     .storage
-                    .list_at(&resource.storage, namespace, None, wanted)
-                    .map(|items| (items, wanted))
+                    .page_at(&resource.storage, range, wanted)
+                    .map(|listed| (listed, wanted))
                     .map_err(|e| too_old(&e));
             }
         }
-        Ok(self.storage.list(&resource.storage, namespace, None))
+        if let Some(Topic::Object(key)) = selection.topic(range.namespace) {
+            // One object needs no search.
+            let (found, revision) = self.storage.find(&resource.storage, &key);
+            let listed = Listed {
+                items: found.into_iter().collect(),
+                rest: 0,
+            };
+            return Ok((listed, revision));
+        }
+        Ok(self.storage.page(&resource.storage, range))
     }
 
     /// A revision from the future cannot be shown.
@@ -302,32 +338,6 @@ impl Registry {
         // When it does not come, the list says so.
         let _ = tokio::time::timeout(PATIENCE, published.wait_for(|r| *r >= wanted)).await;
     }
-}
-
-fn cut(
-    mut items: Vec<Arc<Stored>>,
-    revision: u64,
-    limit: u64,
-    countable: bool,
-    begun: i64,
-) -> Page {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let mut page = Page {
-        items: Vec::new(),
-        revision,
-        continue_token: String::new(),
-        remaining: None,
-    };
-    if limit > 0 && items.len() > limit {
-        let rest = items.len() - limit;
-        items.truncate(limit);
-        page.remaining = countable.then(|| i64::try_from(rest).unwrap_or(i64::MAX));
-        if let Some(last) = items.last() {
-            page.continue_token = Token::encode(Some(revision), &last.key, begun);
-        }
-    }
-    page.items = items;
-    page
 }
 
 /// 410 for a revision that has left the window.

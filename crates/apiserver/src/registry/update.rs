@@ -108,7 +108,13 @@ impl Registry {
 
     async fn edit(&self, target: &Target, edit: &Edit<'_>) -> Reply<Written> {
         for _ in 0..MAX_RETRIES {
-            if let Some(written) = self.try_edit(target, edit).await? {
+            let outcome = self.try_edit(target, edit).await;
+            if !matches!(outcome, Ok(None)) {
+                // What was seen to refuse the edit, or to make it void, must not be taken back later.
+                let storage = &target.resource.storage;
+                self.storage.settle(storage, &target.key()).await;
+            }
+            if let Some(written) = outcome? {
                 return Ok(written);
             }
         }

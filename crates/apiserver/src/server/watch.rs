@@ -1,16 +1,17 @@
 //! Watches: a cursor over a partition's window of changes.
 //!
-//! A watcher owns no queue: it reads the shared window at its own pace and sleeps until the partition changes. One that
-//! does not read falls out of the window and gets `410 Expired`, as from kube-apiserver; nobody else notices.
+//! A watcher owns no queue: it reads the shared window at its own pace and sleeps until something changes that may concern
+//! it. One that does not read is let go after a while, or falls out of the window and gets `410 Expired`; nobody else
+//! notices. Frames are made once and shared by all watchers that get the same.
 
 use super::respond::{self, Wanted};
 use crate::{
     meta,
     registry::{Registry, Reply, Selection},
     resources::Resource,
-    storage::{Change, Stored, TooOld},
+    storage::{Change, Follower, Stored, TooOld},
 };
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Response, StatusCode};
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
@@ -32,6 +33,8 @@ const BATCH: usize = 256;
 const CHUNK_BYTES: usize = 32 << 10;
 /// Chunks waiting for the client.
 const CHUNKS: usize = 8;
+/// A client that takes nothing for this long while there is something for it is let go: it can begin anew where it was.
+const STALLED: Duration = Duration::from_secs(30);
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// A last bookmark is sent this long before the watch ends.
 const LAST_BOOKMARK: Duration = Duration::from_secs(2);
@@ -59,6 +62,9 @@ pub(super) async fn watch(
 ) -> Reply<Response<Body>> {
     let representation = wanted.representation(resource)?;
     let selection = Selection::new(resource, options)?;
+    let partition = registry.storage.partition(&resource.storage);
+    // Followed before the revision is chosen: nothing after it is forgotten before this watch has read it.
+    let changes = partition.follow(selection.topic(namespace));
     let start = start(registry, resource, namespace, &selection, options).await?;
     let seconds = match options.timeout_seconds {
         None | Some(0) => MIN_SECONDS + fastrand::u64(..MIN_SECONDS),
@@ -73,7 +79,7 @@ pub(super) async fn watch(
     };
     let watcher = Watcher {
         registry: registry.clone(),
-        resource: resource.clone(),
+        changes,
         namespace: namespace.to_owned(),
         selection,
         encoder: Encoder {
@@ -87,7 +93,8 @@ pub(super) async fn watch(
         deadline,
         out: Out {
             sender,
-            buffer: BytesMut::new(),
+            frames: Vec::new(),
+            bytes: 0,
             deadline,
         },
     };
@@ -150,7 +157,7 @@ enum End {
 
 struct Watcher {
     registry: Arc<Registry>,
-    resource: Arc<Resource>,
+    changes: Follower,
     namespace: String,
     selection: Selection,
     encoder: Encoder,
@@ -170,23 +177,21 @@ impl Watcher {
         }
         drop(start);
         self.out.flush().await?;
-        let partition = self.registry.storage.partition(&self.resource.storage);
-        let mut changed = partition.subscribe();
         let mut bookmark_at = Instant::now() + BOOKMARK_INTERVAL;
         let last_bookmark = self.deadline.checked_sub(LAST_BOOKMARK);
         let mut last_sent = false;
         loop {
-            changed.borrow_and_update();
+            self.changes.mark_seen();
             // Read before the window: whatever it counts is in the window already.
             let published = self.registry.storage.revision();
             loop {
-                let changes = match partition.changes_after(cursor, BATCH) {
-                    Ok(changes) => changes,
+                let some = match self.changes.changes_after(cursor, BATCH) {
+                    Ok(some) => some,
                     Err(error) => return self.expire(&error).await,
                 };
-                let Some(last) = changes.last() else { break };
+                let Some(last) = some.last() else { break };
                 cursor = last.revision;
-                for change in &changes {
+                for change in &some {
                     self.relay(change).await?;
                 }
             }
@@ -214,7 +219,7 @@ impl Watcher {
             }
             tokio::select! {
                 () = self.out.sender.closed() => return Err(End::Gone),
-                _ = changed.changed() => {}
+                () = self.changes.changed() => {}
                 () = tokio::time::sleep_until(wake) => {}
             }
         }
@@ -243,17 +248,22 @@ impl Watcher {
                 let Some(previous) = &change.previous else {
                     return Ok(());
                 };
-                let left = previous.at_revision(change.revision);
-                self.send(EventType::Deleted, &left).await
+                match previous.at_revision(change.revision) {
+                    Ok(left) => self.send(EventType::Deleted, &left).await,
+                    Err(error) => {
+                        unsendable(previous, &error);
+                        Ok(())
+                    }
+                }
             }
         }
     }
 
     async fn send(&mut self, kind: EventType, object: &Stored) -> Result<(), End> {
         match self.encoder.event(kind, object) {
-            Ok(frame) => self.out.push(&frame).await,
+            Ok(frame) => self.out.push(frame).await,
             Err(error) => {
-                tracing::error!(%error, key = ?object.key, "an object cannot be encoded for a watch");
+                unsendable(object, &error);
                 Ok(())
             }
         }
@@ -261,7 +271,7 @@ impl Watcher {
 
     async fn bookmark(&mut self, revision: u64, initial_events_end: bool) -> Result<(), End> {
         let frame = self.encoder.bookmark(revision, initial_events_end);
-        self.out.push(&frame).await
+        self.out.push(frame).await
     }
 
     async fn expire(&mut self, error: &TooOld) -> Result<(), End> {
@@ -272,9 +282,13 @@ impl Watcher {
             bytes: status.to_bytes(encoding),
         };
         let frame = watch::encode(EventType::Error, &object, encoding);
-        self.out.push(&frame).await?;
+        self.out.push(frame).await?;
         self.out.flush().await
     }
+}
+
+fn unsendable(object: &Stored, error: &Malformed) {
+    tracing::error!(%error, key = ?object.key, "an object cannot be encoded for a watch");
 }
 
 /// Turns objects into frames.
@@ -290,6 +304,9 @@ impl Encoder {
     fn event(&mut self, kind: EventType, stored: &Stored) -> Result<Bytes, Malformed> {
         let encoding = self.representation.encoding;
         let object = match &self.representation.shape {
+            Shape::Full if self.resource.is_storage_version() => {
+                return stored.event(kind, encoding);
+            }
             Shape::Full => respond::served(&self.resource, stored, encoding)?,
             Shape::PartialMetadata { version, .. } => {
                 respond::partial(&self.resource, stored, version, encoding)?
@@ -352,25 +369,32 @@ impl Encoder {
 /// Frames on their way to the client.
 struct Out {
     sender: mpsc::Sender<Result<Bytes, BoxError>>,
-    buffer: BytesMut,
+    /// What goes next; one frame alone is not copied.
+    frames: Vec<Bytes>,
+    bytes: usize,
     deadline: Instant,
 }
 
 impl Out {
-    async fn push(&mut self, frame: &Bytes) -> Result<(), End> {
-        self.buffer.extend_from_slice(frame);
-        if self.buffer.len() >= CHUNK_BYTES {
+    async fn push(&mut self, frame: Bytes) -> Result<(), End> {
+        self.bytes += frame.len();
+        self.frames.push(frame);
+        if self.bytes >= CHUNK_BYTES {
             self.flush().await?;
         }
         Ok(())
     }
 
     async fn flush(&mut self) -> Result<(), End> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let chunk = self.buffer.split().freeze();
-        match tokio::time::timeout_at(self.deadline, self.sender.send(Ok(chunk))).await {
+        let chunk = match self.frames.len() {
+            0 => return Ok(()),
+            1 => self.frames.remove(0),
+            _ => self.frames.concat().into(),
+        };
+        self.frames.clear();
+        self.bytes = 0;
+        let patience = self.deadline.min(Instant::now() + STALLED);
+        match tokio::time::timeout_at(patience, self.sender.send(Ok(chunk))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) | Err(_) => Err(End::Gone),
         }

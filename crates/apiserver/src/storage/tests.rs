@@ -79,8 +79,9 @@ proptest! {
                 moments.insert(revision, snapshot(&objects));
             }
             for (revision, then) in moments {
-                match storage.list_at(&partition(), namespace, None, revision) {
-                    Ok(objects) => assert_eq!(snapshot(&objects), then),
+                let range = Range { namespace, ..Range::default() };
+                match storage.page_at(&partition(), &range, revision) {
+                    Ok(listed) => assert_eq!(snapshot(&listed.items), then),
                     Err(error) => assert!(revision < error.floor),
                 }
             }
@@ -210,5 +211,142 @@ fn an_object_over_the_limit_is_refused() {
             .await;
         assert!(matches!(refused, Err(WriteError::TooLarge(_))));
         assert_eq!(storage.revision(), 1, "no revision is spent");
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Pages of any size, read while objects change, show together what one list showed at the beginning.
+    #[test]
+    fn pages_of_a_past_moment_are_one_list(steps in steps(), at in 0..60_usize, limit in 1..4_usize) {
+        block_on(async {
+            let storage = Storage::memory(WindowLimits::default());
+            let mut then = None;
+            for (n, step) in steps.iter().enumerate() {
+                if n == at.min(steps.len() - 1) {
+                    let (objects, revision) = storage.list(&partition(), "", None);
+                    then = Some((snapshot(&objects), revision));
+                }
+                take(&storage, step, n as u64).await;
+            }
+            let Some((then, revision)) = then else { return };
+            let mut seen: Vec<Arc<Stored>> = Vec::new();
+            loop {
+                let last = seen.last().map(|o| o.key.clone());
+                let range = Range { start: last.as_ref(), limit: Some(limit), ..Range::default() };
+                let page = storage.page_at(&partition(), &range, revision).expect("known");
+                assert_eq!(page.rest, then.len() - seen.len() - page.items.len());
+                assert!(page.items.len() <= limit);
+                let more = page.rest > 0;
+                seen.extend(page.items);
+                if !more {
+                    break;
+                }
+            }
+            assert_eq!(snapshot(&seen), then);
+        });
+    }
+
+    /// Following a topic brings just the changes of it, also when it is followed late and much is forgotten.
+    #[test]
+    fn a_topic_has_its_own_changes(steps in steps(), from in 0..60_usize, kept in 1..60_usize) {
+        block_on(async {
+            let storage = Storage::memory(WindowLimits { changes: kept, bytes: 1 << 20 });
+            let key = Key::new("even", "2");
+            let mut follower = None;
+            let mut expected = Vec::new();
+            let mut cursor = 0;
+            for (n, step) in steps.iter().enumerate() {
+                if n == from.min(steps.len() - 1) {
+                    cursor = storage.revision();
+                    let partition = storage.partition(&partition());
+                    follower = Some(partition.follow(Some(Topic::Object(key.clone()))));
+                }
+                let before = storage.revision();
+                take(&storage, step, n as u64).await;
+                let (Step::Put(name) | Step::Delete(name)) = step;
+                if follower.is_some() && *name == 2 && storage.revision() > before {
+                    expected.push(storage.revision());
+                }
+            }
+            let Some(follower) = follower else { return };
+            match follower.changes_after(cursor, 1000) {
+                Ok(changes) => {
+                    let revisions: Vec<u64> = changes.iter().map(|c| c.revision).collect();
+                    assert_eq!(revisions, expected);
+                    assert!(changes.iter().all(|c| c.object.key == key));
+                }
+                // Something of the topic itself was forgotten.
+                Err(error) => assert!(expected.contains(&error.floor), "{error}"),
+            }
+        });
+    }
+}
+
+#[tokio::test]
+async fn only_those_concerned_are_woken_and_nothing_is_kept_for_nobody() {
+    let pods: Arc<str> = "/pods".into();
+    let storage = Storage::memory(WindowLimits::default());
+    let partition = storage.partition(&pods);
+    let mut here = partition.clone().follow(Some(Topic::Node("a".into())));
+    let mut there = partition.clone().follow(Some(Topic::Node("b".into())));
+    let woken = |follower: &mut Follower| {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let woken = {
+            let changed = std::pin::pin!(follower.changed());
+            changed.poll(&mut context).is_ready()
+        };
+        follower.mark_seen();
+        woken
+    };
+    let on = |node: &str| json!({"metadata": {}, "spec": {"nodeName": node}});
+    let key = Key::new("n", "p");
+    let put = |expect, node| storage.put(&pods, key.clone(), expect, on(node));
+    let first = put(Expect::Absent, "a").await.expect("created");
+    assert_eq!((woken(&mut here), woken(&mut there)), (true, false));
+    let second = put(Expect::At(first.revision), "b").await.expect("moved");
+    assert_eq!((woken(&mut here), woken(&mut there)), (true, true));
+    put(Expect::At(second.revision), "b")
+        .await
+        .expect("changed");
+    assert_eq!((woken(&mut here), woken(&mut there)), (false, true));
+    assert_eq!(here.changes_after(1, 10).expect("known").len(), 2);
+    assert_eq!(there.changes_after(1, 10).expect("known").len(), 2);
+    drop((here, there));
+    // Followed again, it is read from what is still known.
+    let again = partition.follow(Some(Topic::Node("a".into())));
+    assert_eq!(again.changes_after(1, 10).expect("known").len(), 2);
+}
+
+#[test]
+fn an_event_is_encoded_once_and_holds_the_object() {
+    block_on(async {
+        let storage = Storage::memory(WindowLimits::default());
+        let partition: Arc<str> = "/configmaps".into();
+        let value = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}});
+        let stored = storage
+            .put(&partition, Key::new("n", "a"), Expect::Absent, value)
+            .await
+            .expect("created");
+        for encoding in [yurt_wire::Encoding::Json, yurt_wire::Encoding::Protobuf] {
+            let event = stored.event(EventType::Added, encoding).expect("encodes");
+            let again = stored.event(EventType::Added, encoding).expect("encodes");
+            assert_eq!(event.as_ptr(), again.as_ptr(), "shared");
+            let object = stored.object(encoding).expect("encodes");
+            assert_eq!(
+                event,
+                yurt_wire::watch::encode(EventType::Added, &object, encoding)
+            );
+            assert!(
+                event.as_ptr_range().contains(&object.bytes.as_ptr()),
+                "the same bytes"
+            );
+            let other = stored.event(EventType::Deleted, encoding).expect("encodes");
+            assert_eq!(
+                other,
+                yurt_wire::watch::encode(EventType::Deleted, &object, encoding)
+            );
+        }
     });
 }

@@ -197,3 +197,107 @@ async fn contradictory_options_are_refused() {
         .await
         .expect(400);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_is_let_go_after_a_while() {
+    let cluster = Cluster::start().await;
+    let mut stalled = cluster.watch(&format!("{CONFIG_MAPS}?watch=1")).await;
+    let mut live = cluster.watch(&format!("{CONFIG_MAPS}?watch=1")).await;
+    let large = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "x"},
+        "data": {"a": "x".repeat(50_000)}});
+    cluster.post(CONFIG_MAPS, &large).await.expect(201);
+    assert_eq!(live.short().await, "ADDED x");
+    for n in 0..40 {
+        let change = json!({"data": {"n": n.to_string()}});
+        let path = format!("{CONFIG_MAPS}/x");
+        cluster.merge(&path, &change).await.expect(200);
+        assert_eq!(live.short().await, "MODIFIED x");
+    }
+    tokio::time::sleep(std::time::Duration::from_secs(40)).await;
+    let mut received = 0;
+    while let Some((kind, _)) = stalled.next().await {
+        assert!(matches!(kind, EventType::Added | EventType::Modified));
+        received += 1;
+    }
+    assert!(
+        (1..40).contains(&received),
+        "what waited for it, then the end: {received}"
+    );
+    // The others go on.
+    cluster
+        .delete(&format!("{CONFIG_MAPS}/x"))
+        .await
+        .expect(200);
+    assert_eq!(live.short().await, "DELETED x");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_watch_gets_a_bookmark_about_once_a_minute() {
+    let cluster = Cluster::start().await;
+    let path = format!("{CONFIG_MAPS}?watch=1&allowWatchBookmarks=true");
+    let mut watch = cluster.watch(&path).await;
+    let mut plain = cluster.watch(&format!("{CONFIG_MAPS}?watch=1")).await;
+    // Something else happens meanwhile: the bookmark is about all.
+    cluster.post(PODS, &pod("a", "")).await.expect(201);
+    for _ in 0..3 {
+        tokio::time::sleep(std::time::Duration::from_secs(61)).await;
+        let (kind, bookmark) = watch.next().await.expect("a bookmark");
+        assert_eq!(kind, EventType::Bookmark);
+        let listed = cluster.get(CONFIG_MAPS).await.expect(200);
+        assert_eq!(revision(&bookmark), revision(&listed));
+    }
+    cluster
+        .post(CONFIG_MAPS, &config_map("b"))
+        .await
+        .expect(201);
+    assert_eq!(plain.short().await, "ADDED b", "nobody asked for bookmarks");
+}
+
+#[tokio::test]
+async fn watches_of_one_object_and_of_a_nodes_pods() {
+    let cluster = Cluster::with(Config {
+        window: WindowLimits {
+            changes: 8,
+            bytes: 1 << 20,
+        },
+        ..Config::default()
+    })
+    .await;
+    for (name, node) in [("a", "n1"), ("b", "n2")] {
+        cluster.post(PODS, &pod(name, node)).await.expect(201);
+    }
+    let listed = cluster.get(PODS).await.expect(200);
+    let watch = async |selector: &str| {
+        let revision = revision(&listed);
+        let query = format!("watch=1&resourceVersion={revision}&fieldSelector={selector}");
+        cluster.watch(&format!("{PODS}?{query}")).await
+    };
+    let mut one = watch("metadata.name%3Da").await;
+    let mut node = watch("spec.nodeName%3Dn2").await;
+    let mut both = watch("spec.nodeName%3Dn2,metadata.name%3Da").await;
+    // More than the window holds, and none of it theirs.
+    cluster.post(PODS, &pod("c", "n3")).await.expect(201);
+    for n in 0..20 {
+        let change = json!({"metadata": {"annotations": {"n": n.to_string()}}});
+        let path = format!("{PODS}/c");
+        cluster.merge(&path, &change).await.expect(200);
+    }
+    let annotate = json!({"metadata": {"annotations": {"n": "1"}}});
+    for name in ["a", "b"] {
+        let path = format!("{PODS}/{name}");
+        cluster.merge(&path, &annotate).await.expect(200);
+    }
+    assert_eq!(one.short().await, "MODIFIED a");
+    assert_eq!(node.short().await, "MODIFIED b");
+    let now = json!({"gracePeriodSeconds": 0});
+    for name in ["a", "b"] {
+        let path = format!("{PODS}/{name}");
+        cluster.delete_with(&path, &now).await.expect(200);
+    }
+    assert_eq!(one.short().await, "DELETED a");
+    assert_eq!(node.short().await, "DELETED b");
+    cluster.post(PODS, &pod("a", "n2")).await.expect(201);
+    assert_eq!(one.short().await, "ADDED a");
+    assert_eq!(node.short().await, "ADDED a");
+    assert_eq!(both.short().await, "ADDED a");
+}
