@@ -9,6 +9,7 @@ mod claim;
 pub(crate) mod collections;
 mod condition;
 mod context;
+mod deployment;
 mod objects;
 mod pod;
 mod pod_control;
@@ -18,8 +19,10 @@ mod runner;
 mod scheduler;
 pub(crate) mod selection;
 mod settings;
+mod share;
 #[cfg(test)]
 mod stage;
+mod template_hash;
 
 pub use context::Context;
 pub use objects::{Change, Collection, Key, Objects};
@@ -41,6 +44,10 @@ pub(crate) struct Entry {
 
 /// Every controller there is, in the order in which they start.
 pub(crate) const CONTROLLERS: &[Entry] = &[
+    Entry {
+        name: "deployment-controller",
+        start: |context| runner::run(context, deployment::Deployments),
+    },
     Entry {
         name: "replicaset-controller",
         start: |context| runner::run(context, replicaset::ReplicaSets),

@@ -216,15 +216,30 @@ fn is_csr(resource: &Resource) -> bool {
 }
 
 /// Kinds whose `/status` also takes labels, annotations and finalizers; others take the status only.
-const STATUS_TAKES_METADATA: &[&str] = &[
-    "Node",
-    "Namespace",
-    "PersistentVolume",
-    "PersistentVolumeClaim",
-    "Pod",
-    "ResourceQuota",
-    "Service",
+const STATUS_TAKES_METADATA: &[(&str, &str)] = &[
+    ("", "Node"),
+    ("", "Namespace"),
+    ("", "PersistentVolume"),
+    ("", "PersistentVolumeClaim"),
+    ("", "Pod"),
+    ("", "ReplicationController"),
+    ("", "ResourceQuota"),
+    ("", "Service"),
+    ("apps", "DaemonSet"),
+    ("apps", "Deployment"),
+    ("apps", "ReplicaSet"),
+    ("apps", "StatefulSet"),
+    ("autoscaling", "HorizontalPodAutoscaler"),
+    ("batch", "CronJob"),
+    ("batch", "Job"),
+    ("networking.k8s.io", "Ingress"),
+    ("policy", "PodDisruptionBudget"),
 ];
+
+fn status_takes_metadata(resource: &Resource) -> bool {
+    let kind = (resource.group.as_str(), resource.kind.as_str());
+    resource.custom.is_none() && STATUS_TAKES_METADATA.contains(&kind)
+}
 
 fn restrict_to_status(resource: &Resource, live: &Value, new: &mut Value) {
     let mut status = new.get("status").cloned();
@@ -234,24 +249,33 @@ fn restrict_to_status(resource: &Resource, live: &Value, new: &mut Value) {
             keep_approval(&live["status"], status);
         }
     }
-    let mut metadata =
-        if resource.group.is_empty() && STATUS_TAKES_METADATA.contains(&resource.kind.as_str()) {
-            new["metadata"].take()
-        } else {
-            let mut metadata = live["metadata"].clone();
-            // Managed fields are tracked, and the resourceVersion is the caller's precondition.
-            for field in ["managedFields", "resourceVersion"] {
-                match new["metadata"].get(field) {
-                    Some(value) => metadata[field] = value.clone(),
-                    None => {
-                        if let Some(metadata) = metadata.as_object_mut() {
-                            metadata.remove(field);
-                        }
+    let mut metadata = if status_takes_metadata(resource) {
+        let mut metadata = new["metadata"].take();
+        // Deployments keep their labels, and only those.
+        if resource.kind == "Deployment"
+            && let Some(metadata) = metadata.as_object_mut()
+        {
+            metadata.remove("labels");
+            if let Some(labels) = live["metadata"].get("labels") {
+                metadata.insert("labels".into(), labels.clone());
+            }
+        }
+        metadata
+    } else {
+        let mut metadata = live["metadata"].clone();
+        // Managed fields are tracked, and the resourceVersion is the caller's precondition.
+        for field in ["managedFields", "resourceVersion"] {
+            match new["metadata"].get(field) {
+                Some(value) => metadata[field] = value.clone(),
+                None => {
+                    if let Some(metadata) = metadata.as_object_mut() {
+                        metadata.remove(field);
                     }
                 }
             }
-            metadata
-        };
+        }
+        metadata
+    };
     if let Some(owners) = live["metadata"].get("ownerReferences") {
         metadata["ownerReferences"] = owners.clone();
     } else if let Some(metadata) = metadata.as_object_mut() {
@@ -358,6 +382,12 @@ mod tests {
         assert_eq!(new["status"]["readyReplicas"], 2);
         assert_eq!(new["metadata"]["generation"], 4);
         assert!(new["metadata"].get("labels").is_none());
+
+        // The controller notes the revision together with the status.
+        let mut new = deployment(1, 2);
+        new["metadata"]["annotations"] = json!({"deployment.kubernetes.io/revision": "2"});
+        prepare_update(&resource, "status", &live, &mut new);
+        assert!(new["metadata"].get("annotations").is_some());
     }
 
     #[test]

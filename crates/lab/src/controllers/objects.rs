@@ -139,7 +139,7 @@ impl Change {
 }
 
 /// The owner reference with `controller: true`.
-pub fn controller_of(object: &Value) -> Option<&Value> {
+pub(crate) fn controller_of(object: &Value) -> Option<&Value> {
     object["metadata"]["ownerReferences"]
         .as_array()?
         .iter()

@@ -14,8 +14,18 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Stage {
     pub(super) kube: Kube,
     pub(super) context: Arc<Context>,
+    settings: Settings,
+    /// Ends the controllers.
+    controllers: DropGuard,
     _api: Running,
     _shutdown: DropGuard,
+}
+
+fn controllers_of(names: &str, settings: &Settings, kube: &Kube) -> (Arc<Context>, DropGuard) {
+    let selection: Selection = names.parse().expect("known controllers");
+    let shutdown = CancellationToken::new();
+    let context = super::start(&selection, settings.clone(), kube.clone(), shutdown.clone());
+    (context, shutdown.drop_guard())
 }
 
 impl Stage {
@@ -40,14 +50,23 @@ impl Stage {
             .await
             .expect("API server");
         let kube = Kube::in_process(api.in_process(), "admin", Duration::from_secs(30));
-        let selection: Selection = controllers.parse().expect("known controllers");
-        let context = super::start(&selection, settings, kube.clone(), shutdown.clone());
+        let (context, controllers) = controllers_of(controllers, &settings, &kube);
         Self {
             kube,
             context,
+            settings,
+            controllers,
             _api: api,
             _shutdown: shutdown.drop_guard(),
         }
+    }
+
+    /// Ends the controllers and starts others on the same API server, as after a crash: what they knew is gone.
+    pub(super) async fn restart(mut self, controllers: &str) -> Self {
+        let (context, guard) = controllers_of(controllers, &self.settings, &self.kube);
+        self.context = context;
+        drop(std::mem::replace(&mut self.controllers, guard));
+        self
     }
 
     /// Creates an object and panics with the server's message when it is refused.
@@ -74,26 +93,53 @@ impl Stage {
         }
     }
 
-    /// An object stays as it is when its controllers look at it again: touches it and panics when anything but the touch is
-    /// written.
+    /// An object stays as it is when its controllers look at it again: once it is at rest, touches it and panics when anything
+    /// but the touch is written.
     pub(super) async fn quiet(&self, path: &str) {
-        let touch = serde_json::json!({"metadata": {"annotations": {"lab.test/touched": "true"}}});
+        let revision = |object: &Value| object["metadata"]["resourceVersion"].clone();
+        let (mut before, mut rest) = (Value::Null, 0);
+        while rest < 5 {
+            let now = revision(&self.kube.get(path).await.expect("still there"));
+            rest = if now == before { rest + 1 } else { 0 };
+            before = now;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let value = format!("at {before}");
+        let touch = json!({"metadata": {"annotations": {"lab.test/touched": value}}});
         let touched = self.kube.merge(path, &touch).await.expect("touched");
-        // Each write of a controller that is provoked by this one would be done by then.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        // What a controller writes because of this would be there by then; when it is not, the test passes wrongly, but never
+        // fails wrongly.
+        tokio::time::sleep(Duration::from_millis(250)).await;
         let later = self.kube.get(path).await.expect("still there");
         assert_eq!(
-            later["metadata"]["resourceVersion"], touched["metadata"]["resourceVersion"],
+            revision(&later),
+            revision(&touched),
             "written again without a reason: {later:#}"
         );
     }
 
     /// Reports a pod as a kubelet would: phase and readiness.
     pub(super) async fn report(&self, namespace: &str, pod: &str, phase: &str, ready: bool) {
+        let there = self.try_report(namespace, pod, phase, ready).await;
+        assert!(there, "no pod {pod}");
+    }
+
+    /// [`Stage::report`] of a pod that may be gone by now; whether it was there.
+    pub(super) async fn try_report(
+        &self,
+        namespace: &str,
+        pod: &str,
+        phase: &str,
+        ready: bool,
+    ) -> bool {
         let condition = if ready { "True" } else { "False" };
         let status = json!({"status": {"phase": phase, "podIP": "10.0.0.1", "podIPs": [{"ip": "10.0.0.1"}],
             "conditions": [{"type": "Ready", "status": condition, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
         let path = format!("/api/v1/namespaces/{namespace}/pods/{pod}/status");
-        self.kube.merge(&path, &status).await.expect("status");
+        match self.kube.merge(&path, &status).await {
+            Ok(_) => true,
+            Err(error) if error.code() == Some(404) => false,
+            Err(error) => panic!("status of {pod}: {error}"),
+        }
     }
 }
