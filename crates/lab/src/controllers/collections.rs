@@ -16,6 +16,11 @@ collections! {
     NODES = cluster("v1", "nodes", "Node");
     DEPLOYMENTS = namespaced("apps/v1", "deployments", "Deployment");
     REPLICA_SETS = namespaced("apps/v1", "replicasets", "ReplicaSet");
+    DAEMON_SETS = namespaced("apps/v1", "daemonsets", "DaemonSet");
+    STATEFUL_SETS = namespaced("apps/v1", "statefulsets", "StatefulSet");
+    CONTROLLER_REVISIONS = namespaced("apps/v1", "controllerrevisions", "ControllerRevision");
+    JOBS = namespaced("batch/v1", "jobs", "Job");
+    CRON_JOBS = namespaced("batch/v1", "cronjobs", "CronJob");
     REPLICATION_CONTROLLERS = namespaced("v1", "replicationcontrollers", "ReplicationController");
     NAMESPACES = cluster("v1", "namespaces", "Namespace");
     PERSISTENT_VOLUMES = cluster("v1", "persistentvolumes", "PersistentVolume");
