@@ -9,12 +9,14 @@ mod claim;
 pub(crate) mod collections;
 mod condition;
 mod context;
+mod daemonset;
 mod deployment;
 mod objects;
 mod pod;
 mod pod_control;
 mod queue;
 mod replicaset;
+mod revision;
 mod runner;
 mod scheduler;
 pub(crate) mod selection;
@@ -44,6 +46,10 @@ pub(crate) struct Entry {
 
 /// Every controller there is, in the order in which they start.
 pub(crate) const CONTROLLERS: &[Entry] = &[
+    Entry {
+        name: "daemonset-controller",
+        start: |context| runner::run(context, daemonset::DaemonSets::default()),
+    },
     Entry {
         name: "deployment-controller",
         start: |context| runner::run(context, deployment::Deployments),
