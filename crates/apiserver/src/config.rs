@@ -1,6 +1,9 @@
 //! How a server is set up.
 
-use crate::{authn::User, authz::AuthorizationMode, registry::ServiceRange, storage::WindowLimits};
+use crate::{
+    ServiceResolver, authn::User, authz::AuthorizationMode, registry::ServiceRange,
+    storage::WindowLimits,
+};
 use std::{
     net::{Ipv4Addr, SocketAddr},
     path::PathBuf,
@@ -96,6 +99,8 @@ pub struct Config {
     pub issuer: String,
     /// The range of cluster IPs.
     pub services: ServiceRange,
+    /// Where webhooks that are services of the cluster are reached; by default at the endpoints of the service.
+    pub service_resolver: Option<ServiceResolver>,
     /// How much of the past watches can catch up on.
     pub window: WindowLimits,
     /// How much is done at once.
@@ -115,6 +120,7 @@ impl Default for Config {
             root_ca: None,
             issuer: "https://kubernetes.default.svc.cluster.local".into(),
             services: ServiceRange::default(),
+            service_resolver: None,
             window: WindowLimits::default(),
             in_flight: InFlight::default(),
             kubelets: Kubelets::default(),

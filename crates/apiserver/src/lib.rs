@@ -32,9 +32,11 @@ pub mod storage;
 mod subresources;
 mod types;
 pub mod validation;
+mod webhook;
 
 pub use authz::AuthorizationMode;
 pub use config::{Config, InFlight, Kubelets, Tls};
+pub use webhook::ServiceResolver;
 
 use arc_swap::ArcSwap;
 use authn::{Authenticator, tokens::Issuer};
@@ -153,6 +155,7 @@ impl ApiServer {
             storage,
             config.services,
             config.authorization,
+            config.service_resolver,
         ));
         let client_ca = config.tls.as_ref().and_then(|tls| tls.client_ca.as_deref());
         bootstrap::run(&registry, config.services, addr, client_ca)

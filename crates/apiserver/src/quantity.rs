@@ -133,6 +133,21 @@ impl Quantity {
         rounded_up(self.nanos, NANOS)
     }
 
+    /// A whole amount.
+    pub fn integer(number: i64) -> Self {
+        Self {
+            nanos: i128::from(number) * NANOS,
+            format: Format::Decimal,
+        }
+    }
+
+    /// The amount when it is whole and fits.
+    pub fn to_integer(self) -> Option<i64> {
+        (self.nanos % NANOS == 0)
+            .then(|| i64::try_from(self.nanos / NANOS).ok())
+            .flatten()
+    }
+
     /// Whether it is nothing.
     pub fn is_zero(self) -> bool {
         self.nanos == 0

@@ -4,7 +4,7 @@
 //! what differs by kind is in [`strategy`] (what the server sets itself), [`schema`] (defaults and validation) and
 //! [`services`] (addresses).
 
-mod admission;
+pub(crate) mod admission;
 mod create;
 mod delete;
 mod grants;
@@ -25,6 +25,7 @@ use crate::{
     resources::{Catalog, Resource},
     storage::{Key, Storage, Stored, WriteError},
     validation,
+    webhook::{Caller, ServiceResolver},
 };
 use arc_swap::ArcSwap;
 use serde_json::Value;
@@ -66,6 +67,8 @@ pub struct WriteOptions {
     pub field_validation: FieldValidation,
     /// Server-side apply takes fields from other managers.
     pub force: bool,
+    /// Whether the request is a patch.
+    pub patch: bool,
 }
 
 /// What a write is about.
@@ -163,19 +166,30 @@ pub struct Registry {
     catalog: ArcSwap<Catalog>,
     reload: Mutex<()>,
     services: services::Allocator,
+    hooks: ArcSwap<admission::Hooks>,
+    caller: Arc<Caller>,
 }
 
 impl Registry {
-    /// A registry over a storage; CRDs in it are served at once.
-    pub fn new(storage: Storage, range: ServiceRange, mode: AuthorizationMode) -> Self {
+    /// A registry over a storage; CRDs in it are served at once. `webhooks` says where webhooks that are services of the
+    /// cluster are reached, if not at their endpoints.
+    pub fn new(
+        storage: Storage,
+        range: ServiceRange,
+        mode: AuthorizationMode,
+        webhooks: Option<ServiceResolver>,
+    ) -> Self {
         let registry = Self {
             authorizer: Authorizer::new(mode, storage.clone()),
             storage,
             catalog: ArcSwap::from_pointee(Catalog::new(&[])),
             reload: Mutex::new(()),
             services: services::Allocator::new(range),
+            hooks: ArcSwap::default(),
+            caller: Arc::new(Caller::new(webhooks)),
         };
         registry.reload_crds();
+        registry.reload_hooks();
         registry
     }
 

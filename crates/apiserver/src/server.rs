@@ -121,6 +121,9 @@ impl Server {
         self.authorize(&user, &Attributes::of(info, &parts.method))?;
         if let Some(connect) = Connect::of(info) {
             // Long-running: it neither waits for a turn nor takes one.
+            if connect != Connect::Log {
+                self.registry.admit_connection(info, &user).await?;
+            }
             let body = connect::streamed(body);
             let answer = self
                 .connector

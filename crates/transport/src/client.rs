@@ -24,6 +24,7 @@ use rustls_pki_types::ServerName;
 use std::{
     fmt,
     future::poll_fn,
+    net::SocketAddr,
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -87,6 +88,7 @@ pub struct Client {
 struct Inner {
     text: String,
     authority: Option<Authority>,
+    address: Option<SocketAddr>,
     tls: ArcSwapOption<rustls::ClientConfig>,
     options: ClientOptions,
     pool: Mutex<Pool>,
@@ -110,6 +112,26 @@ impl Client {
         tls: Option<Arc<rustls::ClientConfig>>,
         options: ClientOptions,
     ) -> Self {
+        Self::reaching(authority, None, tls, options)
+    }
+
+    /// As [`Client::new`], for a server known by a name that is not looked up: connections go to `address`, while Host and
+    /// TLS name `authority`.
+    pub fn at(
+        authority: &str,
+        address: SocketAddr,
+        tls: Option<Arc<rustls::ClientConfig>>,
+        options: ClientOptions,
+    ) -> Self {
+        Self::reaching(authority, Some(address), tls, options)
+    }
+
+    fn reaching(
+        authority: &str,
+        address: Option<SocketAddr>,
+        tls: Option<Arc<rustls::ClientConfig>>,
+        options: ClientOptions,
+    ) -> Self {
         Self {
             inner: Arc::new(Inner {
                 text: authority.to_owned(),
@@ -117,6 +139,7 @@ impl Client {
                     .parse::<Authority>()
                     .ok()
                     .filter(|parsed| parsed.port_u16().is_some()),
+                address,
                 tls: ArcSwapOption::new(tls),
                 options,
                 pool: Mutex::default(),
@@ -437,9 +460,11 @@ impl Inner {
         let Some(authority) = &self.authority else {
             return Err(DialError::other("the address is not host:port"));
         };
-        let stream = TcpStream::connect(authority.as_str())
-            .await
-            .map_err(DialError::other)?;
+        let stream = match self.address {
+            Some(address) => TcpStream::connect(address).await,
+            None => TcpStream::connect(authority.as_str()).await,
+        }
+        .map_err(DialError::other)?;
         self.tune(&stream).map_err(DialError::other)?;
         let Some(config) = self.tls.load_full() else {
             return self.http1(stream, token, offer).await;

@@ -219,6 +219,8 @@ pub struct Status {
     pub retry_after_seconds: Option<u32>,
     /// metadata.continue: where a list whose token has expired may go on, at a newer state
     pub continue_token: String,
+    /// The code and the reason that somebody else (an admission webhook) chose, where they are not those of `reason`.
+    pub foreign: Option<(u16, String)>,
 }
 
 impl Status {
@@ -234,6 +236,7 @@ impl Status {
             causes: Vec::new(),
             retry_after_seconds: None,
             continue_token: String::new(),
+            foreign: None,
         }
     }
     fn about(reason: Reason, group: &str, kind: &str, name: &str, message: String) -> Self {
@@ -379,7 +382,10 @@ impl Status {
 
     /// The HTTP code.
     pub fn code(&self) -> u16 {
-        self.reason.code()
+        match &self.foreign {
+            Some((code, _)) => *code,
+            None => self.reason.code(),
+        }
     }
 
     fn document(&self) -> Document<'_> {
@@ -396,7 +402,10 @@ impl Status {
             },
             status: "Failure".into(),
             message: self.message.as_str().into(),
-            reason: self.reason.as_str().into(),
+            reason: match &self.foreign {
+                Some((_, reason)) => reason.as_str().into(),
+                None => self.reason.as_str().into(),
+            },
             details: has_details.then(|| Details {
                 name: self.name.as_str().into(),
                 group: self.group.as_str().into(),
@@ -447,6 +456,7 @@ impl Status {
                 .ok()
                 .filter(|&s| s > 0),
             continue_token: document.metadata.continue_token.into_owned(),
+            foreign: None,
         })
     }
 

@@ -1,6 +1,17 @@
 //! What Kubernetes' built-in admission plugins add to pods: their service account with its token, tolerations,
 //! priority.
 
+mod attributes;
+mod gate;
+mod hooks;
+mod review;
+mod rules;
+mod webhooks;
+
+pub(crate) use attributes::{Attributes, Operation};
+pub(crate) use hooks::Hooks;
+pub(crate) use webhooks::Objects;
+
 use super::{Registry, Reply, Target};
 use crate::{meta, storage::Key};
 use serde_json::{Value, json};

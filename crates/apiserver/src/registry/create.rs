@@ -39,14 +39,40 @@ impl Registry {
         &self,
         target: &Target,
         mut object: Value,
-        warnings: Vec<String>,
+        mut warnings: Vec<String>,
         track: bool,
     ) -> Reply<Written> {
         self.require_namespace(target)?;
         self.require_living_definition(target)?;
-        let generated = meta::name(&object).is_empty();
+        let resource = &target.resource;
+        let now = meta::now();
+        if !meta::name(&object).is_empty() {
+            self.require_free_name(target, meta::name(&object)).await?;
+        }
+        strategy::prepare_create(resource, &mut object);
+        schema::apply_defaults(resource, &mut object);
+        if track {
+            let writer = schema::Writer {
+                manager: &target.options.field_manager,
+                subresource: &target.subresource,
+                now: &now,
+            };
+            schema::track(resource, None, &mut object, writer);
+        }
+        self.admit(target, &mut object).await?;
+        if self
+            .mutate_created(target, &mut object, &mut warnings)
+            .await?
+        {
+            strategy::prepare_create(resource, &mut object);
+            self.admit(target, &mut object).await?;
+            adopt_coordinates(target, &mut object)?;
+        }
+        if !meta::name(&object).is_empty() {
+            return self.create_named(target, object, warnings, &now).await;
+        }
         let prefix = meta::text(&object, "generateName").to_owned();
-        if generated && prefix.is_empty() {
+        if prefix.is_empty() {
             return Err(target.invalid(
                 "",
                 vec![Cause {
@@ -58,18 +84,12 @@ impl Registry {
         }
         let mut tries = 0;
         loop {
-            if generated {
-                object["metadata"]["name"] = meta::generate_name(&prefix).into();
-            }
+            object["metadata"]["name"] = meta::generate_name(&prefix).into();
             let attempt = self
-                .create_named(target, object.clone(), warnings.clone(), track)
+                .create_named(target, object.clone(), warnings.clone(), &now)
                 .await;
             match attempt {
-                Err(status)
-                    if generated
-                        && status.reason == Reason::AlreadyExists
-                        && tries < NAME_RETRIES =>
-                {
+                Err(status) if status.reason == Reason::AlreadyExists && tries < NAME_RETRIES => {
                     tries += 1;
                 }
                 outcome => return outcome,
@@ -77,48 +97,39 @@ impl Registry {
         }
     }
 
+    /// The name must be possible, and free.
+    async fn require_free_name(&self, target: &Target, name: &str) -> Reply<()> {
+        check_name(target, name)?;
+        let resource = &target.resource;
+        let key = Key::new(&target.namespace, name);
+        if self.storage.current(&resource.storage, &key).is_none() {
+            return Ok(());
+        }
+        self.storage.settle(&resource.storage, &key).await;
+        Err(taken(target, name))
+    }
+
     async fn create_named(
         &self,
         target: &Target,
         mut object: Value,
-        warnings: Vec<String>,
-        track: bool,
+        mut warnings: Vec<String>,
+        now: &str,
     ) -> Reply<Written> {
         let resource = &target.resource;
-        let now = meta::now();
         let name = meta::name(&object).to_owned();
-        check_name(target, &name)?;
-        let key = Key::new(&target.namespace, &name);
-        let taken = || {
-            Box::new(Status::already_exists(
-                &resource.group,
-                &resource.plural,
-                &name,
-            ))
-        };
-        if self.storage.current(&resource.storage, &key).is_some() {
-            self.storage.settle(&resource.storage, &key).await;
-            return Err(taken());
-        }
-        strategy::prepare_create(resource, &mut object, &now);
-        schema::apply_defaults(resource, &mut object);
-        if track {
-            let writer = schema::Writer {
-                manager: &target.options.field_manager,
-                subresource: &target.subresource,
-                now: &now,
-            };
-            schema::track(resource, None, &mut object, writer);
-        }
-        self.admit(target, &mut object).await?;
+        self.require_free_name(target, &name).await?;
         self.check_grant(target, None, &object)?;
+        strategy::identify(&mut object, now);
         strategy::initial_state(resource, &mut object, &target.user);
         let _allocation = self.allocate(target, None, &mut object).await?;
         let causes = schema::validate_create(resource, &object);
         if !causes.is_empty() {
             return Err(target.invalid(&name, causes));
         }
-        schema::settle(resource, &mut object, &now);
+        schema::settle(resource, &mut object, now);
+        self.validate_created(target, &object, &mut warnings)
+            .await?;
         if target.options.dry_run {
             return Ok(Written {
                 content: Content::Value(object),
@@ -126,6 +137,7 @@ impl Registry {
                 warnings,
             });
         }
+        let key = Key::new(&target.namespace, &name);
         let object = conversion::to_stored(resource, object);
         let written = self
             .storage
@@ -135,7 +147,7 @@ impl Registry {
             Ok(stored) => stored,
             Err(WriteError::Conflict) => {
                 self.storage.settle(&resource.storage, &key).await;
-                return Err(taken());
+                return Err(taken(target, &name));
             }
             Err(error) => return Err(self.write_failed(target, &error)),
         };
@@ -192,6 +204,15 @@ impl Registry {
         });
         Err(Box::new(status))
     }
+}
+
+fn taken(target: &Target, name: &str) -> Box<Status> {
+    let resource = &target.resource;
+    Box::new(Status::already_exists(
+        &resource.group,
+        &resource.plural,
+        name,
+    ))
 }
 
 /// Fills name and namespace of a body from the request and refuses bodies that say otherwise.

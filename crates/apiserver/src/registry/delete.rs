@@ -22,6 +22,8 @@ pub struct DeleteOptions {
     pub propagation: Option<String>,
     /// Everything but the deletion.
     pub dry_run: bool,
+    /// Admission was asked about this already, in other words (evictions).
+    pub admitted: bool,
 }
 
 /// What a deletion did.
@@ -31,6 +33,8 @@ pub struct Deleted {
     pub content: Content,
     /// Whether it is gone; otherwise it waits for finalizers or its grace period.
     pub gone: bool,
+    /// For `Warning` headers.
+    pub warnings: Vec<String>,
 }
 
 /// Finalizers that stand for a propagation policy.
@@ -62,6 +66,11 @@ impl Registry {
         };
         let live = conversion::to_served(resource, current.value());
         check(target, options, &live)?;
+        let mut warnings = Vec::new();
+        if !options.admitted {
+            self.admit_deletion(target, &live, options, &mut warnings)
+                .await?;
+        }
         let expect = Expect::At(current.revision);
         let mut dying = live.clone();
         mark(resource, &mut dying, options, meta::now_seconds());
@@ -70,6 +79,7 @@ impl Registry {
             return Ok(Some(Deleted {
                 content: Content::Value(dying),
                 gone,
+                warnings,
             }));
         }
         let written = if gone {
@@ -90,6 +100,7 @@ impl Registry {
                 Ok(Some(Deleted {
                     content: Content::of(resource, stored),
                     gone,
+                    warnings,
                 }))
             }
             Err(WriteError::Conflict) => Ok(None),

@@ -6,10 +6,12 @@ use serde_json::{Map, Value, json};
 /// The finalizer that keeps a CRD until its objects are gone.
 pub(crate) const CRD_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 
-/// Takes from a new object what its creator does not decide, and sets the server's metadata. Runs before defaults;
-/// what is set here and in the defaults counts as written by the creator.
-pub(super) fn prepare_create(resource: &Resource, object: &mut Value, now: &str) {
+/// Takes from a new object what its creator does not decide. Runs before defaults; what is set here and in the defaults
+/// counts as written by the creator.
+pub(super) fn prepare_create(resource: &Resource, object: &mut Value) {
     for field in [
+        "uid",
+        "creationTimestamp",
         "deletionTimestamp",
         "deletionGracePeriodSeconds",
         "selfLink",
@@ -18,8 +20,6 @@ pub(super) fn prepare_create(resource: &Resource, object: &mut Value, now: &str)
     ] {
         meta::remove(object, field);
     }
-    object["metadata"]["uid"] = meta::new_uid().into();
-    object["metadata"]["creationTimestamp"] = now.into();
     if resource.counts_generation {
         object["metadata"]["generation"] = 1.into();
     }
@@ -30,6 +30,12 @@ pub(super) fn prepare_create(resource: &Resource, object: &mut Value, now: &str)
         let name = meta::name(object).to_owned();
         object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name.into();
     }
+}
+
+/// Gives a new object its identity.
+pub(super) fn identify(object: &mut Value, now: &str) {
+    object["metadata"]["uid"] = meta::new_uid().into();
+    object["metadata"]["creationTimestamp"] = now.into();
 }
 
 /// What a new object of a kind begins with; nobody owns it. Runs after defaults.
@@ -393,12 +399,12 @@ mod tests {
     #[test]
     fn a_node_keeps_the_status_it_registers_with() {
         let mut node = json!({"metadata": {"name": "n"}, "status": {"phase": "x"}});
-        prepare_create(&resource("", "nodes"), &mut node, "now");
+        prepare_create(&resource("", "nodes"), &mut node);
         initial_state(&resource("", "nodes"), &mut node, &User::server());
         assert_eq!(node["status"]["phase"], "x");
         let mut pod =
             json!({"metadata": {"name": "p"}, "spec": {}, "status": {"phase": "Running"}});
-        prepare_create(&resource("", "pods"), &mut pod, "now");
+        prepare_create(&resource("", "pods"), &mut pod);
         initial_state(&resource("", "pods"), &mut pod, &User::server());
         assert_eq!(pod["status"]["phase"], "Pending");
     }

@@ -157,6 +157,16 @@ impl Registry {
             };
             schema::track(resource, Some(&live), &mut new, writer);
         }
+        // Changes by code are the server's own.
+        let asks = !matches!(edit, Edit::With(_));
+        if asks
+            && self
+                .mutate_updated(target, &live, &mut new, &mut warnings)
+                .await?
+        {
+            strategy::prepare_update(resource, &target.subresource, &live, &mut new);
+            meta::copy(&live, &mut new, "resourceVersion");
+        }
         self.check_grant(target, Some(&live), &new)?;
         let _allocation = self.allocate(target, Some(&live), &mut new).await?;
         strategy::count_generation(resource, &live, &mut new);
@@ -171,6 +181,10 @@ impl Registry {
             return Err(target.invalid(&target.name, causes));
         }
         schema::settle(resource, &mut new, &now);
+        if asks {
+            self.validate_updated(target, &live, &new, &mut warnings)
+                .await?;
+        }
         warnings.dedup();
         let content = |content: Content| Written {
             content: shown(target, content),
@@ -207,6 +221,8 @@ impl Registry {
     pub(super) fn after_write(&self, resource: &Resource) {
         if resource.storage == *super::CRDS {
             self.reload_crds();
+        } else if resource.group == "admissionregistration.k8s.io" {
+            self.reload_hooks();
         }
     }
 }

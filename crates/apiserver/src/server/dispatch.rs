@@ -92,8 +92,11 @@ impl Server {
                 let deleted =
                     finished(async move { registry.delete(&owned, &options).await }).await?;
                 if !deleted.gone || resource.returns_deleted {
-                    return respond::object(wanted, resource, deleted.content, StatusCode::OK)
-                        .await;
+                    let content = deleted.content;
+                    let mut response =
+                        respond::object(wanted, resource, content, StatusCode::OK).await?;
+                    respond::warn(&mut response, &deleted.warnings);
+                    return Ok(response);
                 }
                 let object = deleted.content.into_value();
                 let mut details = json!({"name": target.name, "kind": resource.plural,
@@ -103,7 +106,9 @@ impl Server {
                 }
                 let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {},
                     "status": "Success", "details": details});
-                respond::value(wanted, &status, StatusCode::OK).await
+                let mut response = respond::value(wanted, &status, StatusCode::OK).await?;
+                respond::warn(&mut response, &deleted.warnings);
+                Ok(response)
             }
             Verb::DeleteCollection => {
                 let options = body::delete_options(&parts.headers, &bytes, &info.query)?;
@@ -140,8 +145,16 @@ impl Server {
         bytes: Bytes,
         wanted: &Wanted,
     ) -> Reply<Response<Body>> {
-        let decoded = body::decode(headers, bytes, &body_kind(target))?;
+        let mut decoded = body::decode(headers, bytes, &body_kind(target))?;
         let resource = &target.resource;
+        let is_stored = target.subresource.is_empty() && resource.serves("get");
+        if !is_stored {
+            let mut warnings = Vec::new();
+            decoded.value = self
+                .registry
+                .admit_body(target, decoded.value, &mut warnings)
+                .await?;
+        }
         match target.subresource.as_str() {
             "" => {}
             "binding" => {
@@ -151,6 +164,7 @@ impl Server {
             "eviction" => {
                 let mut options = body::eviction_options(&decoded.value)?;
                 options.dry_run |= target.options.dry_run;
+                options.admitted = true;
                 eviction::evict(&self.registry, target, &decoded.value, options).await?;
                 return respond::value(wanted, &binding::created(), StatusCode::CREATED).await;
             }
@@ -255,7 +269,10 @@ fn target(
         name,
         subresource: info.subresource.clone(),
         user,
-        options: write_options(headers, &info.query)?,
+        options: WriteOptions {
+            patch: info.verb == Verb::Patch,
+            ..write_options(headers, &info.query)?
+        },
     })
 }
 
