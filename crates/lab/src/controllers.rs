@@ -11,9 +11,14 @@ mod condition;
 mod context;
 mod daemonset;
 mod deployment;
+mod endpoints;
+mod feed;
+mod garbage;
+mod node_lifecycle;
 mod objects;
 mod pod;
 mod pod_control;
+mod pod_gc;
 mod queue;
 mod replicaset;
 mod revision;
@@ -24,6 +29,7 @@ mod settings;
 mod share;
 #[cfg(test)]
 mod stage;
+mod taint_eviction;
 mod template_hash;
 
 pub use context::Context;
@@ -33,7 +39,9 @@ pub use selection::{Selection, UnknownController};
 pub use settings::{NodeMonitor, Settings};
 
 use crate::kube::Kube;
+use endpoints::{legacy::Endpoints, mirroring::Mirroring, slices::EndpointSlices};
 use std::sync::Arc;
+use taint_eviction::TaintEviction;
 use tokio_util::sync::CancellationToken;
 
 /// One controller: its name and how it is started.
@@ -65,6 +73,34 @@ pub(crate) const CONTROLLERS: &[Entry] = &[
     Entry {
         name: "kube-scheduler",
         start: scheduler::start,
+    },
+    Entry {
+        name: garbage::NAME,
+        start: garbage::start,
+    },
+    Entry {
+        name: node_lifecycle::NAME,
+        start: node_lifecycle::start,
+    },
+    Entry {
+        name: TaintEviction::NAME,
+        start: |context| runner::run(context, TaintEviction::default()),
+    },
+    Entry {
+        name: pod_gc::NAME,
+        start: pod_gc::start,
+    },
+    Entry {
+        name: EndpointSlices::NAME,
+        start: |context| runner::run(context, EndpointSlices::default()),
+    },
+    Entry {
+        name: Endpoints::NAME,
+        start: |context| runner::run(context, Endpoints::default()),
+    },
+    Entry {
+        name: Mirroring::NAME,
+        start: |context| runner::run(context, Mirroring),
     },
 ];
 

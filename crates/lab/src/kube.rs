@@ -11,6 +11,9 @@ use yurt_transport::{Body, BoxError, Client, ClientOptions, full};
 /// The largest answer that is read.
 const MOST: usize = 64 << 20;
 
+/// Objects as they are.
+const JSON: &str = "application/json";
+
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KubeError {
@@ -107,6 +110,14 @@ impl Kube {
         self.call(Method::GET, path, None, Bytes::new()).await
     }
 
+    /// GET of another JSON representation than the plain one (`accept`: an `Accept` header).
+    pub async fn get_as(&self, path: &str, accept: &'static str) -> Result<Value, KubeError> {
+        let response = self
+            .send(Method::GET, path, accept, None, Bytes::new())
+            .await?;
+        self.answer(path, response).await
+    }
+
     /// POST of a JSON object.
     pub async fn create(&self, path: &str, object: &Value) -> Result<Value, KubeError> {
         self.call(
@@ -161,7 +172,14 @@ impl Kube {
 
     /// Opens a JSON watch; the caller reads its lines.
     pub async fn watch(&self, path: &str) -> Result<Lines, KubeError> {
-        let response = self.send(Method::GET, path, None, Bytes::new()).await?;
+        self.watch_as(path, JSON).await
+    }
+
+    /// Opens a watch of another JSON representation than the plain one (`accept`: an `Accept` header).
+    pub async fn watch_as(&self, path: &str, accept: &'static str) -> Result<Lines, KubeError> {
+        let response = self
+            .send(Method::GET, path, accept, None, Bytes::new())
+            .await?;
         if response.status() != StatusCode::OK {
             return Err(refused(path, response).await);
         }
@@ -175,6 +193,7 @@ impl Kube {
         &self,
         method: Method,
         path: &str,
+        accept: &'static str,
         content_type: Option<&str>,
         body: Bytes,
     ) -> Result<http::Response<Body>, KubeError> {
@@ -187,10 +206,7 @@ impl Kube {
                 source: e.into(),
             })?;
         let headers = request.headers_mut();
-        headers.insert(
-            header::ACCEPT,
-            header::HeaderValue::from_static("application/json"),
-        );
+        headers.insert(header::ACCEPT, header::HeaderValue::from_static(accept));
         headers.insert(
             header::USER_AGENT,
             header::HeaderValue::from_static("yurt-lab"),
@@ -227,7 +243,11 @@ impl Kube {
         content_type: Option<&str>,
         body: Bytes,
     ) -> Result<Value, KubeError> {
-        let response = self.send(method, path, content_type, body).await?;
+        let response = self.send(method, path, JSON, content_type, body).await?;
+        self.answer(path, response).await
+    }
+
+    async fn answer(&self, path: &str, response: http::Response<Body>) -> Result<Value, KubeError> {
         if !response.status().is_success() {
             return Err(refused(path, response).await);
         }

@@ -14,6 +14,11 @@ macro_rules! collections {
 collections! {
     PODS = namespaced("v1", "pods", "Pod");
     NODES = cluster("v1", "nodes", "Node");
+    SERVICES = namespaced("v1", "services", "Service");
+    LEASES = namespaced("coordination.k8s.io/v1", "leases", "Lease");
+    ENDPOINTS = namespaced("v1", "endpoints", "Endpoints");
+    ENDPOINT_SLICES = namespaced("discovery.k8s.io/v1", "endpointslices", "EndpointSlice");
+    CRDS = cluster("apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition");
     DEPLOYMENTS = namespaced("apps/v1", "deployments", "Deployment");
     REPLICA_SETS = namespaced("apps/v1", "replicasets", "ReplicaSet");
     DAEMON_SETS = namespaced("apps/v1", "daemonsets", "DaemonSet");

@@ -1,20 +1,16 @@
 //! A collection kept up to date by one watch, for all controllers that read it.
 
-use crate::kube::{Kube, KubeError};
+use super::feed::{self, Accept, Phase, Sink};
+use crate::kube::Kube;
 use serde_json::Value;
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-/// The first pause after a failed watch, and the longest.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Namespace and name; the namespace is empty for cluster-scoped objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -146,7 +142,7 @@ pub(crate) fn controller_of(object: &Value) -> Option<&Value> {
         .find(|owner| owner["controller"] == true)
 }
 
-fn revision(object: &Value) -> u64 {
+pub(super) fn revision(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"]
         .as_str()
         .and_then(|revision| revision.parse().ok())
@@ -403,98 +399,31 @@ impl Objects {
 
     /// Watches until `shutdown`.
     pub async fn follow(&self, kube: &Kube, shutdown: CancellationToken) {
-        let mut pause = FIRST_PAUSE;
-        let mut from: Option<String> = None;
-        loop {
-            let ended = tokio::select! {
-                () = shutdown.cancelled() => return,
-                ended = self.stream(kube, &mut from) => ended,
-            };
-            pause = match ended {
-                Ok(()) => FIRST_PAUSE,
-                Err(error) => {
-                    if error.code() == Some(410) {
-                        from = None;
-                    } else {
-                        tracing::debug!(collection = %self.collection.plural, %error, ?pause, "watch failed");
-                    }
-                    (pause * 2).min(LONGEST_PAUSE)
-                }
-            };
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
+        feed::follow(kube, &self.collection, Accept::Whole, self, shutdown).await;
+    }
+}
+
+impl Sink for Objects {
+    fn observe(&self, object: Value, phase: Phase) {
+        let source = match phase {
+            // The initial events come in no order.
+            Phase::Initial => Source::List,
+            Phase::Live => Source::Watch,
+        };
+        self.take_in(object, source);
     }
 
-    /// One watch stream, from `from` or with everything first.
-    async fn stream(&self, kube: &Kube, from: &mut Option<String>) -> Result<(), KubeError> {
-        let path = self.collection.path("");
-        let start = match from {
-            Some(revision) => format!("resourceVersion={revision}"),
-            None => "resourceVersionMatch=NotOlderThan&sendInitialEvents=true".into(),
+    fn observe_gone(&self, object: &Value, phase: Phase) {
+        let at = match phase {
+            Phase::Initial => 0,
+            Phase::Live => revision(object),
         };
-        let request = format!("{path}?watch=true&allowWatchBookmarks=true&{start}");
-        let mut lines = kube.watch(&request).await?;
-        let mut told: Option<BTreeSet<Key>> = from.is_none().then(BTreeSet::new);
-        while let Some(mut event) = lines.next().await {
-            let object = event["object"].take();
-            let text = object["metadata"]["resourceVersion"]
-                .as_str()
-                .map(str::to_owned);
-            let at = revision(&object);
-            let key = Key::of(&object);
-            match event["type"].as_str() {
-                Some("ADDED" | "MODIFIED") => {
-                    // The initial events come in no order.
-                    let source = match &mut told {
-                        Some(told) => {
-                            told.insert(key);
-                            Source::List
-                        }
-                        None => Source::Watch,
-                    };
-                    self.take_in(object, source);
-                }
-                Some("DELETED") => {
-                    if let Some(told) = &mut told {
-                        told.remove(&key);
-                    }
-                    let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
-                    self.take_out(&key, uid, if told.is_none() { at } else { 0 });
-                }
-                Some("BOOKMARK") => {
-                    let annotations = &object["metadata"]["annotations"];
-                    if annotations["k8s.io/initial-events-end"] == "true"
-                        && let Some(told) = told.take()
-                    {
-                        self.forget_others(&told, at);
-                        self.synced.send_replace(true);
-                    }
-                }
-                _ => {
-                    let code = object["code"]
-                        .as_u64()
-                        .and_then(|code| code.try_into().ok());
-                    return Err(KubeError::Refused {
-                        path,
-                        code: code.unwrap_or(500),
-                        reason: object["reason"].as_str().unwrap_or_default().into(),
-                        message: object["message"].as_str().unwrap_or_default().into(),
-                    });
-                }
-            }
-            // Before the end of the initial events there is nothing to go on from.
-            if told.is_none() && text.is_some() {
-                *from = text;
-            }
-        }
-        Ok(())
+        let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+        self.take_out(&Key::of(object), uid, at);
     }
 
     /// What was there and was not told again at revision `at` went while nobody watched; what was written later is still to come.
-    fn forget_others(&self, told: &BTreeSet<Key>, at: u64) {
+    fn complete(&self, told: &BTreeSet<Key>, at: u64) {
         let gone: Vec<Key> = {
             let state = self.read();
             let known = state.objects.iter();
@@ -504,10 +433,13 @@ impl Objects {
                 .collect()
         };
         for key in gone {
-            self.observe_gone(&key, "");
+            Self::observe_gone(self, &key, "");
         }
-        let mut state = self.write();
-        state.told = state.told.max(at);
+        {
+            let mut state = self.write();
+            state.told = state.told.max(at);
+        }
+        self.synced.send_replace(true);
     }
 }
 
@@ -565,7 +497,7 @@ mod tests {
         let pods = Objects::new(Collection::namespaced("v1", "pods", "Pod"));
         pods.observe(pod("gone", "1", 5, "n1"));
         pods.observe_written(pod("new", "2", 9, "n1"));
-        pods.forget_others(&BTreeSet::new(), 8);
+        Sink::complete(&pods, &BTreeSet::new(), 8);
         let left = pods.list("");
         assert_eq!(left.len(), 1);
         assert_eq!(left[0]["metadata"]["name"], "new");
