@@ -1,12 +1,11 @@
 //! Objects served in another version than the one stored.
 //!
-//! Custom resources change only their `apiVersion` (conversion strategy `None`). Two built-in kinds have two served
+//! Of custom resources see `custom`. Two built-in kinds have two served
 //! versions: events (core/v1 is stored) and horizontal pod autoscalers (v2 is stored).
 
-use crate::{
-    registry::{Registry, Reply},
-    resources::Resource,
-};
+mod custom;
+
+use crate::resources::Resource;
 use serde_json::{Map, Value, json};
 
 /// Fields of an event that have another name in `events.k8s.io/v1`: (core/v1, events.k8s.io/v1).
@@ -52,21 +51,6 @@ pub(crate) fn to_stored(resource: &Resource, mut object: Value) -> Value {
     }
     object["apiVersion"] = resource.storage_gvk().api_version().into();
     object
-}
-
-impl Registry {
-    /// An object of one resource as another resource shows it.
-    pub(crate) async fn converted(
-        &self,
-        from: &Resource,
-        to: &Resource,
-        object: Value,
-    ) -> Reply<Value> {
-        if from.version == to.version && from.group == to.group {
-            return Ok(object);
-        }
-        Ok(to_served(to, to_stored(from, object)))
-    }
 }
 
 fn rename(object: &mut Value, names: &[(&str, &str)], back: bool) {

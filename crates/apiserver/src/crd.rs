@@ -7,6 +7,7 @@
 mod defaults;
 mod format;
 mod prune;
+pub(crate) mod rules;
 pub mod structural;
 #[cfg(test)]
 mod tests;

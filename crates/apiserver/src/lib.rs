@@ -8,6 +8,7 @@ pub mod authn;
 pub mod authz;
 mod bootstrap;
 mod causes;
+mod cel;
 mod config;
 mod conversion;
 pub mod crd;

@@ -128,7 +128,22 @@ pub enum Content {
 }
 
 impl Content {
-    /// A stored object in the version `resource` serves.
+    /// An object that was just written: in the version served, `written` is what it was before it was stored.
+    pub(crate) fn written(
+        resource: &Resource,
+        stored: Arc<Stored>,
+        written: Option<Value>,
+    ) -> Self {
+        match written {
+            Some(mut value) => {
+                value["metadata"]["resourceVersion"] = stored.revision.to_string().into();
+                Self::Value(value)
+            }
+            None => Self::of(resource, stored),
+        }
+    }
+
+    /// A stored object in the version `resource` serves. Objects that a webhook converts are in it already.
     pub fn of(resource: &Resource, stored: Arc<Stored>) -> Self {
         if resource.is_storage_version() {
             Self::Stored(stored)
@@ -167,7 +182,7 @@ pub struct Registry {
     reload: Mutex<()>,
     services: services::Allocator,
     hooks: ArcSwap<admission::Hooks>,
-    caller: Arc<Caller>,
+    pub(crate) caller: Arc<Caller>,
 }
 
 impl Registry {

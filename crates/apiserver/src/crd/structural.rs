@@ -3,9 +3,10 @@
 
 mod parse;
 
+use super::rules::Rule;
 use regex::Regex;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// `type` of a schema.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +84,10 @@ pub struct Structural {
     pub list_type: Option<String>,
     pub list_map_keys: Vec<String>,
     pub map_type: Option<String>,
-    /// `x-kubernetes-validations`, as written; compiled and run by the CEL evaluator.
+    /// `x-kubernetes-validations`, as written.
     pub rules: Vec<Value>,
+    /// The same, read.
+    pub(crate) compiled: Arc<[Rule]>,
     // Value validations.
     pub format: Option<String>,
     pub pattern: Option<Pattern>,

@@ -17,8 +17,7 @@ impl Structural {
     /// What is wrong with a custom resource. Parts that are unchanged since `old` are not held against the writer
     /// (validation ratcheting), so that a tightened schema does not lock existing objects.
     ///
-    /// `x-kubernetes-validations` (CEL, [`Structural::rules`]) are run by their evaluator after this, when the
-    /// value is known to fit its types.
+    /// Rules ([`Structural::rules`]) are run after this, when the value is known to fit its types.
     pub fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<Cause> {
         let mut causes = Vec::new();
         validate(self, object, old, "", Mode::Resource, &mut causes);

@@ -2,8 +2,10 @@
 //! priority.
 
 mod attributes;
+pub(crate) mod conditions;
 mod gate;
 mod hooks;
+pub(crate) mod policies;
 mod review;
 mod rules;
 mod webhooks;

@@ -5,7 +5,7 @@ use super::{
     strategy,
 };
 use crate::{
-    conversion, meta,
+    meta,
     storage::{Expect, Key, WriteError},
 };
 use serde_json::Value;
@@ -123,7 +123,8 @@ impl Registry {
         strategy::identify(&mut object, now);
         strategy::initial_state(resource, &mut object, &target.user);
         let _allocation = self.allocate(target, None, &mut object).await?;
-        let causes = schema::validate_create(resource, &object);
+        let mut causes = schema::validate_create(resource, &object);
+        causes.extend(schema::broken_rules(resource, &object, None, &causes).await);
         if !causes.is_empty() {
             return Err(target.invalid(&name, causes));
         }
@@ -138,7 +139,8 @@ impl Registry {
             });
         }
         let key = Key::new(&target.namespace, &name);
-        let object = conversion::to_stored(resource, object);
+        let shown = resource.asks_webhook().then(|| object.clone());
+        let object = self.stored_value(resource, object).await?;
         let written = self
             .storage
             .put(&resource.storage, key.clone(), Expect::Absent, object)
@@ -153,7 +155,7 @@ impl Registry {
         };
         self.after_write(resource);
         Ok(Written {
-            content: Content::of(resource, stored),
+            content: Content::written(resource, stored, shown),
             created: true,
             warnings,
         })

@@ -64,7 +64,7 @@ impl Registry {
                 return Err(gone);
             }
         };
-        let live = conversion::to_served(resource, current.value());
+        let live = self.served_value(resource, current.value()).await?;
         check(target, options, &live)?;
         let mut warnings = Vec::new();
         if !options.admitted {
@@ -84,12 +84,12 @@ impl Registry {
         }
         let written = if gone {
             // The last state is the live one: marks of a deletion nobody waited for are not shown.
-            let last = conversion::to_stored(resource, live);
+            let last = current.value();
             self.storage
                 .delete(&resource.storage, key, expect, last)
                 .await
         } else {
-            let dying = conversion::to_stored(resource, dying);
+            let dying = stored_form(resource, &current.value(), dying.clone());
             self.storage
                 .put(&resource.storage, key, expect, dying)
                 .await
@@ -98,7 +98,13 @@ impl Registry {
             Ok(stored) => {
                 self.after_write(resource);
                 Ok(Some(Deleted {
-                    content: Content::of(resource, stored),
+                    content: Content::written(
+                        resource,
+                        stored,
+                        resource
+                            .asks_webhook()
+                            .then_some(if gone { live } else { dying }),
+                    ),
                     gone,
                     warnings,
                 }))
@@ -131,6 +137,16 @@ impl Registry {
         }
         Ok(deleted)
     }
+}
+
+/// A marked object as it is stored: of a custom resource only the metadata changed, which needs no conversion.
+fn stored_form(resource: &Resource, stored: &Value, dying: Value) -> Value {
+    if resource.custom.is_none() {
+        return conversion::to_stored(resource, dying);
+    }
+    let mut form = stored.clone();
+    form["metadata"] = dying["metadata"].clone();
+    form
 }
 
 /// Namespaces that a cluster cannot do without.

@@ -3,7 +3,7 @@
 //! Built-in kinds go by the tables of `yurt_wire::schema`, custom resources by their CRD's structural schema.
 
 use crate::{
-    crd::{self, Crd, Structural},
+    crd::{self, Crd, Structural, rules},
     defaults,
     managed::{self, Typing},
     meta,
@@ -11,6 +11,7 @@ use crate::{
     validation,
 };
 use serde_json::Value;
+use std::sync::Arc;
 use yurt_wire::{Status, schema, status::Cause};
 
 /// The structural schema of a custom resource's version.
@@ -66,6 +67,35 @@ pub(super) fn validate_create(resource: &Resource, object: &Value) -> Vec<Cause>
         causes.extend(structural.validate(object, None));
     }
     distinct(causes)
+}
+
+/// Which of its definition's rules a custom resource breaks. `found` is what is wrong with it otherwise.
+pub(super) async fn broken_rules(
+    resource: &Arc<Resource>,
+    object: &Value,
+    old: Option<&Value>,
+    found: &[Cause],
+) -> Vec<Cause> {
+    if !structural(resource).is_some_and(Structural::has_rules) {
+        return Vec::new();
+    }
+    if found.iter().any(rules::is_blocking) {
+        return vec![rules::not_run()];
+    }
+    // What a rule may do is bounded, but not little: other requests are not to wait for it.
+    let (resource, object, old) = (resource.clone(), object.clone(), old.cloned());
+    let checked = tokio::task::spawn_blocking(move || {
+        structural(&resource)
+            .map(|schema| schema.check_rules(&object, old.as_ref()))
+            .unwrap_or_default()
+    });
+    checked.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "rules of a definition were not run");
+        vec![Cause::forbidden(
+            "<nil>",
+            "validation rules could not be run",
+        )]
+    })
 }
 
 /// Changes through these subresources have rules of their own.

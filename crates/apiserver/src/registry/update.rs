@@ -5,7 +5,7 @@ use super::{
     judge_duplicate_fields, judge_unknown_fields, schema, strategy,
 };
 use crate::{
-    conversion, meta,
+    meta,
     resources::Resource,
     storage::{Expect, Stored, WriteError},
     subresources::scale,
@@ -129,7 +129,7 @@ impl Registry {
             .storage
             .current(&resource.storage, &key)
             .ok_or_else(|| target.not_found())?;
-        let live = conversion::to_served(resource, current.value());
+        let live = self.served_value(resource, current.value()).await?;
         let now = meta::now();
         let (mut new, mut warnings) = edited(target, edit, &live, &now)?;
         check_preconditions(target, &live, &new)?;
@@ -177,6 +177,7 @@ impl Registry {
             &live,
             &new,
         ));
+        causes.extend(schema::broken_rules(resource, &new, Some(&live), &causes).await);
         if !causes.is_empty() {
             return Err(target.invalid(&target.name, causes));
         }
@@ -192,25 +193,30 @@ impl Registry {
             warnings: warnings.clone(),
         };
         if new == live {
-            return Ok(Some(content(Content::of(resource, current))));
+            return Ok(Some(content(Content::written(
+                resource,
+                current,
+                resource.asks_webhook().then_some(live),
+            ))));
         }
         if target.options.dry_run {
             return Ok(Some(content(Content::Value(new))));
         }
         let finished = is_finished(resource, &new);
         let expect = Expect::At(current.revision);
-        let new = conversion::to_stored(resource, new);
-        let written = if finished {
+        let written = resource.asks_webhook().then(|| new.clone());
+        let new = self.stored_value(resource, new).await?;
+        let outcome = if finished {
             self.storage
                 .delete(&resource.storage, key, expect, new)
                 .await
         } else {
             self.storage.put(&resource.storage, key, expect, new).await
         };
-        match written {
+        match outcome {
             Ok(stored) => {
                 self.after_write(resource);
-                Ok(Some(content(Content::of(resource, stored))))
+                Ok(Some(content(Content::written(resource, stored, written))))
             }
             Err(WriteError::Conflict) if !explicit => Ok(None),
             Err(error) => Err(self.write_failed(target, &error)),

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     authn::User,
     meta,
-    registry::{Content, FieldValidation, Reply, Target, WriteOptions, Written},
+    registry::{Content, FieldValidation, Page, Reply, Target, WriteOptions, Written},
     resources::Resource,
     reviews,
     subresources::{binding, eviction, scale, token},
@@ -44,7 +44,8 @@ impl Server {
                 let options = info.list_options()?;
                 self.registry.wait_for(&options).await;
                 let page = self.registry.list(resource, &target.namespace, &options)?;
-                respond::page(wanted, resource, page).await
+                let items = self.registry.shown(resource, page.items).await?;
+                respond::page(wanted, resource, Page { items, ..page }).await
             }
             Verb::Watch => {
                 let options = info.list_options()?;
@@ -129,6 +130,7 @@ impl Server {
 
     async fn get(&self, target: &Target, wanted: &Wanted) -> Reply<Response<Body>> {
         let stored = self.registry.get(target)?;
+        let stored = self.registry.shown_one(&target.resource, stored).await?;
         if target.subresource == "scale" {
             let object = Content::of(&target.resource, stored).into_value();
             let scale = scale::of(&target.resource, &object)?;

@@ -249,7 +249,7 @@ impl Watcher {
                     return Ok(());
                 };
                 match previous.at_revision(change.revision) {
-                    Ok(left) => self.send(EventType::Deleted, &left).await,
+                    Ok(left) => self.send(EventType::Deleted, &Arc::new(left)).await,
                     Err(error) => {
                         unsendable(previous, &error);
                         Ok(())
@@ -259,11 +259,21 @@ impl Watcher {
         }
     }
 
-    async fn send(&mut self, kind: EventType, object: &Stored) -> Result<(), End> {
-        match self.encoder.event(kind, object) {
+    async fn send(&mut self, kind: EventType, object: &Arc<Stored>) -> Result<(), End> {
+        let shown = self
+            .registry
+            .shown_one(&self.encoder.resource, object.clone());
+        let object = match shown.await {
+            Ok(object) => object,
+            Err(status) => {
+                self.fail(&status).await?;
+                return Err(End::Gone);
+            }
+        };
+        match self.encoder.event(kind, &object) {
             Ok(frame) => self.out.push(frame).await,
             Err(error) => {
-                unsendable(object, &error);
+                unsendable(&object, &error);
                 Ok(())
             }
         }
@@ -275,7 +285,11 @@ impl Watcher {
     }
 
     async fn expire(&mut self, error: &TooOld) -> Result<(), End> {
-        let status = Status::expired(error.to_string());
+        self.fail(&Status::expired(error.to_string())).await
+    }
+
+    /// Tells why the watch ends.
+    async fn fail(&mut self, status: &Status) -> Result<(), End> {
         let encoding = self.encoder.representation.encoding;
         let object = Object {
             encoding,

@@ -202,6 +202,13 @@ impl Stored {
         Ok(Self::new(key, revision, self.event, traits, json.bytes))
     }
 
+    /// The same object in another form.
+    pub fn showing(&self, value: &Value) -> Self {
+        let json = Bytes::from(value.to_string());
+        let traits = Traits::of("", value);
+        Self::new(self.key.clone(), self.revision, self.event, traits, json)
+    }
+
     /// The value a field selector sees at `path`. The paths in `selectable`, which are always the same for a resource, are
     /// read once and kept.
     pub fn field(&self, path: &str, selectable: &[String]) -> String {

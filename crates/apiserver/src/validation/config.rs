@@ -3,6 +3,7 @@
 use super::names::{is_config_key, is_dns1123_subdomain};
 use super::{given, join, list, metadata, one_of, text};
 use crate::causes::{invalid, required, too_long};
+use crate::registry::admission::{conditions, policies};
 use base64::Engine;
 use serde_json::Value;
 use yurt_wire::status::Cause;
@@ -239,6 +240,12 @@ pub(super) fn other(group: &str, kind: &str, object: &Value, causes: &mut Vec<Ca
         ("admissionregistration.k8s.io", kind) if kind.ends_with("WebhookConfiguration") => {
             webhooks(object, causes);
         }
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicy") => {
+            policy(&object["spec"], causes);
+        }
+        ("admissionregistration.k8s.io", "ValidatingAdmissionPolicyBinding") => {
+            policy_binding(&object["spec"], causes);
+        }
         ("apiextensions.k8s.io", "CustomResourceDefinition") => {
             if let Err(more) = crate::crd::Crd::parse(object) {
                 causes.extend(more);
@@ -344,6 +351,158 @@ fn rbac(kind: &str, object: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
+fn policy(spec: &Value, causes: &mut Vec<Cause>) {
+    let constraints = &spec["matchConstraints"];
+    if !constraints.is_object() {
+        causes.push(required("spec.matchConstraints", ""));
+    } else if list(constraints, "resourceRules").is_empty() {
+        causes.push(required("spec.matchConstraints.resourceRules", ""));
+    }
+    for selector in ["namespaceSelector", "objectSelector"] {
+        let at = format!("spec.matchConstraints.{selector}");
+        metadata::selector(&at, &constraints[selector], causes);
+    }
+    let failure_policies = ["Fail", "Ignore"];
+    one_of(
+        spec,
+        "failurePolicy",
+        "spec",
+        &failure_policies,
+        false,
+        causes,
+    );
+    let names = policies::NAMES;
+    conditions::check(
+        "spec.matchConditions",
+        &spec["matchConditions"],
+        names,
+        causes,
+    );
+    let mut known = std::collections::BTreeSet::new();
+    for (i, variable) in list(spec, "variables").iter().enumerate() {
+        let at = format!("spec.variables[{i}]");
+        let name = text(variable, "name");
+        let fits = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+        if name.is_empty() {
+            causes.push(required(&join(&at, "name"), "name is not specified"));
+        } else if !fits {
+            causes.push(invalid(
+                &join(&at, "name"),
+                &variable["name"],
+                "name is not a valid CEL identifier",
+            ));
+        } else if !known.insert(name) {
+            causes.push(crate::causes::duplicate(
+                &join(&at, "name"),
+                &variable["name"],
+            ));
+        }
+        let at = join(&at, "expression");
+        conditions::check_expression(&at, &variable["expression"], names, "", causes);
+    }
+    let (validations, annotations) = (list(spec, "validations"), list(spec, "auditAnnotations"));
+    if validations.is_empty() && annotations.is_empty() {
+        causes.push(required(
+            "spec.validations",
+            "validations or auditAnnotations must be present",
+        ));
+    }
+    for (i, validation) in validations.iter().enumerate() {
+        let at = format!("spec.validations[{i}]");
+        conditions::check_expression(
+            &join(&at, "expression"),
+            &validation["expression"],
+            names,
+            "bool",
+            causes,
+        );
+        if !text(validation, "messageExpression").is_empty() {
+            conditions::check_expression(
+                &join(&at, "messageExpression"),
+                &validation["messageExpression"],
+                names,
+                "string",
+                causes,
+            );
+        }
+        let reasons = [
+            "Forbidden",
+            "Invalid",
+            "RequestEntityTooLarge",
+            "Unauthorized",
+        ];
+        one_of(validation, "reason", &at, &reasons, false, causes);
+    }
+    let kind = &spec["paramKind"];
+    if kind.is_object() {
+        for field in ["apiVersion", "kind"] {
+            if text(kind, field).is_empty() {
+                causes.push(required(&format!("spec.paramKind.{field}"), ""));
+            }
+        }
+    }
+}
+
+fn policy_binding(spec: &Value, causes: &mut Vec<Cause>) {
+    if text(spec, "policyName").is_empty() {
+        causes.push(required("spec.policyName", ""));
+    }
+    let actions = list(spec, "validationActions");
+    if actions.is_empty() {
+        causes.push(required("spec.validationActions", ""));
+    }
+    let known = ["Audit", "Deny", "Warn"];
+    for (i, action) in actions.iter().enumerate() {
+        let at = format!("spec.validationActions[{i}]");
+        if !action
+            .as_str()
+            .is_some_and(|action| known.contains(&action))
+        {
+            causes.push(crate::causes::not_supported(&at, action, &known));
+        } else if actions[..i].contains(action) {
+            causes.push(crate::causes::duplicate(&at, action));
+        }
+    }
+    let acts = |what: &str| actions.iter().any(|action| action == what);
+    if acts("Deny") && acts("Warn") {
+        causes.push(invalid(
+            "spec.validationActions",
+            &spec["validationActions"],
+            "must not contain both Deny and Warn (repeating the same validation failure information in the API response and headers serves no purpose)",
+        ));
+    }
+    let param = &spec["paramRef"];
+    if param.is_object() {
+        let named = !text(param, "name").is_empty();
+        let selected = param["selector"].is_object();
+        if named == selected {
+            causes.push(if named {
+                invalid(
+                    "spec.paramRef.name",
+                    &param["name"],
+                    "name and selector are mutually exclusive",
+                )
+            } else {
+                required("spec.paramRef", "one of name or selector must be specified")
+            });
+        }
+        let at = "spec.paramRef";
+        one_of(
+            param,
+            "parameterNotFoundAction",
+            at,
+            &["Allow", "Deny"],
+            true,
+            causes,
+        );
+    }
+    for selector in ["namespaceSelector", "objectSelector"] {
+        let at = format!("spec.matchResources.{selector}");
+        metadata::selector(&at, &spec["matchResources"][selector], causes);
+    }
+}
+
 fn webhooks(object: &Value, causes: &mut Vec<Cause>) {
     for (i, webhook) in list(object, "webhooks").iter().enumerate() {
         let at = format!("webhooks[{i}]");
@@ -395,5 +554,11 @@ fn webhooks(object: &Value, causes: &mut Vec<Cause>) {
         for selector in ["namespaceSelector", "objectSelector"] {
             metadata::selector(&join(&at, selector), &webhook[selector], causes);
         }
+        conditions::check(
+            &join(&at, "matchConditions"),
+            &webhook["matchConditions"],
+            conditions::VARIABLES,
+            causes,
+        );
     }
 }

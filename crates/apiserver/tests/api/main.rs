@@ -2,6 +2,7 @@
 
 mod client;
 mod connect;
+mod conversions;
 mod durability;
 mod encodings;
 mod errors;
@@ -10,6 +11,7 @@ mod lists;
 mod namespaces;
 mod openapi;
 mod pods;
+mod policies;
 mod tokens;
 mod watches;
 mod webhooks;

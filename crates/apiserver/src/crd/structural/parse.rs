@@ -2,6 +2,7 @@
 
 use super::{Additional, JsonType, Pattern, Structural};
 use crate::causes::{forbidden, invalid, not_supported, required};
+use crate::crd::rules;
 use regex::Regex;
 use serde_json::{Map, Value};
 use yurt_wire::status::Cause;
@@ -54,9 +55,12 @@ impl Structural {
     /// Parses `openAPIV3Schema`, at `path` in the CRD, and checks that it is structural.
     pub fn parse(schema: &Value, path: &str) -> Result<Self, Vec<Cause>> {
         let mut parser = Parser { causes: Vec::new() };
-        let parsed = parser.schema(schema, path, Place::Root, 0);
+        let mut parsed = parser.schema(schema, path, Place::Root, 0);
         if parser.causes.is_empty() {
             parser.check_defaults(&parsed, path);
+        }
+        if parser.causes.is_empty() {
+            rules::compile(&mut parsed, path, true, Ok(()), &mut parser.causes);
         }
         if parser.causes.is_empty() {
             Ok(parsed)

@@ -1,6 +1,8 @@
 //! Webhook configurations, read once and kept until one of them changes.
 
 use super::{
+    conditions::{self, Conditions},
+    policies::{self, Policy},
     review::Version,
     rules::{self, Rule},
 };
@@ -23,6 +25,7 @@ pub(crate) struct Hooks {
     /// In the order of their configurations' names.
     pub(super) mutating: Vec<Hook>,
     pub(super) validating: Vec<Hook>,
+    pub(super) policies: Vec<Policy>,
 }
 
 /// One webhook of a configuration.
@@ -39,6 +42,7 @@ pub(super) struct Hook {
     pub(super) patience: Duration,
     /// Called again when the object changed after its turn.
     pub(super) reinvoked: bool,
+    pub(super) conditions: Conditions,
     /// `clientConfig`.
     pub(super) client: Value,
     /// The first of its review versions that is spoken here.
@@ -48,7 +52,7 @@ pub(super) struct Hook {
 impl Hooks {
     /// Whether nobody is to be asked.
     pub(crate) fn is_empty(&self) -> bool {
-        self.mutating.is_empty() && self.validating.is_empty()
+        self.mutating.is_empty() && self.validating.is_empty() && self.policies.is_empty()
     }
 
     /// Reads all configurations.
@@ -67,6 +71,7 @@ impl Hooks {
         Self {
             mutating: of(&MUTATING),
             validating: of(&VALIDATING),
+            policies: policies::read(storage),
         }
     }
 }
@@ -84,6 +89,13 @@ impl Hook {
                 return None;
             }
         };
+        let conditions = match Conditions::read(&hook["matchConditions"], conditions::VARIABLES) {
+            Ok(conditions) => conditions,
+            Err(error) => {
+                tracing::error!(webhook = text("name"), %error, "a webhook is not called");
+                return None;
+            }
+        };
         let versions = hook["admissionReviewVersions"].as_array();
         let versions = versions.into_iter().flatten().filter_map(Value::as_str);
         Some(Self {
@@ -96,6 +108,7 @@ impl Hook {
             allows_dry_run: matches!(text("sideEffects"), "None" | "NoneOnDryRun"),
             patience: Duration::from_secs(hook["timeoutSeconds"].as_u64().unwrap_or(10)),
             reinvoked: text("reinvocationPolicy") == "IfNeeded",
+            conditions,
             client: hook["clientConfig"].clone(),
             version: versions.filter_map(Version::parse).next(),
         })

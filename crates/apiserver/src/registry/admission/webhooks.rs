@@ -2,11 +2,13 @@
 
 use super::{
     attributes::{Attributes, Operation},
+    conditions::Match,
     hooks::{Hook, Hooks},
     review::{self, Answer, Shown},
     rules::{self, Asked},
 };
 use crate::{
+    cel::{Budget, Val},
     meta,
     registry::{NAMESPACES, Registry, Reply, schema},
     resources::{Catalog, Resource},
@@ -161,7 +163,14 @@ impl Registry {
         warnings: &mut Vec<String>,
     ) -> Reply<()> {
         let hooks = self.hooks.load_full();
-        if hooks.validating.is_empty() || is_exempt(attributes) {
+        if is_exempt(attributes) {
+            return Ok(());
+        }
+        if !hooks.policies.is_empty() {
+            self.ask_policies(&hooks.policies, attributes, objects, warnings)
+                .await?;
+        }
+        if hooks.validating.is_empty() {
             return Ok(());
         }
         let mut calls = JoinSet::new();
@@ -226,7 +235,53 @@ impl Registry {
             Some(_) => attributes.kind.clone(),
             None => resource.gvk(),
         };
-        Ok(Some(Invocation { resource, kind }))
+        let invocation = Invocation { resource, kind };
+        if !hook.conditions.is_empty()
+            && !self
+                .meets_conditions(hook, &invocation, attributes, objects)
+                .await?
+        {
+            return Ok(None);
+        }
+        Ok(Some(invocation))
+    }
+
+    async fn meets_conditions(
+        &self,
+        hook: &Hook,
+        invocation: &Invocation,
+        attributes: &Attributes<'_>,
+        objects: Objects<'_>,
+    ) -> Reply<bool> {
+        let new = self.as_wanted(invocation, attributes, objects.new).await?;
+        let old = self.as_wanted(invocation, attributes, objects.old).await?;
+        let shown = Shown {
+            resource: &invocation.resource,
+            kind: &invocation.kind,
+            object: None,
+            old: None,
+        };
+        let request = review::request(attributes, &shown, &meta::new_uid());
+        let (new, old) = (new.unwrap_or_default(), old.unwrap_or_default());
+        let variables = [
+            ("object", Val::of(&new, None)),
+            ("oldObject", Val::of(&old, None)),
+            ("request", Val::of(&request, None)),
+        ];
+        match hook.conditions.evaluate(&variables, &mut Budget::default()) {
+            Match::Yes => Ok(true),
+            Match::No => Ok(false),
+            Match::Unknown(_) if hook.ignores_failures => Ok(false),
+            Match::Unknown(why) => {
+                let resource = &attributes.target.resource;
+                Err(Box::new(Status::forbidden(
+                    &resource.group,
+                    &resource.plural,
+                    attributes.name,
+                    &why,
+                )))
+            }
+        }
     }
 
     /// Whether a namespace selector takes the namespace of a request. Objects outside of namespaces are taken always.
@@ -273,8 +328,8 @@ impl Registry {
                 "could not create admission objects: webhook does not accept known AdmissionReview versions (v1, v1beta1)".into(),
             ));
         };
-        let new = self.shown(invocation, attributes, objects.new).await;
-        let old = self.shown(invocation, attributes, objects.old).await;
+        let new = self.as_wanted(invocation, attributes, objects.new).await;
+        let old = self.as_wanted(invocation, attributes, objects.old).await;
         let (new, old) = (
             new.map_err(Failure::Refused)?,
             old.map_err(Failure::Refused)?,
@@ -295,7 +350,7 @@ impl Registry {
     }
 
     /// An object in the version a webhook wants to see.
-    async fn shown(
+    async fn as_wanted(
         &self,
         invocation: &Invocation,
         attributes: &Attributes<'_>,

@@ -1,0 +1,105 @@
+//! The Common Expression Language, as Kubernetes uses it: rules of CRDs, match conditions of webhooks, admission policies.
+//!
+//! Parsing is the `cel` crate's. Evaluation is here, because that crate's has no limit of work or memory and panics on
+//! trees that its parser accepts, which ends a server: here every step is counted against a [`Budget`].
+
+pub(crate) mod check;
+mod eval;
+mod functions;
+mod time;
+pub(crate) mod value;
+
+pub(crate) use check::Type;
+pub(crate) use value::Val;
+
+use cel::{IdedExpr, parser::PrattParser};
+use eval::{Meter, Scope};
+
+/// Longer expressions are refused.
+const MAX_SOURCE: usize = 64 << 10;
+/// Trees with more nodes are refused.
+const MAX_NODES: usize = 20_000;
+/// Steps of one expression, as kube-apiserver's `PerCallLimit`.
+const CALL_STEPS: u64 = 1_000_000;
+/// Steps of all expressions of one request, as kube-apiserver's `RuntimeCELCostBudget`.
+const REQUEST_STEPS: u64 = 10_000_000;
+
+/// Why an expression has no value.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub(crate) enum Error {
+    /// It was too much work.
+    #[error("operation cancelled: actual cost limit exceeded")]
+    Budget,
+    /// It makes no sense for these values.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The work that the expressions of one request may do together.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    steps: u64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            steps: REQUEST_STEPS,
+        }
+    }
+}
+
+impl Budget {
+    /// Nothing more may be done.
+    pub(crate) fn spent() -> Self {
+        Self { steps: 0 }
+    }
+
+    pub(crate) fn is_spent(&self) -> bool {
+        self.steps == 0
+    }
+}
+
+/// An expression that has been read.
+#[derive(Clone, Debug)]
+pub(crate) struct Expression {
+    tree: IdedExpr,
+}
+
+impl Expression {
+    /// Reads an expression over variables of known types; otherwise what is wrong with it.
+    pub(crate) fn compile<'s>(
+        source: &str,
+        variables: &[(&str, Type<'s>)],
+    ) -> Result<(Self, Type<'s>), String> {
+        if source.len() > MAX_SOURCE {
+            return Err(format!(
+                "expression of {} bytes is longer than {MAX_SOURCE}",
+                source.len()
+            ));
+        }
+        let tree = PrattParser::new()
+            .enable_optional_syntax(true)
+            .max_expression_node_count(MAX_NODES)
+            .parse(source)
+            .map_err(|errors| errors.to_string())?;
+        let found = check::check(&tree, source, variables)?;
+        Ok((Self { tree }, found))
+    }
+
+    /// Its value for these variables.
+    pub(crate) fn evaluate<'v>(
+        &self,
+        variables: &[(&str, Val<'v>)],
+        budget: &mut Budget,
+    ) -> Result<Val<'v>, Error> {
+        let allowed = budget.steps.min(CALL_STEPS);
+        let mut meter = Meter { left: allowed };
+        let outcome = eval::eval(&self.tree, &Scope::Root(variables), &mut meter);
+        budget.steps = budget.steps.saturating_sub(allowed - meter.left);
+        outcome
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+use super::*;
+use crate::crd::Structural;
+use serde_json::{Value, json};
+
+fn run_on(source: &str, object: &Value) -> Result<Option<String>, String> {
+    let (expression, _) = Expression::compile(source, &[("self", Type::Any)])?;
+    let variables = [("self", Val::of(object, None))];
+    expression
+        .evaluate(&variables, &mut Budget::default())
+        .map(|value| value.printed())
+        .map_err(|error| error.to_string())
+}
+
+fn run(source: &str) -> String {
+    match run_on(
+        source,
+        &json!({"a": 1, "list": [3, 1, 2], "s": "xy", "nil": null}),
+    ) {
+        Ok(value) => value.unwrap_or_else(|| "-".into()),
+        Err(error) => format!("! {}", error.lines().next().unwrap_or_default()),
+    }
+}
+
+#[test]
+fn expressions_have_their_values() {
+    for (source, expected) in [
+        ("1 + 2 * 3", "7"),
+        ("self.a + self.list[0]", "4"),
+        (
+            "self.list.all(x, x > 0) && self.list.exists(x, x == 2)",
+            "true",
+        ),
+        ("self.list.exists_one(x, x > 2)", "true"),
+        ("self.list.map(x, x * 2).sum()", "12"),
+        ("self.list.filter(x, x > 1).size()", "2"),
+        ("has(self.a) && !has(self.b)", "true"),
+        ("self.b.c == 1 || true", "true"),
+        ("self.b == 1", "! no such key: b"),
+        ("self.?b.orValue(5)", "5"),
+        ("self.?a.hasValue()", "true"),
+        ("self.nil == null", "true"),
+        ("2 in self.list", "true"),
+        ("'a' in self", "true"),
+        ("'abc'.contains('b') ? 'yes' : 'no'", "yes"),
+        ("'Hello'.lowerAscii().replace('l', 'L')", "heLLo"),
+        ("'a,b,c'.split(',').join('-')", "a-b-c"),
+        ("'hello'.substring(1, 3)", "el"),
+        ("'hello'.matches('^h.*o$')", "true"),
+        ("'x%d y%s'.format([3, 'z'])", "x3 yz"),
+        ("duration('1h') > duration('59m')", "true"),
+        ("timestamp('2024-02-29T12:00:00Z').getDate()", "29"),
+        ("quantity('1Gi').isGreaterThan(quantity('1G'))", "true"),
+        ("quantity('50k').asInteger()", "50000"),
+        ("cidr('10.0.0.0/8').containsIP('10.1.2.3')", "true"),
+        ("url('https://h:80/p?q=1').getHost()", "h:80"),
+        ("sets.contains([1, 2, 3], [2])", "true"),
+        ("[1, 2] == [1, 2] && {'a': 1} == {'a': 1}", "true"),
+        ("type(1) == int", "true"),
+        ("string(1.5) + string(2)", "1.52"),
+        ("1 / 0", "! division by zero"),
+        ("9223372036854775807 + 1", "! integer overflow"),
+        ("self.list[7]", "! index out of bounds: 7"),
+        (
+            "1 + 'a'",
+            "! ERROR: <input>:1:3: found no matching overload for '_+_' applied to '(int, string)'",
+        ),
+        (
+            "nobody > 1",
+            "! ERROR: <input>:1:1: undeclared reference to 'nobody' (in container '')",
+        ),
+        (
+            "self.list.wrong()",
+            "! ERROR: <input>:1:11: undeclared reference to 'wrong' (in container '')",
+        ),
+        (
+            "Foo{a: 1}",
+            "! ERROR: <input>:1:1: undeclared reference to 'Foo' (in container '')",
+        ),
+    ] {
+        assert_eq!(run(source), expected, "{source}");
+    }
+    assert!(run("1 +").starts_with("! ERROR"));
+}
+
+#[test]
+fn schemas_give_types() {
+    let schema = json!({"type": "object", "properties": {
+        "x": {"type": "integer"}, "name": {"type": "string"}, "foo-bar": {"type": "boolean"},
+        "namespace": {"type": "string"}, "ratio": {"type": "number"},
+        "at": {"type": "string", "format": "date-time"},
+        "tags": {"type": "array", "items": {"type": "string"}}}});
+    let schema = Structural::parse(&schema, "s").expect("structural");
+    let compile = |source: &str| {
+        Expression::compile(source, &[("self", Type::of(&schema, false))]).map(|(_, found)| found)
+    };
+    assert_eq!(compile("self.x > 1"), Ok(Type::Plain("bool")));
+    assert_eq!(
+        compile("self.foo__dash__bar && self.__namespace__ == 'a'"),
+        Ok(Type::Plain("bool"))
+    );
+    assert_eq!(
+        compile("self.tags.map(t, t.size())[0] > 2"),
+        Ok(Type::Plain("bool"))
+    );
+    assert_eq!(
+        compile("self.tags.all(t, t.startsWith('a'))"),
+        Ok(Type::Plain("bool"))
+    );
+    for (source, why) in [
+        ("self.z == 1", "undefined field 'z'"),
+        (
+            "self.x > '1'",
+            "found no matching overload for '_>_' applied to '(int, string)'",
+        ),
+        ("self.x.y", "does not support field selection"),
+        ("self.x.all(i, i)", "cannot be range of a comprehension"),
+        ("self.name && true", "found no matching overload for '_&&_'"),
+    ] {
+        let error = compile(source).expect_err(source);
+        assert!(error.contains(why), "{error}");
+    }
+    let object = json!({"x": 2, "ratio": 2, "foo-bar": true, "namespace": "n", "at": "2024-01-01T00:00:00Z"});
+    let value = |source: &str| {
+        let (expression, _) =
+            Expression::compile(source, &[("self", Type::of(&schema, false))]).expect("compiles");
+        let variables = [("self", Val::of(&object, Some(&schema)))];
+        expression
+            .evaluate(&variables, &mut Budget::default())
+            .map(|value| value.as_bool())
+    };
+    assert_eq!(
+        value("self.foo__dash__bar && self.__namespace__ == 'n'"),
+        Ok(Some(true))
+    );
+    assert_eq!(
+        value("self.ratio == 2.0 && self.ratio / 2.0 == 1.0"),
+        Ok(Some(true))
+    );
+    assert_eq!(
+        value("self.at < timestamp('2025-01-01T00:00:00Z')"),
+        Ok(Some(true))
+    );
+}
+
+#[test]
+fn hostile_expressions_come_to_an_end() {
+    let list: Vec<Value> = (0..1000).map(Value::from).collect();
+    let object = json!({"l": list, "s": "x".repeat(100_000)});
+    let doubling = format!("['x']{}", ".map(a, a + a)".repeat(60));
+    let nested = format!("[1]{}[0]", ".map(a, [a, a])".repeat(60));
+    for source in [
+        "self.l.all(a, self.l.all(b, self.l.all(c, a + b + c >= 0)))",
+        "self.l.map(a, self.s.replace('', self.s))",
+        "self.l.map(a, self.l).map(b, b.map(c, self.l)).size() > 0",
+        "self.l.map(a, self.s).join(self.s)",
+        &doubling,
+    ] {
+        assert_eq!(
+            run_on(source, &object),
+            Err("operation cancelled: actual cost limit exceeded".into()),
+            "{source}"
+        );
+    }
+    // Shared, not copied.
+    assert!(run_on(&format!("{nested} == 1"), &object).is_ok());
+    for source in [
+        "(".repeat(10_000),
+        "[".repeat(10_000),
+        "!".repeat(10_000),
+        "-".repeat(10_000),
+        vec!["1"; 50_000].join("+"),
+        vec!["1"; 500].join("+"),
+        "a.".repeat(20_000),
+        format!("{}1{}", "f(".repeat(5_000), ")".repeat(5_000)),
+    ] {
+        // (Chains of one logical operator are balanced by the parser.)
+        let short: String = source.chars().take(10).collect();
+        assert!(Expression::compile(&source, &[]).is_err(), "{short}");
+    }
+}
