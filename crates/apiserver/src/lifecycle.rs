@@ -198,7 +198,9 @@ async fn release_crd(registry: &Registry, definition: &Value) -> Reply<bool> {
     let resource = catalog
         .resources()
         .iter()
-        .find(|r| r.custom.is_some() && r.group == group && r.plural == plural);
+        .filter(|r| r.custom.is_some() && r.group == group && r.plural == plural)
+        // Where the objects need no conversion, which may be what is broken.
+        .max_by_key(|r| r.is_storage_version());
     if let Some(resource) = resource
         && !clear(registry, resource, "").await?.is_empty()
     {

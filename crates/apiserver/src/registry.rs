@@ -183,6 +183,7 @@ pub struct Registry {
     services: services::Allocator,
     hooks: ArcSwap<admission::Hooks>,
     pub(crate) caller: Arc<Caller>,
+    turns: admission::Turns,
 }
 
 impl Registry {
@@ -202,6 +203,7 @@ impl Registry {
             services: services::Allocator::new(range),
             hooks: ArcSwap::default(),
             caller: Arc::new(Caller::new(webhooks)),
+            turns: admission::Turns::default(),
         };
         registry.reload_crds();
         registry.reload_hooks();

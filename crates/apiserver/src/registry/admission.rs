@@ -5,13 +5,16 @@ mod attributes;
 pub(crate) mod conditions;
 mod gate;
 mod hooks;
+mod limits;
 pub(crate) mod policies;
+mod quotas;
 mod review;
 mod rules;
 mod webhooks;
 
 pub(crate) use attributes::{Attributes, Operation};
 pub(crate) use hooks::Hooks;
+pub(crate) use quotas::Turns;
 pub(crate) use webhooks::Objects;
 
 use super::{Registry, Reply, Target};

@@ -59,6 +59,7 @@ impl Registry {
             };
             schema::track(resource, None, &mut object, writer);
         }
+        self.apply_limit_ranges(target, &mut object);
         self.admit(target, &mut object).await?;
         if self
             .mutate_created(target, &mut object, &mut warnings)
@@ -129,8 +130,10 @@ impl Registry {
             return Err(target.invalid(&name, causes));
         }
         schema::settle(resource, &mut object, now);
+        self.check_limit_ranges(target, &object)?;
         self.validate_created(target, &object, &mut warnings)
             .await?;
+        let _charge = self.charge(target, None, &object).await?;
         if target.options.dry_run {
             return Ok(Written {
                 content: Content::Value(object),

@@ -186,6 +186,11 @@ impl Registry {
             self.validate_updated(target, &live, &new, &mut warnings)
                 .await?;
         }
+        let _charge = if asks && is_charged(target) {
+            self.charge(target, Some(&live), &new).await?
+        } else {
+            None
+        };
         warnings.dedup();
         let content = |content: Content| Written {
             content: shown(target, content),
@@ -334,6 +339,16 @@ fn patched(target: &Target, kind: PatchType, mut object: Value, patch: &Value) -
             Err(Box::new(status))
         }
     }
+}
+
+/// Whether an update may take more of a quota than the object had.
+fn is_charged(target: &Target) -> bool {
+    let resource = &target.resource;
+    resource.group.is_empty()
+        && matches!(
+            (resource.plural.as_str(), target.subresource.as_str()),
+            ("services" | "persistentvolumeclaims", "") | ("pods", "resize")
+        )
 }
 
 /// What the subresource shows of the object written.

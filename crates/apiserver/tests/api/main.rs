@@ -12,6 +12,7 @@ mod namespaces;
 mod openapi;
 mod pods;
 mod policies;
+mod quotas;
 mod tokens;
 mod watches;
 mod webhooks;
