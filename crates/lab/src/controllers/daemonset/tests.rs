@@ -87,11 +87,10 @@ impl World {
 
     fn settle(&mut self) {
         for _ in 0..500 {
-            let changed = self.look();
             for at in 0..self.pods.len() {
                 self.make_ready(at);
             }
-            if !changed {
+            if !self.look() {
                 return;
             }
         }
