@@ -11,6 +11,7 @@ mod condition;
 mod context;
 mod daemonset;
 mod deployment;
+mod disruption;
 mod endpoints;
 mod feed;
 mod garbage;
@@ -29,6 +30,7 @@ mod settings;
 mod share;
 #[cfg(test)]
 mod stage;
+mod statefulset;
 mod taint_eviction;
 mod template_hash;
 
@@ -57,6 +59,14 @@ pub(crate) const CONTROLLERS: &[Entry] = &[
     Entry {
         name: "daemonset-controller",
         start: |context| runner::run(context, daemonset::DaemonSets::default()),
+    },
+    Entry {
+        name: "statefulset-controller",
+        start: |context| runner::run(context, statefulset::StatefulSets),
+    },
+    Entry {
+        name: "disruption-controller",
+        start: |context| runner::run(context, disruption::Disruption),
     },
     Entry {
         name: "deployment-controller",
