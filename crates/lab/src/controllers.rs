@@ -9,12 +9,14 @@ mod claim;
 pub(crate) mod collections;
 mod condition;
 mod context;
+mod cronjob;
 mod daemonset;
 mod deployment;
 mod disruption;
 mod endpoints;
 mod feed;
 mod garbage;
+mod job;
 mod node_lifecycle;
 mod objects;
 mod pod;
@@ -67,6 +69,18 @@ pub(crate) const CONTROLLERS: &[Entry] = &[
     Entry {
         name: "disruption-controller",
         start: |context| runner::run(context, disruption::Disruption),
+    },
+    Entry {
+        name: "job-controller",
+        start: |context| runner::run(context, job::Jobs),
+    },
+    Entry {
+        name: "ttl-after-finished-controller",
+        start: |context| runner::run(context, job::TtlAfterFinished),
+    },
+    Entry {
+        name: "cronjob-controller",
+        start: |context| runner::run(context, cronjob::CronJobs),
     },
     Entry {
         name: "deployment-controller",

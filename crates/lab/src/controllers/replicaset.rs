@@ -1,6 +1,6 @@
 //! replicaset-controller and replicationcontroller-controller: as many pods of a template as are wanted.
 
-mod ranking;
+pub(super) mod ranking;
 
 use super::{
     Collection, Context, Controller, Failure, Key, Next, Watch, batch, claim,

@@ -9,7 +9,7 @@ use std::{cmp::Ordering, collections::HashMap};
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
 /// `Less` when `a` is the better one to lose. `crowds`: how many pods of this kind are on each node.
-pub(super) fn order(
+pub(in super::super) fn order(
     a: &Value,
     b: &Value,
     crowds: &HashMap<String, usize>,
