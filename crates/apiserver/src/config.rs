@@ -80,6 +80,31 @@ impl Default for Kubelets {
     }
 }
 
+/// Which controllers of kube-controller-manager the server does the work of, so that it is whole without any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuiltinControllers {
+    /// Empties and releases namespaces that are being deleted (`namespace-controller`).
+    pub namespace: bool,
+    /// Keeps the service account `default` in every namespace (`serviceaccount-controller`).
+    pub service_account: bool,
+    /// Keeps the config map `kube-root-ca.crt` in every namespace (`root-ca-certificate-publisher-controller`).
+    pub root_ca_publisher: bool,
+    /// Keeps aggregated cluster roles up to date (`clusterrole-aggregation-controller`).
+    pub cluster_role_aggregation: bool,
+}
+
+impl Default for BuiltinControllers {
+    /// All.
+    fn default() -> Self {
+        Self {
+            namespace: true,
+            service_account: true,
+            root_ca_publisher: true,
+            cluster_role_aggregation: true,
+        }
+    }
+}
+
 /// How a server is set up.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -95,6 +120,8 @@ pub struct Config {
     pub authorization: AuthorizationMode,
     /// PEM of the CA that pods verify the server with (`kube-root-ca.crt` in every namespace).
     pub root_ca: Option<String>,
+    /// What the server does that may be left to controllers.
+    pub controllers: BuiltinControllers,
     /// The issuer named in service account tokens.
     pub issuer: String,
     /// The range of cluster IPs.
@@ -118,6 +145,7 @@ impl Default for Config {
             tokens: Vec::new(),
             authorization: AuthorizationMode::default(),
             root_ca: None,
+            controllers: BuiltinControllers::default(),
             issuer: "https://kubernetes.default.svc.cluster.local".into(),
             services: ServiceRange::default(),
             service_resolver: None,

@@ -36,7 +36,7 @@ pub mod validation;
 mod webhook;
 
 pub use authz::AuthorizationMode;
-pub use config::{Config, InFlight, Kubelets, Tls};
+pub use config::{BuiltinControllers, Config, InFlight, Kubelets, Tls};
 pub use webhook::ServiceResolver;
 
 use arc_swap::ArcSwap;
@@ -174,15 +174,14 @@ impl ApiServer {
             Connector::new(config.kubelets, shutdown.clone())?,
             shutdown.clone(),
         ));
-        tokio::spawn(roles::keep_aggregated(
-            registry.clone(),
-            shutdown.child_token(),
-        ));
-        tokio::spawn(lifecycle::run(
-            registry,
-            config.root_ca,
-            shutdown.child_token(),
-        ));
+        if config.controllers.cluster_role_aggregation {
+            tokio::spawn(roles::keep_aggregated(
+                registry.clone(),
+                shutdown.child_token(),
+            ));
+        }
+        let keeper = lifecycle::Keeper::new(registry, config.controllers, config.root_ca);
+        tokio::spawn(keeper.run(shutdown.child_token()));
         let handler = server.clone();
         let serving = tokio::spawn(yurt_transport::serve(
             listener,

@@ -7,6 +7,7 @@
 mod contents;
 
 use crate::{
+    BuiltinControllers,
     authn::User,
     meta,
     registry::{CRDS, DeleteOptions, NAMESPACES, Registry, Reply, Target, strategy::CRD_FINALIZER},
@@ -47,61 +48,116 @@ pub(crate) fn own_target(
     })
 }
 
-/// Works until `shutdown`.
-pub(crate) async fn run(
+/// Keeps namespaces and CRDs in order.
+pub(crate) struct Keeper {
     registry: Arc<Registry>,
+    controllers: BuiltinControllers,
     root_ca: Option<String>,
-    shutdown: CancellationToken,
-) {
-    let mut namespaces = registry.storage.partition(&NAMESPACES).subscribe();
-    let mut crds = registry.storage.partition(&CRDS).subscribe();
-    let mut retry = FIRST_RETRY;
-    loop {
-        namespaces.borrow_and_update();
-        crds.borrow_and_update();
-        let finished = pass(&registry, root_ca.as_deref()).await;
-        retry = if finished {
-            FIRST_RETRY
-        } else {
-            (retry * 2).min(LAST_RETRY)
-        };
-        let again = tokio::time::sleep(retry);
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            _ = namespaces.changed() => retry = FIRST_RETRY,
-            _ = crds.changed() => retry = FIRST_RETRY,
-            () = again, if !finished => {}
+}
+
+impl Keeper {
+    /// What to keep in order, and what is left to controllers.
+    pub(crate) fn new(
+        registry: Arc<Registry>,
+        controllers: BuiltinControllers,
+        root_ca: Option<String>,
+    ) -> Self {
+        Self {
+            registry,
+            controllers,
+            root_ca: root_ca.filter(|_| controllers.root_ca_publisher),
         }
+    }
+
+    /// Works until `shutdown`.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let partition = |storage: &Arc<str>| self.registry.storage.partition(storage).subscribe();
+        let mut namespaces = partition(&NAMESPACES);
+        let mut crds = partition(&CRDS);
+        // What somebody deletes comes back.
+        let mut accounts = partition(&"/serviceaccounts".into());
+        let mut maps = partition(&"/configmaps".into());
+        let mut retry = FIRST_RETRY;
+        loop {
+            for changes in [&mut namespaces, &mut crds, &mut accounts, &mut maps] {
+                changes.borrow_and_update();
+            }
+            let finished = self.pass().await;
+            retry = if finished {
+                FIRST_RETRY
+            } else {
+                (retry * 2).min(LAST_RETRY)
+            };
+            let again = tokio::time::sleep(retry);
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                _ = namespaces.changed() => retry = FIRST_RETRY,
+                _ = crds.changed() => retry = FIRST_RETRY,
+                _ = accounts.changed(), if self.controllers.service_account => {}
+                _ = maps.changed(), if self.root_ca.is_some() => {}
+                () = again, if !finished => {}
+            }
+        }
+    }
+
+    /// One look at everything; whether nothing is left to do.
+    async fn pass(&self) -> bool {
+        let registry = &self.registry;
+        let mut finished = true;
+        let (definitions, _) = registry.storage.list(&CRDS, "", None);
+        for definition in definitions {
+            let value = definition.value();
+            if meta::is_deleting(&value)
+                && meta::finalizers(&value).iter().any(|f| f == CRD_FINALIZER)
+            {
+                finished &= settled(
+                    release_crd(registry, &value).await,
+                    "CRD",
+                    meta::name(&value),
+                );
+            }
+        }
+        let (namespaces, _) = registry.storage.list(&NAMESPACES, "", None);
+        for namespace in namespaces {
+            let value = namespace.value();
+            let name = meta::name(&value);
+            let outcome = if !meta::is_deleting(&value) {
+                self.furnish(name).await
+            } else if self.controllers.namespace && is_held(&value) {
+                release_namespace(registry, &value).await
+            } else {
+                Ok(true)
+            };
+            finished &= settled(outcome, "namespace", name);
+        }
+        finished
+    }
+
+    /// Gives a namespace what every namespace has.
+    async fn furnish(&self, namespace: &str) -> Reply<bool> {
+        let registry = &self.registry;
+        if self.controllers.service_account {
+            let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
+                "metadata": {"name": "default", "namespace": namespace}});
+            ensure(registry, "serviceaccounts", namespace, account).await?;
+        }
+        if let Some(pem) = &self.root_ca {
+            let roots = json!({"apiVersion": "v1", "kind": "ConfigMap",
+                "metadata": {"name": "kube-root-ca.crt", "namespace": namespace,
+                    "annotations": {"kubernetes.io/description": ROOT_CA_DESCRIPTION}},
+                "data": {"ca.crt": pem}});
+            ensure(registry, "configmaps", namespace, roots).await?;
+        }
+        Ok(true)
     }
 }
 
-/// One look at everything; whether nothing is left to do.
-async fn pass(registry: &Arc<Registry>, root_ca: Option<&str>) -> bool {
-    let mut finished = true;
-    let (definitions, _) = registry.storage.list(&CRDS, "", None);
-    for definition in definitions {
-        let value = definition.value();
-        if meta::is_deleting(&value) && meta::finalizers(&value).iter().any(|f| f == CRD_FINALIZER)
-        {
-            finished &= settled(
-                release_crd(registry, &value).await,
-                "CRD",
-                meta::name(&value),
-            );
-        }
-    }
-    let (namespaces, _) = registry.storage.list(&NAMESPACES, "", None);
-    for namespace in namespaces {
-        let value = namespace.value();
-        let name = meta::name(&value);
-        let outcome = if meta::is_deleting(&value) {
-            release_namespace(registry, &value).await
-        } else {
-            furnish(registry, name, root_ca).await
-        };
-        finished &= settled(outcome, "namespace", name);
-    }
-    finished
+const ROOT_CA_DESCRIPTION: &str = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.";
+
+/// Whether the namespace waits for its content to go; others may hold it for longer.
+fn is_held(namespace: &Value) -> bool {
+    let finalizers = namespace["spec"]["finalizers"].as_array();
+    finalizers.is_some_and(|all| all.iter().any(|f| f == "kubernetes"))
 }
 
 fn settled(outcome: Reply<bool>, what: &str, name: &str) -> bool {
@@ -141,6 +197,9 @@ async fn clear(
     Ok(registry.storage.list(&resource.storage, namespace, None).0)
 }
 
+/// A change of an object by code.
+type Change<'c> = &'c (dyn Fn(&mut Value) -> Reply<()> + Sync);
+
 /// Empties a namespace, then releases it. Pods go before everything else: what they use outlives them.
 async fn release_namespace(registry: &Registry, namespace: &Value) -> Reply<bool> {
     let name = meta::name(namespace);
@@ -173,12 +232,11 @@ async fn release_namespace(registry: &Registry, namespace: &Value) -> Reply<bool
         }
         Ok(())
     };
-    let (subresource, change): (_, &(dyn Fn(&mut Value) -> Reply<()> + Sync)) =
-        if contents.is_empty() {
-            ("finalize", &release)
-        } else {
-            ("status", &report)
-        };
+    let (subresource, change): (_, Change<'_>) = if contents.is_empty() {
+        ("finalize", &release)
+    } else {
+        ("status", &report)
+    };
     let Some(mut target) = own_target(registry, "", "v1", "namespaces", "", name) else {
         return Ok(true);
     };
@@ -233,34 +291,33 @@ async fn release_crd(registry: &Registry, definition: &Value) -> Reply<bool> {
     }
 }
 
-/// Gives a namespace what every namespace has.
-async fn furnish(registry: &Registry, namespace: &str, root_ca: Option<&str>) -> Reply<bool> {
-    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount",
-        "metadata": {"name": "default", "namespace": namespace}});
-    ensure(registry, "serviceaccounts", namespace, account).await?;
-    if let Some(pem) = root_ca {
-        let roots = json!({"apiVersion": "v1", "kind": "ConfigMap",
-            "metadata": {"name": "kube-root-ca.crt", "namespace": namespace, "annotations": {
-                "kubernetes.io/description": "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters."}},
-            "data": {"ca.crt": pem}});
-        ensure(registry, "configmaps", namespace, roots).await?;
-    }
-    Ok(true)
-}
-
-/// Creates a core object unless there is one.
+/// Creates a core object unless there is one. Of one that is there, data and annotations are put right.
 async fn ensure(registry: &Registry, plural: &str, namespace: &str, object: Value) -> Reply<()> {
     let name = meta::name(&object);
     let Some(target) = own_target(registry, "", "v1", plural, namespace, name) else {
         return Ok(());
     };
     let key = Key::new(namespace, name);
-    if registry
-        .storage
-        .get(&target.resource.storage, &key)
-        .is_some()
-    {
-        return Ok(());
+    if let Some(live) = registry.storage.get(&target.resource.storage, &key) {
+        if is_right(&live.value(), &object) {
+            return Ok(());
+        }
+        let put_right = |live: &mut Value| {
+            live["data"] = object["data"].clone();
+            for (name, value) in object["metadata"]["annotations"]
+                .as_object()
+                .into_iter()
+                .flatten()
+            {
+                live["metadata"]["annotations"][name] = value.clone();
+            }
+            Ok(())
+        };
+        return match registry.modify(&target, &put_right).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.reason == Reason::NotFound => Ok(()),
+            Err(status) => Err(status),
+        };
     }
     match registry.create(&target, object, None).await {
         Ok(_) => Ok(()),
@@ -275,3 +332,16 @@ async fn ensure(registry: &Registry, plural: &str, namespace: &str, object: Valu
         Err(status) => Err(status),
     }
 }
+
+/// Whether an object has the data and annotations that it should have.
+fn is_right(live: &Value, wanted: &Value) -> bool {
+    let mut annotations = wanted["metadata"]["annotations"]
+        .as_object()
+        .into_iter()
+        .flatten();
+    live["data"] == wanted["data"]
+        && annotations.all(|(name, value)| live["metadata"]["annotations"][name] == *value)
+}
+
+#[cfg(test)]
+mod tests;

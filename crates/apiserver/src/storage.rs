@@ -107,11 +107,14 @@ enum Sink {
     },
 }
 
+/// By key: revision and object (`None`: deleted) of the newest write that is not published yet.
+type Unpublished = HashMap<Key, (u64, Option<Arc<Stored>>)>;
+
 #[derive(Debug)]
 struct Writer {
     revision: u64,
     /// The state of objects with a commit under way, by partition: the revision that made it, `None` when deleted.
-    pending: HashMap<Arc<str>, HashMap<Key, (u64, Option<Arc<Stored>>)>>,
+    pending: HashMap<Arc<str>, Unpublished>,
 }
 
 impl Writer {

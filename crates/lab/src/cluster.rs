@@ -155,7 +155,8 @@ impl Cluster {
                 master("system:kube-controller-manager"),
             ),
         ];
-        let api = start_api_server(&directory, &ca, address, &nodes, tokens, &shutdown).await?;
+        let api =
+            start_api_server(&directory, &ca, address, &nodes, tokens, config, &shutdown).await?;
         let address = api.addr();
         say(&format!("API server on https://{address}"));
         let manifest = Manifest {
@@ -537,6 +538,7 @@ async fn start_api_server(
     address: SocketAddr,
     nodes: &[NodePlan],
     tokens: Vec<(String, User)>,
+    lab: &Config,
     shutdown: &CancellationToken,
 ) -> Result<yurt_apiserver::Running, LabError> {
     let mut ips: Vec<IpAddr> = vec![address.ip(), SERVICE_IP.into()];
@@ -560,6 +562,7 @@ async fn start_api_server(
         }),
         tokens,
         root_ca: Some(ca.cert_pem()),
+        controllers: lab.controllers.within_server(),
         ..yurt_apiserver::Config::default()
     };
     Ok(yurt_apiserver::ApiServer::start(config, shutdown.clone()).await?)

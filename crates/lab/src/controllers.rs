@@ -5,6 +5,7 @@
 //! uses, so that [`Selection`] (`--controllers`) can leave any of them to the real one.
 
 mod batch;
+mod certificates;
 mod claim;
 pub(crate) mod collections;
 mod condition;
@@ -24,6 +25,7 @@ mod pod_control;
 mod pod_gc;
 mod queue;
 mod replicaset;
+mod resource_quota;
 mod revision;
 mod runner;
 mod scheduler;
@@ -35,18 +37,25 @@ mod stage;
 mod statefulset;
 mod taint_eviction;
 mod template_hash;
+mod volumes;
 
 pub use context::Context;
 pub use objects::{Change, Collection, Key, Objects};
-pub use runner::{Controller, Failure, Next, Watch};
+pub use runner::{Concerns, Controller, Failure, Next, Watch};
 pub use selection::{Selection, UnknownController};
 pub use settings::{NodeMonitor, Settings};
 
 use crate::kube::Kube;
+use certificates::{approving::Approving, cleaning::Cleaning, signing::Signing};
 use endpoints::{legacy::Endpoints, mirroring::Mirroring, slices::EndpointSlices};
+use resource_quota::ResourceQuotas;
 use std::sync::Arc;
 use taint_eviction::TaintEviction;
 use tokio_util::sync::CancellationToken;
+use volumes::{
+    binder::Binder,
+    protection::{ClaimProtection, VolumeProtection},
+};
 
 /// One controller: its name and how it is started.
 pub(crate) struct Entry {
@@ -55,6 +64,9 @@ pub(crate) struct Entry {
     /// Starts it; it ends with the context.
     pub(crate) start: fn(&Arc<Context>),
 }
+
+/// The API server does this one's work, as [`Selection::within_server`] tells it.
+fn in_the_server(_: &Arc<Context>) {}
 
 /// Every controller there is, in the order in which they start.
 pub(crate) const CONTROLLERS: &[Entry] = &[
@@ -99,6 +111,22 @@ pub(crate) const CONTROLLERS: &[Entry] = &[
         start: scheduler::start,
     },
     Entry {
+        name: selection::NAMESPACE,
+        start: in_the_server,
+    },
+    Entry {
+        name: selection::SERVICE_ACCOUNT,
+        start: in_the_server,
+    },
+    Entry {
+        name: selection::ROOT_CA_PUBLISHER,
+        start: in_the_server,
+    },
+    Entry {
+        name: selection::CLUSTER_ROLE_AGGREGATION,
+        start: in_the_server,
+    },
+    Entry {
         name: garbage::NAME,
         start: garbage::start,
     },
@@ -113,6 +141,38 @@ pub(crate) const CONTROLLERS: &[Entry] = &[
     Entry {
         name: pod_gc::NAME,
         start: pod_gc::start,
+    },
+    Entry {
+        name: ResourceQuotas::NAME,
+        start: |context| runner::run(context, ResourceQuotas::default()),
+    },
+    Entry {
+        name: Binder::NAME,
+        start: |context| runner::run(context, Binder),
+    },
+    Entry {
+        name: ClaimProtection::NAME,
+        start: |context| runner::run(context, ClaimProtection),
+    },
+    Entry {
+        name: VolumeProtection::NAME,
+        start: |context| runner::run(context, VolumeProtection),
+    },
+    Entry {
+        name: Approving::NAME,
+        start: |context| runner::run(context, Approving),
+    },
+    Entry {
+        name: Signing::NAME,
+        start: |context| {
+            if let Some(signing) = Signing::new(context.settings().signing.as_ref()) {
+                runner::run(context, signing);
+            }
+        },
+    },
+    Entry {
+        name: Cleaning::NAME,
+        start: |context| runner::run(context, Cleaning),
     },
     Entry {
         name: EndpointSlices::NAME,

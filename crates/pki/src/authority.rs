@@ -4,6 +4,7 @@ use crate::{KeyPairPem, PkiError, Profile, key::SigningKey};
 use der::{
     Any, DecodePem, Encode, EncodePem,
     asn1::{Ia5String, ObjectIdentifier, OctetString, Utf8StringRef},
+    flagset::FlagSet,
     pem::LineEnding,
 };
 use ring::rand::{SecureRandom, SystemRandom};
@@ -66,6 +67,7 @@ impl Ca {
             subject: subject(common_name, &[]).map_err(|e| PkiError::invalid(what(), e))?,
             issuer: None,
             key_identifier: None,
+            usage: KeyUsages::KeyCertSign | KeyUsages::CRLSign | KeyUsages::DigitalSignature,
             extensions: Vec::new(),
         };
         let certificate = sign(shape, &key, &key, days).map_err(|e| e.about(what()))?;
@@ -88,6 +90,18 @@ impl Ca {
             Ok(_) => Err(invalid("it may not sign certificates".to_owned())),
             Err(error) => Err(invalid(error.to_string())),
         }
+    }
+
+    pub(crate) fn certificate(&self) -> &Certificate {
+        &self.certificate
+    }
+
+    pub(crate) fn key(&self) -> &SigningKey {
+        &self.key
+    }
+
+    pub(crate) fn key_identifier(&self) -> &OctetString {
+        &self.key_identifier
     }
 
     fn with(certificate: Certificate, key: SigningKey) -> Result<Self, PkiError> {
@@ -136,6 +150,7 @@ impl Ca {
             subject,
             issuer: Some(self.certificate.tbs_certificate().subject().clone()),
             key_identifier: Some(self.key_identifier.clone()),
+            usage: KeyUsages::DigitalSignature.into(),
             extensions: leaf_extensions(profile).map_err(invalid)?,
         };
         let certificate =
@@ -156,7 +171,7 @@ fn first_certificate(pem: &str) -> Option<&str> {
     Some(&pem[begin..end])
 }
 
-enum SignError {
+pub(crate) enum SignError {
     Days,
     Randomness,
     Encoding(der::Error),
@@ -164,7 +179,7 @@ enum SignError {
 }
 
 impl SignError {
-    fn about(self, what: String) -> PkiError {
+    pub(crate) fn about(self, what: String) -> PkiError {
         match self {
             Self::Days => PkiError::invalid(what, "days of validity must be 1 to 36500"),
             Self::Randomness => PkiError::invalid(what, "the system gave no randomness"),
@@ -195,7 +210,7 @@ fn sign(
 }
 
 /// 127 random bits: positive and never shorter than expected, so that a renewal with the same key is another certificate.
-fn random_serial() -> Result<SerialNumber, SignError> {
+pub(crate) fn random_serial() -> Result<SerialNumber, SignError> {
     let mut bytes = [0u8; 16];
     SystemRandom::new()
         .fill(&mut bytes)
@@ -205,7 +220,7 @@ fn random_serial() -> Result<SerialNumber, SignError> {
 }
 
 /// O before CN as Go writes names, each organization in a set of its own, which keeps their order.
-fn subject(common_name: &str, organizations: &[String]) -> Result<Name, der::Error> {
+pub(crate) fn subject(common_name: &str, organizations: &[String]) -> Result<Name, der::Error> {
     let mut sequence = RdnSequence::default();
     let names = organizations
         .iter()
@@ -226,6 +241,19 @@ fn subject(common_name: &str, organizations: &[String]) -> Result<Name, der::Err
     Ok(Name::hazmat_from_rdn_sequence(sequence))
 }
 
+/// The names that a certificate is for.
+pub(crate) fn alternative_names(profile: &Profile) -> Result<Vec<GeneralName>, der::Error> {
+    let dns = profile
+        .dns
+        .iter()
+        .map(|name| Ia5String::new(name).map(GeneralName::DnsName));
+    let ips = profile
+        .ips
+        .iter()
+        .map(|ip: &IpAddr| Ok(GeneralName::from(*ip)));
+    dns.chain(ips).collect()
+}
+
 fn leaf_extensions(profile: &Profile) -> Result<Vec<Extension>, der::Error> {
     let mut extensions = Vec::new();
     let mut add = |extension: Result<Extension, der::Error>| {
@@ -240,15 +268,7 @@ fn leaf_extensions(profile: &Profile) -> Result<Vec<Extension>, der::Error> {
     if !usages.is_empty() {
         add((&ExtendedKeyUsage(usages)).to_extension(&nobody, &[]))?;
     }
-    let dns = profile
-        .dns
-        .iter()
-        .map(|name| Ia5String::new(name).map(GeneralName::DnsName));
-    let ips = profile
-        .ips
-        .iter()
-        .map(|ip: &IpAddr| Ok(GeneralName::from(*ip)));
-    let names = dns.chain(ips).collect::<Result<Vec<_>, _>>()?;
+    let names = alternative_names(profile)?;
     if !names.is_empty() {
         add((&SubjectAltName(names)).to_extension(&nobody, &[]))?;
     }
@@ -256,12 +276,13 @@ fn leaf_extensions(profile: &Profile) -> Result<Vec<Extension>, der::Error> {
 }
 
 /// Names and extensions of a certificate to be signed.
-struct Shape {
-    subject: Name,
+pub(crate) struct Shape {
+    pub(crate) subject: Name,
     /// `None`: a self-signed CA.
-    issuer: Option<Name>,
-    key_identifier: Option<OctetString>,
-    extensions: Vec<Extension>,
+    pub(crate) issuer: Option<Name>,
+    pub(crate) key_identifier: Option<OctetString>,
+    pub(crate) usage: FlagSet<KeyUsages>,
+    pub(crate) extensions: Vec<Extension>,
 }
 
 impl BuilderProfile for Shape {
@@ -281,18 +302,13 @@ impl BuilderProfile for Shape {
     ) -> x509_cert::builder::Result<Vec<Extension>> {
         let ca = self.issuer.is_none();
         let nobody = Name::default();
-        let usage = if ca {
-            KeyUsages::KeyCertSign | KeyUsages::CRLSign | KeyUsages::DigitalSignature
-        } else {
-            KeyUsages::DigitalSignature.into()
-        };
         let constraints = BasicConstraints {
             ca,
             path_len_constraint: None,
         };
         let mut extensions = vec![
             (&constraints).to_extension(&nobody, &[])?,
-            (&KeyUsage(usage)).to_extension(&nobody, &[])?,
+            (&KeyUsage(self.usage)).to_extension(&nobody, &[])?,
             (&SubjectKeyIdentifier::try_from(own_key)?).to_extension(&nobody, &[])?,
         ];
         if let Some(identifier) = &self.key_identifier {

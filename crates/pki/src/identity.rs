@@ -1,7 +1,7 @@
 //! What a certificate says about its bearer.
 
 use crate::PkiError;
-use x509_parser::{certificate::X509Certificate, prelude::FromDer};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer, x509::X509Name};
 
 /// Who a verified certificate says its bearer is: CN and O, as Kubernetes reads them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,8 +14,18 @@ pub struct Identity {
 
 /// Reads the identity of a DER certificate. One without a common name names nobody, which is an error.
 pub fn identity_of(der: &[u8]) -> Result<Identity, PkiError> {
-    let certificate = parse(der)?;
-    let subject = certificate.subject();
+    let identity = identity_in(parse(der)?.subject())?;
+    if identity.user.is_empty() {
+        return Err(PkiError::invalid(
+            "certificate subject",
+            "it has no common name",
+        ));
+    }
+    Ok(identity)
+}
+
+/// The identity that a name stands for; without a common name the user is empty.
+pub(crate) fn identity_in(name: &X509Name<'_>) -> Result<Identity, PkiError> {
     let text = |attribute: &x509_parser::x509::AttributeTypeAndValue<'_>| {
         attribute
             .as_str()
@@ -23,18 +33,12 @@ pub fn identity_of(der: &[u8]) -> Result<Identity, PkiError> {
             .map_err(|error| PkiError::invalid("certificate subject", error))
     };
     // Go keeps the last of several common names.
-    let user = subject
-        .iter_common_name()
-        .last()
-        .map(text)
-        .transpose()?
-        .filter(|name| !name.is_empty())
-        .ok_or_else(|| PkiError::invalid("certificate subject", "it has no common name"))?;
-    let groups = subject
-        .iter_organization()
-        .map(text)
-        .collect::<Result<_, _>>()?;
-    Ok(Identity { user, groups })
+    let user = name.iter_common_name().last().map(text).transpose()?;
+    let groups = name.iter_organization().map(text);
+    Ok(Identity {
+        user: user.unwrap_or_default(),
+        groups: groups.collect::<Result<_, _>>()?,
+    })
 }
 
 /// Seconds since the epoch when a DER certificate ends.

@@ -7,11 +7,13 @@
 mod authority;
 mod identity;
 mod key;
+mod request;
 mod tls;
 
 pub use authority::Ca;
 pub use identity::{Identity, identity_of, not_after};
 pub use key::{KeyPem, key_pem};
+pub use request::{Request, SigningRequest, UnknownUsages, Usages, request};
 pub use tls::{certs_from_pem, client_config, server_config, unverified_client_config};
 
 use std::{net::IpAddr, path::Path};

@@ -1,20 +1,19 @@
 //! Cluster IPs and node ports of services.
 
+mod ports;
+
 use super::{Registry, Reply, Target};
+use ports::node_ports;
 use serde_json::{Value, json};
 use std::{
     collections::HashSet,
     net::Ipv4Addr,
-    ops::RangeInclusive,
     sync::{Arc, LazyLock},
 };
 use tokio::sync::{Mutex, MutexGuard};
 use yurt_wire::status::Cause;
 
 pub(crate) static SERVICES: LazyLock<Arc<str>> = LazyLock::new(|| "/services".into());
-
-/// Node ports, as kube-apiserver's default.
-const NODE_PORTS: RangeInclusive<u16> = 30000..=32767;
 
 /// The IPv4 range of cluster IPs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,10 +98,6 @@ impl Registry {
     }
 }
 
-fn ports(service: &Value) -> impl Iterator<Item = &Value> {
-    service["spec"]["ports"].as_array().into_iter().flatten()
-}
-
 /// Gives `service` what it needs and keeps what it had.
 fn assign(
     range: ServiceRange,
@@ -110,21 +105,126 @@ fn assign(
     live: Option<&Value>,
     service: &mut Value,
 ) -> Result<(), Vec<Cause>> {
-    let kind = service["spec"]["type"].as_str().unwrap_or("ClusterIP");
-    let has_ip = kind != "ExternalName";
-    let has_node_ports = match kind {
-        "NodePort" => true,
-        "LoadBalancer" => service["spec"]["allocateLoadBalancerNodePorts"] != false,
-        _ => false,
-    };
-    if has_ip {
+    if let Some(live) = live {
+        drop_what_went_with_the_type(live, service);
+    }
+    if service["spec"]["type"] != "ExternalName" {
+        families(service, live.is_none())?;
         cluster_ip(range, others, live, service)?;
     } else if let Some(spec) = service["spec"].as_object_mut() {
         for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
             spec.remove(field);
         }
     }
-    node_ports(others, live, service, has_node_ports)
+    node_ports(others, live, service)
+}
+
+/// A service's type, and what only some types have.
+#[derive(Clone, Copy)]
+struct Kind {
+    load_balancer: bool,
+    node_ports: bool,
+    health_check: bool,
+    /// It can be reached from outside, so that it has a policy for that.
+    external: bool,
+}
+
+impl Kind {
+    fn of(service: &Value) -> Self {
+        let spec = &service["spec"];
+        let load_balancer = spec["type"] == "LoadBalancer";
+        let with_ports = load_balancer || spec["type"] == "NodePort";
+        let external_ips = spec["externalIPs"]
+            .as_array()
+            .is_some_and(|ips| !ips.is_empty());
+        Self {
+            load_balancer,
+            node_ports: with_ports
+                && !(load_balancer && spec["allocateLoadBalancerNodePorts"] == false),
+            health_check: load_balancer && spec["externalTrafficPolicy"] == "Local",
+            external: with_ports || (external_ips && spec["type"] != "ExternalName"),
+        }
+    }
+}
+
+/// A change of the type takes away what came with the old one, unless the writer says otherwise.
+fn drop_what_went_with_the_type(live: &Value, service: &mut Value) {
+    let (was, is) = (Kind::of(live), Kind::of(service));
+    let lost = [
+        ("externalTrafficPolicy", was.external && !is.external),
+        ("healthCheckNodePort", was.health_check && !is.health_check),
+        (
+            "allocateLoadBalancerNodePorts",
+            was.load_balancer && !is.load_balancer,
+        ),
+        ("loadBalancerClass", was.load_balancer && !is.load_balancer),
+    ];
+    for (field, lost) in lost {
+        let same = service["spec"][field] == live["spec"][field];
+        if lost
+            && same
+            && let Some(spec) = service["spec"].as_object_mut()
+        {
+            spec.remove(field);
+        }
+    }
+}
+
+/// The families of a cluster that has one: IPv4.
+fn families(service: &Value, new: bool) -> Result<(), Vec<Cause>> {
+    let spec = &service["spec"];
+    let invalid = |field: &str, value: &Value, why: &str| {
+        Err(vec![Cause {
+            reason: "FieldValueInvalid".into(),
+            message: format!("Invalid value: {value}: {why}"),
+            field: field.into(),
+        }])
+    };
+    let headless = spec["clusterIP"] == "None";
+    let selects = spec["selector"].as_object().is_some_and(|s| !s.is_empty());
+    // Endpoints of these are written by hand: they may be anything.
+    if headless && !selects {
+        return Ok(());
+    }
+    if spec["ipFamilyPolicy"] == "RequireDualStack" {
+        let why = "this cluster is not configured for dual-stack services";
+        return invalid("spec.ipFamilyPolicy", &spec["ipFamilyPolicy"], why);
+    }
+    for (i, family) in spec["ipFamilies"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .enumerate()
+    {
+        if family != "IPv4" {
+            let why = "not configured on this cluster";
+            return invalid(&format!("spec.ipFamilies[{i}]"), family, why);
+        }
+    }
+    // Of one that exists the address does not change, whatever the list says.
+    if !new {
+        return Ok(());
+    }
+    let addresses = spec["clusterIPs"].as_array().map_or(&[][..], Vec::as_slice);
+    match (
+        addresses,
+        spec["clusterIP"].as_str().filter(|ip| !ip.is_empty()),
+    ) {
+        ([_, _, ..], _) => {
+            let why = "may only hold up to 1 values on a single-stack cluster";
+            invalid("spec.clusterIPs", &spec["clusterIPs"], why)
+        }
+        ([first], Some(address)) if first != address => invalid(
+            "spec.clusterIPs",
+            &spec["clusterIPs"],
+            "first value must match `clusterIP`",
+        ),
+        ([_], None) => {
+            let why = "must be empty when `clusterIP` is not specified";
+            invalid("spec.clusterIPs", &spec["clusterIPs"], why)
+        }
+        _ => Ok(()),
+    }
 }
 
 fn cluster_ip(
@@ -200,85 +300,6 @@ fn cluster_ip(
     Ok(())
 }
 
-fn node_ports(
-    others: &[Value],
-    live: Option<&Value>,
-    service: &mut Value,
-    wanted: bool,
-) -> Result<(), Vec<Cause>> {
-    let was: Vec<(Value, Value)> = live
-        .into_iter()
-        .flat_map(ports)
-        .map(|p| (port_identity(p), p["nodePort"].clone()))
-        .collect();
-    let mut used: HashSet<u64> = others
-        .iter()
-        .flat_map(ports)
-        .filter_map(|p| p["nodePort"].as_u64())
-        .collect();
-    let own: Vec<u64> = ports(service)
-        .filter_map(|p| p["nodePort"].as_u64())
-        .collect();
-    let Some(Value::Array(list)) = service.pointer_mut("/spec/ports") else {
-        return Ok(());
-    };
-    for (i, port) in list.iter_mut().enumerate() {
-        if !wanted {
-            // A service that no longer has node ports gives back those it was given.
-            let kept = was.iter().any(|(_, number)| *number == port["nodePort"]);
-            if kept && let Some(port) = port.as_object_mut() {
-                port.remove("nodePort");
-            }
-            continue;
-        }
-        let given = port["nodePort"].as_u64().filter(|n| *n > 0);
-        let before = was
-            .iter()
-            .find(|(identity, _)| *identity == port_identity(port))
-            .and_then(|(_, number)| number.as_u64());
-        let number = match given.or(before) {
-            Some(number) => {
-                if used.contains(&number) {
-                    return Err(vec![Cause {
-                        reason: "FieldValueInvalid".into(),
-                        message: format!(
-                            "Invalid value: {number}: provided port is already allocated"
-                        ),
-                        field: format!("spec.ports[{i}].nodePort"),
-                    }]);
-                }
-                number
-            }
-            None => {
-                let size = u64::from(NODE_PORTS.end() - NODE_PORTS.start()) + 1;
-                let first = u64::from(*NODE_PORTS.start());
-                let start = fastrand::u64(..size);
-                let free = (0..size)
-                    .map(|n| first + (start + n) % size)
-                    .find(|n| !used.contains(n) && !own.contains(n));
-                let Some(free) = free else {
-                    return Err(vec![Cause {
-                        reason: "FieldValueInvalid".into(),
-                        message: "Invalid value: 0: failed to allocate a nodePort: range is full"
-                            .into(),
-                        field: format!("spec.ports[{i}].nodePort"),
-                    }]);
-                };
-                free
-            }
-        };
-        used.insert(number);
-        port["nodePort"] = number.into();
-    }
-    Ok(())
-}
-
-/// What makes a port the same port before and after a change.
-fn port_identity(port: &Value) -> Value {
-    let protocol = port["protocol"].as_str().unwrap_or("TCP");
-    json!([port["port"], protocol])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -336,6 +357,59 @@ mod tests {
         assign(range(), &[], Some(&service), &mut plain)?;
         assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
         Ok(())
+    }
+
+    #[test]
+    fn what_came_with_a_type_goes_with_it() -> Result<(), Vec<Cause>> {
+        let mut balancer = json!({"spec": {"type": "LoadBalancer", "ports": [{"port": 80}], "externalTrafficPolicy": "Local",
+            "allocateLoadBalancerNodePorts": true, "loadBalancerClass": "example.com/lb"}});
+        assign(range(), &[], None, &mut balancer)?;
+        let mut plain = balancer.clone();
+        plain["spec"]["type"] = "ClusterIP".into();
+        assign(range(), &[], Some(&balancer), &mut plain)?;
+        let spec = plain["spec"].as_object().expect("an object");
+        let left: Vec<&str> = spec.keys().map(String::as_str).collect();
+        assert!(
+            [
+                "externalTrafficPolicy",
+                "healthCheckNodePort",
+                "allocateLoadBalancerNodePorts",
+                "loadBalancerClass"
+            ]
+            .iter()
+            .all(|gone| !left.contains(gone)),
+            "{left:?}"
+        );
+        assert!(plain["spec"]["ports"][0].get("nodePort").is_none());
+        let mut external = plain.clone();
+        external["spec"]["type"] = "ExternalName".into();
+        assign(range(), &[], Some(&plain), &mut external)?;
+        assert!(
+            external["spec"].get("clusterIP").is_none(),
+            "the address is released"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_cluster_of_one_family_says_so() {
+        let refused = |spec: Value| {
+            let mut service = json!({"spec": spec});
+            let causes = assign(range(), &[], None, &mut service).expect_err("refused");
+            format!("{}: {}", causes[0].field, causes[0].message)
+        };
+        assert_eq!(
+            refused(json!({"ipFamilyPolicy": "RequireDualStack"})),
+            "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services"
+        );
+        assert_eq!(
+            refused(json!({"ipFamilies": ["IPv6"]})),
+            "spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"
+        );
+        assert!(
+            refused(json!({"clusterIP": "10.0.0.3", "clusterIPs": ["10.0.0.4"]}))
+                .contains("first value must match")
+        );
     }
 
     #[test]

@@ -16,6 +16,8 @@ collections! {
     NODES = cluster("v1", "nodes", "Node");
     SERVICES = namespaced("v1", "services", "Service");
     LEASES = namespaced("coordination.k8s.io/v1", "leases", "Lease");
+    CSRS = cluster("certificates.k8s.io/v1", "certificatesigningrequests", "CertificateSigningRequest");
+    RESOURCE_QUOTAS = namespaced("v1", "resourcequotas", "ResourceQuota");
     ENDPOINTS = namespaced("v1", "endpoints", "Endpoints");
     ENDPOINT_SLICES = namespaced("discovery.k8s.io/v1", "endpointslices", "EndpointSlice");
     CRDS = cluster("apiextensions.k8s.io/v1", "customresourcedefinitions", "CustomResourceDefinition");

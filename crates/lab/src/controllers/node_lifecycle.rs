@@ -297,13 +297,14 @@ async fn attend(
         }
         Status::False | Status::Unknown => {}
     }
+    // Once per silence: a kubelet that lives and says otherwise is not contradicted again and again.
     if verdict.current == Status::True {
         return false;
     }
     if verdict.observed == Status::True {
         let message = format!("Node {} status is now: NodeNotReady", key.name);
         context.event(COMPONENT, node, "Normal", "NodeNotReady", &message);
-    } else if !to_retry.contains(&key.name) && !has_ready_pods(context, &key.name) {
+    } else if !to_retry.contains(&key.name) {
         return false;
     }
     match mark_pods(context, &key.name).await {
@@ -333,14 +334,6 @@ async fn write_conditions(
         .patch(&NODES, &Key::of(node), "status", &patch)
         .await?;
     Ok(())
-}
-
-fn has_ready_pods(context: &Context, node: &str) -> bool {
-    context
-        .objects(&PODS)
-        .on_node(node)
-        .iter()
-        .any(|pod| pod::is_ready(pod))
 }
 
 /// Marks the pods of a node as not ready, so that services leave them out.

@@ -24,12 +24,15 @@ pub enum Failure {
     Object(String),
 }
 
+/// The keys that a change concerns.
+pub type Concerns = Box<dyn Fn(&Change) -> Vec<Key> + Send + Sync>;
+
 /// What a controller watches: a collection, and which of the controller's own keys a change in it concerns.
 pub struct Watch {
     /// The collection.
     pub collection: Collection,
     /// The keys to look at.
-    pub concerns: Box<dyn Fn(&Change) -> Vec<Key> + Send + Sync>,
+    pub concerns: Concerns,
 }
 
 impl Watch {

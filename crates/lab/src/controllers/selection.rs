@@ -2,6 +2,7 @@
 
 use super::CONTROLLERS;
 use std::{fmt, str::FromStr, sync::LazyLock};
+use yurt_apiserver::BuiltinControllers;
 
 /// A list as kube-controller-manager's `--controllers` takes it: `*` for all, `name` for one, `-name` for not that one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,24 @@ impl Selection {
     }
 }
 
+/// Controllers whose work the API server does.
+pub(super) const NAMESPACE: &str = "namespace-controller";
+pub(super) const SERVICE_ACCOUNT: &str = "serviceaccount-controller";
+pub(super) const ROOT_CA_PUBLISHER: &str = "root-ca-certificate-publisher-controller";
+pub(super) const CLUSTER_ROLE_AGGREGATION: &str = "clusterrole-aggregation-controller";
+
+impl Selection {
+    /// What the API server is to do itself.
+    pub fn within_server(&self) -> BuiltinControllers {
+        BuiltinControllers {
+            namespace: self.includes(NAMESPACE),
+            service_account: self.includes(SERVICE_ACCOUNT),
+            root_ca_publisher: self.includes(ROOT_CA_PUBLISHER),
+            cluster_role_aggregation: self.includes(CLUSTER_ROLE_AGGREGATION),
+        }
+    }
+}
+
 impl FromStr for Selection {
     type Err = UnknownController;
 
@@ -95,5 +114,21 @@ impl fmt::Display for Selection {
             items.push("-*".into());
         }
         f.write_str(&items.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_stays_out_of_the_server_too() {
+        let selection: Selection = "*,-namespace-controller".parse().expect("known");
+        let within = selection.within_server();
+        assert!(!within.namespace && within.service_account && within.root_ca_publisher);
+        let one: Selection = ROOT_CA_PUBLISHER.parse().expect("known");
+        let within = one.within_server();
+        assert!(within.root_ca_publisher && !within.cluster_role_aggregation);
+        assert!("no-such-controller".parse::<Selection>().is_err());
     }
 }
