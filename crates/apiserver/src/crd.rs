@@ -6,6 +6,7 @@
 
 mod defaults;
 mod format;
+pub(crate) mod naming;
 mod prune;
 pub(crate) mod rules;
 pub mod structural;
@@ -261,16 +262,11 @@ fn check_conversion(crd: &Value, causes: &mut Vec<Cause>) -> Option<Value> {
                     "spec.conversion.webhook.clientConfig",
                     "required when strategy is set to Webhook",
                 )),
-                Some(config) => {
-                    let url = config.get("url").is_some_and(|v| !v.is_null());
-                    let service = config.get("service").is_some_and(|v| !v.is_null());
-                    if url == service {
-                        causes.push(required(
-                            "spec.conversion.webhook.clientConfig",
-                            "exactly one of url or service is required",
-                        ));
-                    }
-                }
+                Some(config) => crate::validation::webhook_client(
+                    "spec.conversion.webhook.clientConfig",
+                    config,
+                    causes,
+                ),
             }
             if strings(conversion, "/webhook/conversionReviewVersions").is_empty() {
                 causes.push(required(
@@ -483,36 +479,47 @@ pub fn default_crd(crd: &mut Value) {
     }
 }
 
-/// The status of a definition whose names are accepted and which is served: kept times where nothing changes.
-pub fn establish_status(crd: &Value, now: &str) -> Value {
+/// The status of a definition, by the names that other definitions of its group have: kept times where nothing changes. What
+/// is served stays served, also when a change of its names is not accepted.
+pub(crate) fn establish_status(crd: &Value, others: &[Value], now: &str) -> Value {
+    let verdict = naming::judge(crd, others);
     let mut status = match crd.get("status") {
         Some(Value::Object(status)) => status.clone(),
         _ => Map::new(),
     };
-    status.insert(
-        "acceptedNames".into(),
-        crd.pointer("/spec/names").cloned().unwrap_or(Value::Null),
-    );
+    status.insert("acceptedNames".into(), verdict.accepted);
     let mut conditions: Vec<Value> = status
         .get("conditions")
         .and_then(Value::as_array)
         .cloned()
         .unwrap_or_default();
-    for (name, reason, message) in [
-        ("NamesAccepted", "NoConflicts", "no conflicts found"),
-        (
-            "Established",
+    let names = match &verdict.conflict {
+        None => ("True", "NoConflicts", "no conflicts found"),
+        Some((reason, message)) => ("False", *reason, message.as_str()),
+    };
+    let established = match (&verdict.conflict, naming::has_condition(crd, "Established")) {
+        (Some(_), false) => ("False", "NotAccepted", "not all names are accepted"),
+        _ => (
+            "True",
             "InitialNamesAccepted",
             "the initial names have been accepted",
         ),
-    ] {
+    };
+    for (name, (outcome, reason, message)) in
+        [("NamesAccepted", names), ("Established", established)]
+    {
         let known = conditions.iter_mut().find(|c| text(c, "/type") == name);
-        let fresh = json!({
-            "type": name, "status": "True", "reason": reason, "message": message,
+        let mut fresh = json!({
+            "type": name, "status": outcome, "reason": reason, "message": message,
             "lastTransitionTime": now,
         });
         match known {
-            Some(known) if text(known, "/status") == "True" => {}
+            Some(known) if text(known, "/status") == outcome => {
+                fresh["lastTransitionTime"] = known["lastTransitionTime"].clone();
+                if outcome == "False" {
+                    *known = fresh;
+                }
+            }
             Some(known) => *known = fresh,
             None => conditions.push(fresh),
         }

@@ -9,6 +9,7 @@ mod contents;
 use crate::{
     BuiltinControllers,
     authn::User,
+    crd::naming::has_condition,
     meta,
     registry::{CRDS, DeleteOptions, NAMESPACES, Registry, Reply, Target, strategy::CRD_FINALIZER},
     resources::Resource,
@@ -107,6 +108,11 @@ impl Keeper {
         let (definitions, _) = registry.storage.list(&CRDS, "", None);
         for definition in definitions {
             let value = definition.value();
+            if !meta::is_deleting(&value) && !has_condition(&value, "NamesAccepted") {
+                // Whoever had the names may have gone.
+                let outcome = judge_again(registry, meta::name(&value)).await;
+                settled(outcome, "CRD", meta::name(&value));
+            }
             if meta::is_deleting(&value)
                 && meta::finalizers(&value).iter().any(|f| f == CRD_FINALIZER)
             {
@@ -248,6 +254,51 @@ async fn release_namespace(registry: &Registry, namespace: &Value) -> Reply<bool
     }
 }
 
+/// A change of an object by code.
+type Change<'a> = &'a (dyn Fn(&mut Value) -> Reply<()> + Sync);
+
+/// Writes a definition as it is, so that its names are judged anew; whether that could be done.
+async fn judge_again(registry: &Registry, name: &str) -> Reply<bool> {
+    match crd_status(registry, name) {
+        Some(target) => registry.modify(&target, &|_| Ok(())).await.map(|_| true),
+        None => Ok(true),
+    }
+}
+
+/// The status of a definition, to be written.
+fn crd_status(registry: &Registry, name: &str) -> Option<Target> {
+    let (group, plural) = ("apiextensions.k8s.io", "customresourcedefinitions");
+    let mut target = own_target(registry, group, "v1", plural, "", name)?;
+    target.subresource = "status".into();
+    Some(target)
+}
+
+/// Says of a definition that its objects are being deleted.
+async fn mark_terminating(registry: &Registry, definition: &Value) -> Reply<()> {
+    let Some(target) = crd_status(registry, meta::name(definition)) else {
+        return Ok(());
+    };
+    if has_condition(definition, "Terminating") {
+        return Ok(());
+    }
+    let now = meta::now();
+    let condition = json!({"type": "Terminating", "status": "True", "lastTransitionTime": now,
+        "reason": "InstanceDeletionInProgress", "message": "CustomResource deletion is in progress"});
+    let marked = registry
+        .modify(&target, &|definition: &mut Value| {
+            match definition["status"]["conditions"].as_array_mut() {
+                Some(conditions) => {
+                    conditions.retain(|known| known["type"] != "Terminating");
+                    conditions.push(condition.clone());
+                }
+                None => definition["status"]["conditions"] = json!([condition]),
+            }
+            Ok(())
+        })
+        .await;
+    marked.map(|_| ())
+}
+
 async fn release_crd(registry: &Registry, definition: &Value) -> Reply<bool> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let group = text(&definition["spec"]["group"]);
@@ -262,6 +313,7 @@ async fn release_crd(registry: &Registry, definition: &Value) -> Reply<bool> {
     if let Some(resource) = resource
         && !clear(registry, resource, "").await?.is_empty()
     {
+        mark_terminating(registry, definition).await?;
         return Ok(false);
     }
     let name = meta::name(definition);

@@ -17,6 +17,7 @@ mod tests;
 mod update;
 mod workload;
 
+pub(crate) use config::webhook_client;
 pub use decode::{duplicate_fields, type_errors, unknown_fields};
 
 use crate::causes::{not_supported, required};

@@ -420,14 +420,14 @@ fn what_was_already_wrong_is_not_held_against_an_update() {
 #[test]
 fn status_is_established_once() {
     let mut crd = definition(simple());
-    crd["status"] = establish_status(&crd, "2026-11-21T20:00:00Z");
+    crd["status"] = establish_status(&crd, &[], "2026-11-21T20:00:00Z");
     assert_eq!(crd["status"]["storedVersions"], json!(["v1"]));
     assert_eq!(crd["status"]["acceptedNames"]["listKind"], "WidgetList");
     assert_eq!(crd["status"]["conditions"][1]["type"], "Established");
-    let again = establish_status(&crd, "2026-11-22T20:00:00Z");
+    let again = establish_status(&crd, &[], "2026-11-22T20:00:00Z");
     assert_eq!(again, crd["status"]);
     crd["spec"]["versions"][0]["name"] = json!("v2");
-    let moved = establish_status(&crd, "2026-11-22T20:00:00Z");
+    let moved = establish_status(&crd, &[], "2026-11-22T20:00:00Z");
     assert_eq!(moved["storedVersions"], json!(["v1", "v2"]));
 }
 
@@ -515,7 +515,7 @@ proptest! {
         let _ = Crd::parse(&json!({"metadata": {"name": "x"}, "spec": schema}));
         let mut crd = json!({"spec": logic});
         default_crd(&mut crd);
-        let _ = establish_status(&crd, "2026-11-21T20:00:00Z");
+        let _ = establish_status(&crd, &[], "2026-11-21T20:00:00Z");
     }
 
     /// Pruned and defaulted once is pruned and defaulted for good, and only what the schema knows is left.

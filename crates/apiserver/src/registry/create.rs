@@ -129,7 +129,7 @@ impl Registry {
         if !causes.is_empty() {
             return Err(target.invalid(&name, causes));
         }
-        schema::settle(resource, &mut object, now);
+        schema::settle(&self.storage, resource, &mut object, now);
         self.check_limit_ranges(target, &object)?;
         self.validate_created(target, &object, &mut warnings)
             .await?;

@@ -8,6 +8,7 @@ use crate::{
     managed::{self, Typing},
     meta,
     resources::Resource,
+    storage::Storage,
     validation,
 };
 use serde_json::Value;
@@ -211,14 +212,26 @@ fn own_part(resource: &Resource, config: &Value, subresource: &str) -> Value {
 }
 
 /// The last word on an object before it is written: for CRDs, the status that follows from the definition.
-pub(super) fn settle(resource: &Resource, object: &mut Value, now: &str) {
-    if is_crd(resource) && !meta::is_deleting(object) {
-        object["status"] = crd::establish_status(object, now);
+pub(super) fn settle(storage: &Storage, resource: &Resource, object: &mut Value, now: &str) {
+    if !is_crd(resource) || meta::is_deleting(object) {
+        return;
     }
+    let (definitions, _) = storage.list(&super::CRDS, "", None);
+    let others: Vec<Value> = definitions
+        .iter()
+        .filter(|other| *other.key.name != *meta::name(object))
+        .map(|other| other.value())
+        .filter(|other| other["spec"]["group"] == object["spec"]["group"])
+        .map(|mut other| other["status"]["acceptedNames"].take())
+        .collect();
+    object["status"] = crd::establish_status(object, &others, now);
 }
 
 /// A stored CRD in parsed form; `None` when its names are not accepted.
 pub(super) fn established(definition: &Value) -> Option<Crd> {
+    if !crd::naming::has_condition(definition, "Established") {
+        return None;
+    }
     match Crd::parse(definition) {
         Ok(parsed) => Some(parsed),
         Err(causes) => {

@@ -181,7 +181,7 @@ impl Registry {
         if !causes.is_empty() {
             return Err(target.invalid(&target.name, causes));
         }
-        schema::settle(resource, &mut new, &now);
+        schema::settle(&self.storage, resource, &mut new, &now);
         if asks {
             self.validate_updated(target, &live, &new, &mut warnings)
                 .await?;

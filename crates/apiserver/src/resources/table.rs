@@ -459,26 +459,6 @@ const CLUSTER: &[Row] = &[
     Row::new(
         "admissionregistration.k8s.io",
         "v1",
-        "MutatingAdmissionPolicy",
-        "mutatingadmissionpolicies",
-    )
-    .conditional()
-    .cluster()
-    .category(&["api-extensions"])
-    .generation(),
-    Row::new(
-        "admissionregistration.k8s.io",
-        "v1",
-        "MutatingAdmissionPolicyBinding",
-        "mutatingadmissionpolicybindings",
-    )
-    .conditional()
-    .cluster()
-    .category(&["api-extensions"])
-    .generation(),
-    Row::new(
-        "admissionregistration.k8s.io",
-        "v1",
         "MutatingWebhookConfiguration",
         "mutatingwebhookconfigurations",
     )

@@ -503,6 +503,114 @@ fn policy_binding(spec: &Value, causes: &mut Vec<Cause>) {
     }
 }
 
+/// What is wrong with where a webhook is; conversion webhooks are found the same way.
+pub(crate) fn webhook_client(at: &str, config: &Value, causes: &mut Vec<Cause>) {
+    let (url, service) = (given(config, "url"), given(config, "service"));
+    if url.is_some() == service.is_some() {
+        causes.push(required(at, "exactly one of url or service is required"));
+    }
+    if let Some(url) = url {
+        let form = "; desired format: https://host[/path]";
+        let at = join(at, "url");
+        let text = url.as_str().unwrap_or_default();
+        let why = match text.parse::<http::Uri>() {
+            Err(error) => Some(format!("url must be a valid URL: {error}{form}")),
+            Ok(parsed) if parsed.scheme_str() != Some("https") => {
+                Some(format!("'https' is the only allowed URL scheme{form}"))
+            }
+            Ok(parsed) if parsed.host().is_none_or(str::is_empty) => {
+                Some(format!("host must be specified{form}"))
+            }
+            Ok(parsed) if parsed.authority().is_some_and(|a| a.as_str().contains('@')) => {
+                Some("user information is not permitted in the URL".to_owned())
+            }
+            Ok(parsed) if parsed.query().is_some() => {
+                Some("query parameters are not permitted in the URL".to_owned())
+            }
+            Ok(_) => None,
+        };
+        if let Some(why) = why {
+            causes.push(invalid(&at, url, &why));
+        }
+    }
+    if let Some(service) = service {
+        let at = join(at, "service");
+        for (field, why) in [
+            ("name", "service name is required"),
+            ("namespace", "service namespace is required"),
+        ] {
+            if text(service, field).is_empty() {
+                causes.push(required(&join(&at, field), why));
+            }
+        }
+        let path = text(service, "path");
+        if !path.is_empty() && !path.starts_with('/') {
+            causes.push(invalid(
+                &join(&at, "path"),
+                &service["path"],
+                "must start with a '/'",
+            ));
+        }
+        let port = service["port"].as_i64().unwrap_or(443);
+        if !(1..=65535).contains(&port) {
+            causes.push(invalid(
+                &join(&at, "port"),
+                &service["port"],
+                "port is not valid: must be between 1 and 65535, inclusive",
+            ));
+        }
+    }
+    if let Some(bundle) = given(config, "caBundle") {
+        let pem = base64::engine::general_purpose::STANDARD
+            .decode(bundle.as_str().unwrap_or_default())
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok());
+        let empty = pem.as_deref().is_some_and(str::is_empty);
+        if !empty && pem.is_none_or(|pem| yurt_pki::certs_from_pem(&pem).is_err()) {
+            causes.push(invalid(
+                &join(at, "caBundle"),
+                &Value::from("<bytes>"),
+                "unable to load root certificates: unable to parse bytes as PEM block",
+            ));
+        }
+    }
+}
+
+fn admission_rule(at: &str, rule: &Value, causes: &mut Vec<Cause>) {
+    let operations = ["*", "CONNECT", "CREATE", "DELETE", "UPDATE"];
+    for (j, operation) in list(rule, "operations").iter().enumerate() {
+        if !operation.as_str().is_some_and(|o| operations.contains(&o)) {
+            let at = format!("{at}.operations[{j}]");
+            causes.push(crate::causes::not_supported(&at, operation, &operations));
+        }
+    }
+    for (field, others) in [
+        ("operations", "operations"),
+        ("apiGroups", "API groups"),
+        ("apiVersions", "API versions"),
+        ("resources", ""),
+    ] {
+        let items = list(rule, field);
+        if items.is_empty() {
+            causes.push(required(&join(at, field), ""));
+        } else if items.len() > 1 && !others.is_empty() && items.iter().any(|item| item == "*") {
+            causes.push(invalid(
+                &join(at, field),
+                &rule[field],
+                &format!("if '*' is present, must not specify other {others}"),
+            ));
+        }
+    }
+    one_of(
+        rule,
+        "scope",
+        at,
+        &["*", "Cluster", "Namespaced"],
+        false,
+        causes,
+    );
+}
+
 fn webhooks(object: &Value, causes: &mut Vec<Cause>) {
     for (i, webhook) in list(object, "webhooks").iter().enumerate() {
         let at = format!("webhooks[{i}]");
@@ -514,13 +622,23 @@ fn webhooks(object: &Value, causes: &mut Vec<Cause>) {
                 "should be a domain with at least three segments separated by dots",
             ));
         }
-        let config = &webhook["clientConfig"];
-        if given(config, "url").is_some() == given(config, "service").is_some() {
-            causes.push(required(
-                &join(&at, "clientConfig"),
-                "exactly one of url or service is required",
+        if list(object, "webhooks")[..i]
+            .iter()
+            .any(|other| text(other, "name") == name)
+        {
+            causes.push(crate::causes::duplicate(
+                &join(&at, "name"),
+                &webhook["name"],
             ));
         }
+        webhook_client(&join(&at, "clientConfig"), &webhook["clientConfig"], causes);
+        for (j, rule) in list(webhook, "rules").iter().enumerate() {
+            admission_rule(&format!("{at}.rules[{j}]"), rule, causes);
+        }
+        let policies = ["Equivalent", "Exact"];
+        one_of(webhook, "matchPolicy", &at, &policies, false, causes);
+        let policies = ["IfNeeded", "Never"];
+        one_of(webhook, "reinvocationPolicy", &at, &policies, false, causes);
         one_of(
             webhook,
             "sideEffects",
@@ -537,10 +655,17 @@ fn webhooks(object: &Value, causes: &mut Vec<Cause>) {
             true,
             causes,
         );
-        if list(webhook, "admissionReviewVersions").is_empty() {
+        let versions = list(webhook, "admissionReviewVersions");
+        if versions.is_empty() {
             causes.push(required(
                 &join(&at, "admissionReviewVersions"),
                 "must specify one of v1, v1beta1",
+            ));
+        } else if !versions.iter().any(|v| v == "v1" || v == "v1beta1") {
+            causes.push(invalid(
+                &join(&at, "admissionReviewVersions"),
+                &webhook["admissionReviewVersions"],
+                "must include at least one of v1, v1beta1",
             ));
         }
         let timeout = webhook["timeoutSeconds"].as_i64().unwrap_or(10);

@@ -243,3 +243,36 @@ async fn a_conversion_that_fails_is_an_error() {
         .until(&format!("{CRDS}/things.example.com"), 404)
         .await;
 }
+
+#[tokio::test]
+async fn a_name_belongs_to_one_definition_of_a_group() {
+    let cluster = Cluster::start().await;
+    let none = json!({"strategy": "None"});
+    cluster.post(CRDS, &definition(&none)).await.expect(201);
+    let mut second = definition(&none);
+    second["metadata"]["name"] = "others.example.com".into();
+    second["spec"]["names"] = json!({"plural": "others", "kind": "Thing"});
+    let refused = cluster.post(CRDS, &second).await.expect(201);
+    let conditions = refused["status"]["conditions"]
+        .as_array()
+        .expect("conditions");
+    let short: Vec<String> = conditions
+        .iter()
+        .map(|c| format!("{} {} {}", c["type"], c["status"], c["reason"]).replace('"', ""))
+        .collect();
+    assert_eq!(
+        short,
+        [
+            "NamesAccepted False ListKindConflict",
+            "Established False NotAccepted"
+        ]
+    );
+    let others = "/apis/example.com/v1/namespaces/default/others";
+    cluster.get(others).await.expect(404);
+    // When the first goes, the second gets its names.
+    cluster
+        .delete(&format!("{CRDS}/things.example.com"))
+        .await
+        .expect(200);
+    cluster.until(others, 200).await;
+}
