@@ -254,9 +254,6 @@ async fn release_namespace(registry: &Registry, namespace: &Value) -> Reply<bool
     }
 }
 
-/// A change of an object by code.
-type Change<'a> = &'a (dyn Fn(&mut Value) -> Reply<()> + Sync);
-
 /// Writes a definition as it is, so that its names are judged anew; whether that could be done.
 async fn judge_again(registry: &Registry, name: &str) -> Reply<bool> {
     match crd_status(registry, name) {
