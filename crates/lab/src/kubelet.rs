@@ -5,6 +5,7 @@
 //! Whatever fails is tried again with growing pauses for as long as it runs; a cut link, a killed hub or a refusal never end it.
 
 mod address;
+mod admission;
 mod api;
 mod backoff;
 mod clock;
@@ -14,12 +15,13 @@ mod pod;
 mod pod_worker;
 mod reflector;
 
+use crate::resources::Resources;
 use address::Addresses;
 use api::{Api, CallError};
 use backoff::Backoff;
 use events::Recorder;
 use jiff::Timestamp;
-use pod::Reference;
+use pod::{Facts, Reference};
 use pod_worker::Worker;
 use reflector::{Change, Collection, Key, reflect};
 use serde_json::{Value, json};
@@ -42,8 +44,15 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use yurt_wire::{Encoding, Object};
 
-/// Pods a kubelet takes by default.
-const MAX_PODS: u32 = 110;
+/// What a simulated node has by default.
+const RESOURCES: [(&str, &str); 6] = [
+    ("cpu", "4"),
+    ("ephemeral-storage", "32Gi"),
+    ("hugepages-1Gi", "0"),
+    ("hugepages-2Mi", "0"),
+    ("memory", "8Gi"),
+    ("pods", "110"),
+];
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// How a simulated kubelet behaves.
@@ -69,6 +78,10 @@ pub struct KubeletConfig {
     pub report_interval: Duration,
     /// Length of its watches in seconds, drawn anew for each.
     pub watch_seconds: RangeInclusive<u64>,
+    /// What the node has, by resource name.
+    pub resources: Vec<(String, String)>,
+    /// How long a pod's network and volumes take.
+    pub start_time: Duration,
     /// How long a pod takes to stop.
     pub stop_time: Duration,
     /// The longest pause between attempts.
@@ -89,6 +102,10 @@ impl KubeletConfig {
             status_interval: Duration::from_secs(10),
             report_interval: Duration::from_secs(300),
             watch_seconds: 300..=600,
+            resources: RESOURCES
+                .map(|(name, amount)| (name.into(), amount.into()))
+                .into(),
+            start_time: Duration::from_millis(50),
             stop_time: Duration::from_millis(200),
             max_pause: Duration::from_secs(2),
         }
@@ -99,6 +116,15 @@ impl KubeletConfig {
             .strip_prefix("http://")
             .unwrap_or(&self.server)
             .trim_end_matches('/')
+    }
+
+    /// The node's `capacity`.
+    fn capacity(&self) -> Value {
+        let resources = self.resources.iter();
+        resources
+            .map(|(name, amount)| (name.clone(), Value::from(amount.as_str())))
+            .collect::<serde_json::Map<_, _>>()
+            .into()
     }
 
     /// `10.` and the end of the node's address: each node of a lab has a network of its own.
@@ -207,6 +233,11 @@ struct Kubelet {
     workers: Mutex<HashMap<Key, Worker>>,
     /// A watch for each ConfigMap and Secret that pods read.
     references: Mutex<HashMap<Reference, AbortOnDropHandle<()>>>,
+    /// Which of them are there, as far as they were told.
+    known: Mutex<HashMap<Reference, bool>>,
+    /// Changes with `known`.
+    told: watch::Sender<()>,
+    allocatable: Resources,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -228,6 +259,9 @@ impl Kubelet {
             renewals: AtomicU64::new(0),
             workers: Mutex::default(),
             references: Mutex::default(),
+            known: Mutex::default(),
+            told: watch::Sender::new(()),
+            allocatable: Resources::of(&config.capacity()),
             config,
         });
         (kubelet, events)
@@ -322,7 +356,10 @@ impl Kubelet {
             Some(worker) if worker.uid() == pod::uid(&pod) => worker.tell(pod),
             // New, or another pod of the same name.
             _ => {
-                workers.insert(key, Worker::start(self, pod));
+                workers.remove(&key);
+                let others = workers.values().filter_map(Worker::requests);
+                let rejection = admission::rejection(&pod, &self.allocatable, others);
+                workers.insert(key, Worker::start(self, pod, rejection));
                 drop(workers);
                 self.watch_references();
             }
@@ -345,6 +382,7 @@ impl Kubelet {
             .collect();
         let mut watched = lock(&self.references);
         watched.retain(|reference, _| wanted.contains(reference));
+        lock(&self.known).retain(|reference, _| wanted.contains(reference));
         for reference in wanted {
             watched.entry(reference).or_insert_with_key(|reference| {
                 let collection = Collection {
@@ -357,13 +395,26 @@ impl Kubelet {
                     seconds: 1800..=3600,
                     client_timeout: true,
                 };
-                let kubelet = Arc::clone(self);
+                let (kubelet, reference) = (Arc::clone(self), reference.clone());
                 AbortOnDropHandle::new(tokio::spawn(async move {
                     let most = kubelet.config.max_pause;
-                    reflect(&kubelet.api, &collection, most, &kubelet.watches, drop).await;
+                    let tell = |change| kubelet.learn(&reference, &change);
+                    reflect(&kubelet.api, &collection, most, &kubelet.watches, tell).await;
                 }))
             });
         }
+    }
+
+    /// A watch told of an object that pods read.
+    fn learn(&self, reference: &Reference, change: &Change) {
+        let mut known = lock(&self.known);
+        match change {
+            Change::Set(..) => drop(known.insert(reference.clone(), true)),
+            Change::Gone(_) => drop(known.insert(reference.clone(), false)),
+            Change::Synced => drop(known.entry(reference.clone()).or_insert(false)),
+        }
+        drop(known);
+        self.told.send_replace(());
     }
 
     /// What a kubelet asks once when it starts; the answers do not matter here.
@@ -500,6 +551,17 @@ impl Kubelet {
                 self.api.create(&path, &node::lease(name, uid, now)).await
             }
         }
+    }
+}
+
+impl Facts for Kubelet {
+    fn exists(&self, resource: &'static str, namespace: &str, name: &str) -> Option<bool> {
+        let reference = Reference {
+            resource,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+        };
+        lock(&self.known).get(&reference).copied()
     }
 }
 

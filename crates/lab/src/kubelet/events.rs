@@ -1,6 +1,6 @@
 //! Events about pods and the node.
 
-use super::{api::Api, backoff::Backoff, clock::time};
+use super::{api::Api, backoff::Backoff, clock::time, pod::Occurrence};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -35,18 +35,34 @@ impl Recorder {
             "resourceVersion": meta["resourceVersion"],
             "fieldPath": format!("spec.containers{{{container}}}"),
         });
-        self.record(about, reason, message);
+        self.record(about, "Normal", reason, message);
+    }
+
+    /// About a pod or one of its containers.
+    pub(super) fn occurrence(&self, pod: &Value, what: Occurrence) {
+        let meta = &pod["metadata"];
+        let mut about = json!({
+            "kind": "Pod", "apiVersion": "v1",
+            "namespace": meta["namespace"], "name": meta["name"], "uid": meta["uid"],
+            "resourceVersion": meta["resourceVersion"],
+        });
+        if !what.field.is_empty() {
+            about["fieldPath"] = what.field.into();
+        }
+        let kind = if what.warning { "Warning" } else { "Normal" };
+        self.record(about, kind, what.reason, what.message);
     }
 
     /// About the node.
     pub(super) fn node(&self, reason: &str, message: &str) {
         let about =
             json!({"kind": "Node", "apiVersion": "v1", "name": self.node, "uid": self.node});
-        self.record(about, reason, message.to_owned());
+        self.record(about, "Normal", reason, message.to_owned());
     }
 
-    fn record(&self, about: Value, reason: &str, message: String) {
-        let event = event(&self.node, about, reason, message, Timestamp::now());
+    fn record(&self, about: Value, kind: &str, reason: &str, message: String) {
+        let mut event = event(&self.node, about, reason, message, Timestamp::now());
+        event["type"] = kind.into();
         if self.queue.try_send(event).is_err() {
             tracing::debug!(node = %self.node, reason, "an event was dropped, too many wait");
         }

@@ -69,10 +69,7 @@ pub(super) fn registration(config: &KubeletConfig, now: Timestamp) -> Value {
             })
         })
         .collect();
-    let resources = json!({
-        "cpu": "4", "ephemeral-storage": "32Gi", "hugepages-1Gi": "0", "hugepages-2Mi": "0",
-        "memory": "8Gi", "pods": super::MAX_PODS.to_string(),
-    });
+    let resources = config.capacity();
     json!({
         "apiVersion": "v1", "kind": "Node",
         "metadata": {

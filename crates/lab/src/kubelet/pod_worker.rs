@@ -4,10 +4,10 @@ use super::{
     Kubelet,
     address::PodAddress,
     api::CallError,
-    clock::time,
     pod::{self, Reference, Run, Step, next_step},
 };
-use jiff::Timestamp;
+use crate::resources::{Resources, requests};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
@@ -25,6 +25,9 @@ pub(super) struct Worker {
     uid: String,
     input: watch::Sender<Input>,
     running: Arc<AtomicBool>,
+    /// Nothing of it runs any more.
+    finished: Arc<AtomicBool>,
+    requests: Resources,
     references: BTreeSet<Reference>,
     _task: AbortOnDropHandle<()>,
 }
@@ -37,7 +40,13 @@ struct Input {
 }
 
 impl Worker {
-    pub(super) fn start(kubelet: &Arc<Kubelet>, pod: Value) -> Self {
+    /// Begins with a pod; with a `rejection` (reason and message) it is not started, unless it was before.
+    pub(super) fn start(
+        kubelet: &Arc<Kubelet>,
+        pod: Value,
+        rejection: Option<(String, String)>,
+    ) -> Self {
+        let requests = requests(&pod);
         let references = pod::references(&pod);
         let uid = pod::uid(&pod).to_owned();
         let pod = Arc::new(pod);
@@ -46,19 +55,27 @@ impl Worker {
             touches: 0,
         });
         let running = Arc::new(AtomicBool::new(false));
-        let run = pod::adopted(&pod).map(|run| (kubelet.addresses.adopt(run.ip), run));
+        let finished = Arc::new(AtomicBool::new(pod::is_finished(&pod)));
+        let adopted = pod::adopted(&pod, Timestamp::now());
+        let address = adopted.as_ref().and_then(|run| run.ip());
+        let address = address.map(|ip| kubelet.addresses.adopt(ip));
         let life = Life {
             kubelet: Arc::clone(kubelet),
             running: Arc::clone(&running),
+            finished: Arc::clone(&finished),
+            rejection,
             current: Arc::clone(&pod),
             seen: pod,
-            run,
+            run: adopted,
+            address,
             token: None,
         };
         Self {
             uid,
             input,
             running,
+            finished,
+            requests,
             references,
             _task: AbortOnDropHandle::new(tokio::spawn(life.go(told))),
         }
@@ -70,6 +87,12 @@ impl Worker {
 
     pub(super) fn is_running(&self) -> bool {
         self.running.load(Ordering::Relaxed)
+    }
+
+    /// What it takes of the node, as long as it does.
+    pub(super) fn requests(&self) -> Option<&Resources> {
+        let finished = self.finished.load(Ordering::Relaxed);
+        (!finished).then_some(&self.requests)
     }
 
     pub(super) fn references(&self) -> &BTreeSet<Reference> {
@@ -89,11 +112,15 @@ impl Worker {
 struct Life {
     kubelet: Arc<Kubelet>,
     running: Arc<AtomicBool>,
+    finished: Arc<AtomicBool>,
+    rejection: Option<(String, String)>,
     /// The pod as we know it: from the watch, or from the answer to our own patch.
     current: Arc<Value>,
     /// What the watch showed last.
     seen: Arc<Value>,
-    run: Option<(PodAddress, Run)>,
+    run: Option<Run>,
+    /// Held for as long as the pod may use it.
+    address: Option<PodAddress>,
     token: Option<AbortOnDropHandle<()>>,
 }
 
@@ -103,7 +130,9 @@ impl Life {
         // Reports since the status was as it should be: a server that takes patches and changes nothing must not be asked for ever
         // in a tight loop.
         let mut reports = 0;
+        let mut facts = self.kubelet.told.subscribe();
         loop {
+            facts.borrow_and_update();
             let told = input.borrow_and_update().clone();
             if !Arc::ptr_eq(&told.pod, &self.seen) {
                 self.seen = Arc::clone(&told.pod);
@@ -113,6 +142,7 @@ impl Life {
             }
             let shown = self.run.is_some() && pod::is_running(&self.current);
             self.running.store(shown, Ordering::Relaxed);
+            let due = self.advance();
             let done = match self.step(&self.current, told.touches) {
                 Step::Rest => {
                     backoff.reset();
@@ -145,11 +175,12 @@ impl Life {
             };
             match done {
                 Some(Ok(())) => {}
-                None => {
-                    if input.changed().await.is_err() {
-                        return;
-                    }
-                }
+                None => tokio::select! {
+                    changed = input.changed() => if changed.is_err() { return },
+                    // The sender lives as long as the kubelet.
+                    _ = facts.changed() => {}
+                    () = until(due) => {}
+                },
                 Some(Err(why)) => {
                     let pause = backoff.pause();
                     tracing::debug!(pod = %self.path(), %why, ?pause, "pod");
@@ -163,9 +194,8 @@ impl Life {
     }
 
     fn step(&self, pod: &Value, touches: u64) -> Step {
-        let run = self.run.as_ref().map(|(_, run)| run);
         let host = self.kubelet.config.address;
-        next_step(pod, run, host, touches, Timestamp::now())
+        next_step(pod, self.run.as_ref(), host, touches, Timestamp::now())
     }
 
     fn path(&self) -> String {
@@ -177,7 +207,25 @@ impl Life {
         )
     }
 
+    /// Lets time do its work; when there is more of it.
+    fn advance(&mut self) -> Option<Timestamp> {
+        let run = self.run.as_mut()?;
+        let mut told = Vec::new();
+        let due = run.advance(&self.current, Timestamp::now(), &*self.kubelet, &mut told);
+        self.finished
+            .store(run.is_over(&self.current), Ordering::Relaxed);
+        for what in told {
+            self.kubelet.recorder.occurrence(&self.current, what);
+        }
+        due
+    }
+
     fn start(&mut self) -> Option<Result<(), String>> {
+        let now = Timestamp::now();
+        if let Some((reason, message)) = self.rejection.take() {
+            self.run = Some(Run::rejected(now, reason, message));
+            return Some(Ok(()));
+        }
         let kubelet = &self.kubelet;
         let address = if pod::uses_host_network(&self.current) {
             Some(kubelet.addresses.adopt(kubelet.config.address))
@@ -187,12 +235,10 @@ impl Life {
         let Some(address) = address else {
             return Some(Err("all pod addresses are taken".to_owned()));
         };
-        let run = Run {
-            ip: address.ip,
-            started: time(Timestamp::now()),
-            stopped: None,
-        };
-        self.run = Some((address, run));
+        let preparing = SignedDuration::try_from(kubelet.config.start_time);
+        let preparing = preparing.unwrap_or(SignedDuration::ZERO);
+        self.run = Some(Run::new(&self.current, address.ip, now, preparing));
+        self.address = Some(address);
         if let Some((path, request)) = pod::token_request(&self.current) {
             let kubelet = Arc::clone(kubelet);
             // A simulated container does without its token; a real one would wait for it.
@@ -202,41 +248,23 @@ impl Life {
                 }
             })));
         }
-        for container in self.containers() {
-            let name = container["name"].as_str().unwrap_or_default();
-            let image = container["image"].as_str().unwrap_or_default();
-            let pulled = format!(
-                "Container image \"{image}\" already present on machine and can be accessed by the pod"
-            );
-            let say = |reason, message| {
-                let recorder = &self.kubelet.recorder;
-                recorder.container(&self.current, name, reason, message);
-            };
-            say("Pulled", pulled);
-            say("Created", "Container created".to_owned());
-            say("Started", "Container started".to_owned());
-        }
         Some(Ok(()))
     }
 
-    fn containers(&self) -> &[Value] {
-        let containers = self.current["spec"]["containers"].as_array();
-        containers.map(Vec::as_slice).unwrap_or_default()
-    }
-
     async fn stop(&mut self) {
-        for container in self.containers() {
-            let name = container["name"].as_str().unwrap_or_default();
+        let Some(run) = &mut self.run else {
+            return;
+        };
+        for name in run.running(&self.current) {
             let message = format!("Stopping container {name}");
             let recorder = &self.kubelet.recorder;
             recorder.container(&self.current, name, "Killing", message);
         }
         let grace = self.current["metadata"]["deletionGracePeriodSeconds"].as_u64();
         let grace = Duration::from_secs(grace.unwrap_or(30));
-        sleep(self.kubelet.config.stop_time.min(grace)).await;
-        if let Some((_, run)) = &mut self.run {
-            run.stopped = Some(time(Timestamp::now()));
-        }
+        let stopping = self.kubelet.config.stop_time + pod::pre_stop(&self.current);
+        sleep(stopping.min(grace)).await;
+        run.stop(Timestamp::now(), 0, None);
     }
 
     /// Writes the status as a kubelet does: reads the pod, and patches what differs. `None`: the pod is not there any more.
@@ -276,4 +304,17 @@ fn is_older(pod: &Value, than: &Value) -> bool {
     let revision =
         |pod: &Value| -> Option<u64> { pod["metadata"]["resourceVersion"].as_str()?.parse().ok() };
     matches!((revision(pod), revision(than)), (Some(pod), Some(than)) if pod < than)
+}
+
+/// Sleeps until then, or for ever.
+async fn until(due: Option<Timestamp>) {
+    match due {
+        None => std::future::pending().await,
+        Some(due) => {
+            let left = due.duration_since(Timestamp::now());
+            // A little later rather than a little earlier: clocks are not exact.
+            let pause = Duration::try_from(left).unwrap_or(Duration::ZERO);
+            sleep(pause + Duration::from_millis(1)).await;
+        }
+    }
 }

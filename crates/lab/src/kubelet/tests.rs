@@ -29,6 +29,7 @@ fn start(server: impl fmt::Display) -> Running {
     config.address = "127.10.1.7".parse().unwrap();
     config.lease_interval = Duration::from_millis(30);
     config.status_interval = Duration::from_millis(30);
+    config.start_time = Duration::from_millis(1);
     config.stop_time = Duration::from_millis(1);
     config.max_pause = Duration::from_millis(100);
     let stop = CancellationToken::new();
