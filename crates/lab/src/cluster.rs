@@ -8,10 +8,11 @@ use crate::{
     kube::{Kube, KubeError},
     kubeconfig::{self, Credentials},
     kubelet::{KubeletConfig, KubeletHandle, SimulatedKubelet},
+    light_nodes::LightNodes,
     link::{Link, LinkState},
-    plan::{self, NodePlan, Pools},
+    plan::{self, LightNode, NodePlan, Pools},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::{
     ffi::OsString,
     fs::File,
@@ -52,6 +53,8 @@ pub struct Config {
     pub controllers: Selection,
     /// Times of the node controllers.
     pub node_monitor: NodeMonitor,
+    /// Nodes without hubs.
+    pub light_nodes: Vec<LightNode>,
 }
 
 /// Why a lab does not start or run.
@@ -94,6 +97,16 @@ pub enum LabError {
         /// A hub's log.
         log: PathBuf,
     },
+    /// Light nodes did not join.
+    #[error(
+        "only {registered} light nodes joined in {after:?}: this machine is too small for so many"
+    )]
+    LightNotReady {
+        /// How long.
+        after: Duration,
+        /// How many did.
+        registered: usize,
+    },
     /// Control socket.
     #[error("control socket: {0}")]
     Control(std::io::Error),
@@ -120,6 +133,7 @@ pub struct Cluster {
     manifest: Manifest,
     ca: String,
     nodes: Vec<Node>,
+    light: Option<LightNodes>,
     kube: Kube,
     shutdown: CancellationToken,
     api: yurt_apiserver::Running,
@@ -198,18 +212,27 @@ impl Cluster {
             nodes: config.node_monitor,
             signing: Some(ca.to_pem()),
         };
-        controllers::start(
+        let context = controllers::start(
             &config.controllers,
             settings,
             Kube::in_process(api.in_process(), &controller_token, Duration::from_secs(10)),
             shutdown.clone(),
         );
 
+        let light = match config.light_nodes.len() {
+            0 => None,
+            count => {
+                say(&format!("{count} light nodes are joining"));
+                Some(LightNodes::start(config.light_nodes.clone(), &context))
+            }
+        };
+
         let mut cluster = Self {
             directory,
             manifest,
             ca: ca_pem,
             nodes: Vec::new(),
+            light,
             kube,
             shutdown,
             api,
@@ -348,7 +371,7 @@ impl Cluster {
                 .filter(|name| !is_ready(&nodes, name))
                 .collect();
             let Some(first) = waiting.first() else {
-                return Ok(());
+                return self.light_ready(patience).await;
             };
             if tokio::time::Instant::now() >= deadline {
                 return Err(LabError::NotReady {
@@ -359,6 +382,20 @@ impl Cluster {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Waits until the light nodes have joined, which takes the longer the more they are.
+    async fn light_ready(&self, patience: Duration) -> Result<(), LabError> {
+        let Some(light) = &self.light else {
+            return Ok(());
+        };
+        light
+            .registered(patience * 5)
+            .await
+            .map_err(|registered| LabError::LightNotReady {
+                after: patience * 5,
+                registered,
+            })
     }
 
     /// Carries out a command.
@@ -601,17 +638,4 @@ fn random_token() -> Result<String, LabError> {
         .and_then(|mut source| source.read_exact(&mut bytes))
         .map_err(|source| DirectoryError::Io { path, source })?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
-}
-
-/// A Pod bound to a node, as the demo and the benches create it.
-pub fn pod(namespace: &str, name: &str, app: &str, node: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": { "namespace": namespace, "name": name, "labels": { "app": app } },
-        "spec": {
-            "nodeName": node,
-            "containers": [{ "name": "main", "image": "registry.lab/app:1" }],
-        },
-    })
 }

@@ -33,7 +33,7 @@ pub(crate) mod selection;
 mod settings;
 mod share;
 #[cfg(test)]
-mod stage;
+pub(crate) mod stage;
 mod statefulset;
 mod taint_eviction;
 mod template_hash;
@@ -41,6 +41,7 @@ mod volumes;
 
 pub use context::Context;
 pub use objects::{Change, Collection, Key, Objects};
+pub(crate) use runner::run;
 pub use runner::{Concerns, Controller, Failure, Next, Watch};
 pub use selection::{Selection, UnknownController};
 pub use settings::{NodeMonitor, Settings};

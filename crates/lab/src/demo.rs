@@ -3,7 +3,7 @@
 mod report;
 
 use crate::{
-    cluster::{Cluster, Config, LabError, pod},
+    cluster::{Cluster, Config, LabError},
     control::{Answer, Command},
     controllers::{NodeMonitor, Selection},
     kube::{Kube, KubeError, Lines},
@@ -57,9 +57,8 @@ const PODS: &str = "/api/v1/namespaces/shop/pods";
 /// The node whose reader stays connected, and the one whose hub is killed.
 const WATCHED: &str = "hangzhou-1";
 const KILLED: &str = "hangzhou-2";
-/// The pod whose status changes while its node is cut off, and the one that changes in the cloud.
-const LOCAL_POD: &str = "web-hangzhou-1";
-const CLOUD_POD: &str = "web-beijing-1";
+/// The node whose pod gets a change from the cloud meanwhile.
+const ELSEWHERE: &str = "beijing-1";
 /// How long any one step may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Budgets of the design: going local, coming back.
@@ -89,6 +88,7 @@ pub async fn run(
         program,
         controllers: Selection::default(),
         node_monitor: NodeMonitor::default(),
+        light_nodes: Vec::new(),
     };
     let cluster = Cluster::start(&config, &mut |line| report.say(line)).await?;
     let told = tokio::select! {
@@ -118,7 +118,7 @@ async fn tell(cluster: &Cluster, report: &mut Report, began: Instant) -> Result<
     );
     let cloud = cluster.kube();
 
-    report.step("an app: one pod on every node");
+    report.step("an app: a DaemonSet puts one pod on every node");
     deploy(cluster).await?;
     let online = within("every pod Running", async || {
         let list = cloud.get(PODS).await.ok()?;
@@ -129,8 +129,11 @@ async fn tell(cluster: &Cluster, report: &mut Report, began: Instant) -> Result<
         (running == cluster.nodes().len()).then_some(list)
     })
     .await?;
+    // The pod whose status changes while its node is cut off, and the one that changes in the cloud.
+    let local_pod = pod_on(&online, WATCHED)?;
+    let cloud_pod = pod_on(&online, ELSEWHERE)?;
     report.say(&format!(
-        "{} pods Running, set by their nodes' kubelets",
+        "{} pods Running: made by the controller, bound by the scheduler, started by their nodes' kubelets",
         items(&online).len()
     ));
 
@@ -148,7 +151,7 @@ async fn tell(cluster: &Cluster, report: &mut Report, began: Instant) -> Result<
     let mut watch = reader
         .watch(&format!("{PODS}?watch=true&resourceVersion={revision}"))
         .await?;
-    let one = format!("{PODS}/{LOCAL_POD}");
+    let one = format!("{PODS}/{local_pod}");
     report.measure(
         "GET through the hub, online (median of 50)",
         median(&reader, &one).await?,
@@ -210,12 +213,12 @@ async fn tell(cluster: &Cluster, report: &mut Report, began: Instant) -> Result<
     command(
         cluster,
         Command::Touch {
-            pod: format!("shop/{LOCAL_POD}"),
+            pod: format!("shop/{local_pod}"),
         },
     )
     .await?;
     let seen = next(&mut watch, "the new status in the open watch", |event| {
-        event["object"]["metadata"]["name"] == LOCAL_POD && event["object"]["status"] != before
+        event["object"]["metadata"]["name"] == local_pod && event["object"]["status"] != before
     })
     .await?;
     report.check(
@@ -231,7 +234,7 @@ async fn tell(cluster: &Cluster, report: &mut Report, began: Instant) -> Result<
     report.step("and in the cloud: a pod of the other pool gets a label");
     cloud
         .merge(
-            &format!("{PODS}/{CLOUD_POD}"),
+            &format!("{PODS}/{cloud_pod}"),
             &json!({"metadata": {"labels": {"tier": "gold"}}}),
         )
         .await?;
@@ -326,13 +329,31 @@ async fn deploy(cluster: &Cluster) -> Result<(), DemoError> {
     cloud
         .ensure("/api/v1/namespaces/shop/services", &service)
         .await?;
-    for node in cluster.nodes() {
-        let name = format!("web-{}", node.plan.name);
-        cloud
-            .ensure(PODS, &pod("shop", &name, "web", &node.plan.name))
-            .await?;
-    }
+    let labels = json!({"app": "web"});
+    let app = json!({
+        "metadata": {"name": "web", "labels": labels},
+        "spec": {
+            "selector": {"matchLabels": labels},
+            "template": {
+                "metadata": {"labels": labels},
+                "spec": {"containers": [{"name": "main", "image": "registry.lab/app:1"}]},
+            },
+        },
+    });
+    cloud
+        .ensure("/apis/apps/v1/namespaces/shop/daemonsets", &app)
+        .await?;
     Ok(())
+}
+
+/// The name of the app's pod on a node.
+fn pod_on(pods: &Value, node: &str) -> Result<String, DemoError> {
+    let pod = items(pods)
+        .iter()
+        .find(|pod| pod["spec"]["nodeName"] == node);
+    let name = pod.and_then(|pod| pod["metadata"]["name"].as_str());
+    let missing = || DemoError::Refused(format!("no pod on {node}"));
+    name.map(str::to_owned).ok_or_else(missing)
 }
 
 fn through(cluster: &Cluster, node: &str) -> Result<Kube, DemoError> {

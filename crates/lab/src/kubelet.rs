@@ -4,14 +4,14 @@
 //! takes every pod bound to the node through the life a kubelet gives it: started, reported Running, stopped when deleted, removed.
 //! Whatever fails is tried again with growing pauses for as long as it runs; a cut link, a killed hub or a refusal never end it.
 
-mod address;
+pub(crate) mod address;
 mod admission;
 mod api;
 mod backoff;
-mod clock;
+pub(crate) mod clock;
 mod events;
-mod node;
-mod pod;
+pub(crate) mod node;
+pub(crate) mod pod;
 mod pod_worker;
 mod reflector;
 

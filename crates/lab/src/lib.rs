@@ -17,6 +17,7 @@ pub mod hub_process;
 pub mod kube;
 pub mod kubeconfig;
 pub mod kubelet;
+mod light_nodes;
 pub mod link;
 pub mod plan;
 mod rbac;

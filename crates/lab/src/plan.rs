@@ -23,6 +23,12 @@ pub enum PlanError {
     /// The same pool twice.
     #[error("pools: `{0}` is named twice")]
     Twice(String),
+    /// A `--light-pool` is not `name=count`.
+    #[error("light pool: `{0}` is not name=count, as in hangzhou=500")]
+    LightClause(String),
+    /// Too many light nodes, or no number.
+    #[error("light nodes: `{0}` is not a number from 0 to {MOST_LIGHT}")]
+    LightCount(String),
     /// None or too many.
     #[error("pools: between 1 and {MOST_POOLS} pools, as in hangzhou=2,beijing=1")]
     Count,
@@ -122,6 +128,76 @@ pub fn select<'a>(nodes: &'a [NodePlan], target: &str) -> Vec<&'a NodePlan> {
     }
 }
 
+/// Light nodes that one lab may have: their pods' networks are numbered in two octets.
+const MOST_LIGHT: u32 = 20_000;
+
+/// The value of `--light-pool`: `name=count`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LightPool {
+    name: String,
+    count: u32,
+}
+
+impl FromStr for LightPool {
+    type Err = PlanError;
+
+    fn from_str(text: &str) -> Result<Self, PlanError> {
+        let bad = || PlanError::LightClause(text.to_owned());
+        let (name, count) = text.split_once('=').ok_or_else(bad)?;
+        let count = light_count(count).map_err(|_| bad())?;
+        if !is_dns_label(name) {
+            return Err(PlanError::Name(name.to_owned()));
+        }
+        let name = name.to_owned();
+        Ok(Self { name, count })
+    }
+}
+
+/// The value of `--light-nodes`.
+pub fn light_count(text: &str) -> Result<u32, PlanError> {
+    let count = text.trim().parse().ok();
+    let count = count.filter(|count| *count <= MOST_LIGHT);
+    count.ok_or_else(|| PlanError::LightCount(text.to_owned()))
+}
+
+/// One planned light node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LightNode {
+    /// `light-<number>`, or `<pool>-light-<number>`.
+    pub name: String,
+    /// The pool, for those of one.
+    pub pool: Option<String>,
+    /// An address of the range for carriers' own networks: nothing answers there.
+    pub address: Ipv4Addr,
+    /// First three octets of its pods' addresses.
+    pub pod_network: [u8; 3],
+}
+
+/// Lays out light nodes: `alone` of them without a pool, and those of pools. No more than [`MOST_LIGHT`] in all.
+pub fn light_nodes(alone: u32, pools: &[LightPool]) -> Vec<LightNode> {
+    let of_pools = pools
+        .iter()
+        .map(|pool| (Some(pool.name.as_str()), pool.count));
+    let names = std::iter::once((None, alone))
+        .chain(of_pools)
+        .flat_map(|(pool, count)| (1..=count).map(move |number| (pool, number)));
+    (1u32..=MOST_LIGHT)
+        .zip(names)
+        .map(|(at, (pool, number))| {
+            let [_, high, middle, low] = at.to_be_bytes();
+            LightNode {
+                name: match pool {
+                    Some(pool) => format!("{pool}-light-{number}"),
+                    None => format!("light-{number}"),
+                },
+                pool: pool.map(str::to_owned),
+                address: Ipv4Addr::new(100, 64 + high, middle, low),
+                pod_network: [10, 128 + middle, low],
+            }
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,5 +245,22 @@ mod tests {
         assert_eq!(names("a"), ["a-1", "a-2"]);
         assert_eq!(names("b-1"), ["b-1"]);
         assert!(names("c").is_empty());
+    }
+
+    #[test]
+    fn light_nodes_have_names_and_networks_of_their_own() {
+        let pools: Vec<LightPool> = vec!["a=300".parse().unwrap(), "b=1".parse().unwrap()];
+        let nodes = light_nodes(300, &pools);
+        assert_eq!(nodes.len(), 601);
+        assert_eq!(nodes[0].name, "light-1");
+        assert_eq!(nodes[600].name, "b-light-1");
+        assert_eq!(nodes[600].pool.as_deref(), Some("b"));
+        assert_eq!(nodes[299].address, Ipv4Addr::new(100, 64, 1, 44));
+        let networks: std::collections::HashSet<_> = nodes.iter().map(|n| n.pod_network).collect();
+        assert_eq!(networks.len(), 601);
+        assert_eq!(light_nodes(u32::MAX, &[]).len(), MOST_LIGHT as usize);
+        for bad in ["a", "a=x", "a=20001", "A=1", "=1"] {
+            assert!(bad.parse::<LightPool>().is_err(), "{bad}");
+        }
     }
 }

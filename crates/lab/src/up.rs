@@ -4,7 +4,7 @@ use crate::{
     cluster::{Cluster, Config, LabError},
     control::{self, Answer, Command, ControlError, NodeStatus},
     controllers::{NodeMonitor, Selection, selection},
-    plan::Pools,
+    plan::{LightPool, Pools, light_count, light_nodes},
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +31,12 @@ pub struct UpArgs {
     /// Which native controllers run.
     #[arg(long, default_value = "*", value_name = "NAME,-NAME,...", long_help = selection::HELP.as_str(), allow_hyphen_values = true)]
     pub controllers: Selection,
+    /// Light nodes besides: no hub, no link, nothing to connect to; pods run there all the same. For clusters of thousands.
+    #[arg(long, default_value = "0", value_name = "N", value_parser = light_count)]
+    pub light_nodes: u32,
+    /// Light nodes in a pool; may be repeated.
+    #[arg(long, value_name = "NAME=N")]
+    pub light_pool: Vec<LightPool>,
     /// Times of the node controllers.
     #[command(flatten)]
     pub node_monitor: NodeMonitor,
@@ -49,6 +55,7 @@ pub async fn run(
         program,
         controllers: args.controllers,
         node_monitor: args.node_monitor,
+        light_nodes: light_nodes(args.light_nodes, &args.light_pool),
     };
     let mut say = |line: &str| eprintln!("{line}");
     let cluster = Arc::new(Cluster::start(&config, &mut say).await?);

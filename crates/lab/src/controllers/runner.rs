@@ -94,7 +94,7 @@ pub trait Controller: Send + Sync + 'static {
 }
 
 /// Runs a controller until the context ends.
-pub(super) fn run<C: Controller>(context: &Arc<Context>, controller: C) {
+pub(crate) fn run<C: Controller>(context: &Arc<Context>, controller: C) {
     let controller = Arc::new(controller);
     let queue = Arc::new(Queue::default());
     let mut collections = Vec::new();

@@ -11,9 +11,9 @@ use yurt_apiserver::{ApiServer, Config, Running, authn::User};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An API server with some controllers.
-pub(super) struct Stage {
-    pub(super) kube: Kube,
-    pub(super) context: Arc<Context>,
+pub(crate) struct Stage {
+    pub(crate) kube: Kube,
+    pub(crate) context: Arc<Context>,
     settings: Settings,
     /// Ends the controllers.
     controllers: DropGuard,
@@ -30,12 +30,12 @@ fn controllers_of(names: &str, settings: &Settings, kube: &Kube) -> (Arc<Context
 
 impl Stage {
     /// Starts the controllers named as in `--controllers`.
-    pub(super) async fn start(controllers: &str) -> Self {
+    pub(crate) async fn start(controllers: &str) -> Self {
         Self::start_with(controllers, Settings::default()).await
     }
 
     /// Starts controllers that are told something.
-    pub(super) async fn start_with(controllers: &str, settings: Settings) -> Self {
+    pub(crate) async fn start_with(controllers: &str, settings: Settings) -> Self {
         let shutdown = CancellationToken::new();
         let admin = User {
             name: "admin".into(),
@@ -62,7 +62,7 @@ impl Stage {
     }
 
     /// Ends the controllers and starts others on the same API server, as after a crash: what they knew is gone.
-    pub(super) async fn restart(mut self, controllers: &str) -> Self {
+    pub(crate) async fn restart(mut self, controllers: &str) -> Self {
         let (context, guard) = controllers_of(controllers, &self.settings, &self.kube);
         self.context = context;
         drop(std::mem::replace(&mut self.controllers, guard));
@@ -70,12 +70,12 @@ impl Stage {
     }
 
     /// Creates an object and panics with the server's message when it is refused.
-    pub(super) async fn create(&self, path: &str, object: Value) -> Value {
+    pub(crate) async fn create(&self, path: &str, object: Value) -> Value {
         self.kube.create(path, &object).await.expect("created")
     }
 
     /// Polls an object or a list until it is as wanted; panics with the last one when it never is.
-    pub(super) async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn until(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let last = match self.kube.get(path).await {
@@ -95,7 +95,7 @@ impl Stage {
 
     /// An object stays as it is when its controllers look at it again: once it is at rest, touches it and panics when anything
     /// but the touch is written.
-    pub(super) async fn quiet(&self, path: &str) {
+    pub(crate) async fn quiet(&self, path: &str) {
         let revision = |object: &Value| object["metadata"]["resourceVersion"].clone();
         let (mut before, mut rest) = (Value::Null, 0);
         while rest < 5 {
@@ -119,13 +119,13 @@ impl Stage {
     }
 
     /// Reports a pod as a kubelet would: phase and readiness.
-    pub(super) async fn report(&self, namespace: &str, pod: &str, phase: &str, ready: bool) {
+    pub(crate) async fn report(&self, namespace: &str, pod: &str, phase: &str, ready: bool) {
         let there = self.try_report(namespace, pod, phase, ready).await;
         assert!(there, "no pod {pod}");
     }
 
     /// [`Stage::report`] of a pod that may be gone by now; whether it was there.
-    pub(super) async fn try_report(
+    pub(crate) async fn try_report(
         &self,
         namespace: &str,
         pod: &str,

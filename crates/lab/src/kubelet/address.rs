@@ -9,21 +9,21 @@ use std::{
 
 /// A `/24`; its first two and its last address are nobody's.
 #[derive(Debug)]
-pub(super) struct Addresses {
+pub(crate) struct Addresses {
     network: [u8; 3],
     used: Mutex<BTreeSet<u8>>,
 }
 
 /// A pod's address, free again when it is dropped.
 #[derive(Debug)]
-pub(super) struct PodAddress {
-    pub(super) ip: IpAddr,
+pub(crate) struct PodAddress {
+    pub(crate) ip: IpAddr,
     /// Where it came from; `None` for an address that is not ours to give.
     taken: Option<(Arc<Addresses>, u8)>,
 }
 
 impl Addresses {
-    pub(super) fn new(network: [u8; 3]) -> Self {
+    pub(crate) fn new(network: [u8; 3]) -> Self {
         Self {
             network,
             used: Mutex::default(),
@@ -31,7 +31,7 @@ impl Addresses {
     }
 
     /// A free address; `None` when all are taken.
-    pub(super) fn take(self: &Arc<Self>) -> Option<PodAddress> {
+    pub(crate) fn take(self: &Arc<Self>) -> Option<PodAddress> {
         let mut used = lock(&self.used);
         let number = (2..=254).find(|number| !used.contains(number))?;
         used.insert(number);
@@ -43,7 +43,7 @@ impl Addresses {
     }
 
     /// An address that a pod has already.
-    pub(super) fn adopt(self: &Arc<Self>, ip: IpAddr) -> PodAddress {
+    pub(crate) fn adopt(self: &Arc<Self>, ip: IpAddr) -> PodAddress {
         let number = match ip {
             IpAddr::V4(v4) if v4.octets()[..3] == self.network => Some(v4.octets()[3]),
             _ => None,

@@ -3,12 +3,12 @@
 use jiff::Timestamp;
 
 /// `metav1.Time`: whole seconds.
-pub(super) fn time(at: Timestamp) -> String {
+pub(crate) fn time(at: Timestamp) -> String {
     format!("{at:.0}")
 }
 
 /// `metav1.MicroTime`: microseconds.
-pub(super) fn micro_time(at: Timestamp) -> String {
+pub(crate) fn micro_time(at: Timestamp) -> String {
     format!("{at:.6}")
 }
 

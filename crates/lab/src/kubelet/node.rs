@@ -41,7 +41,7 @@ const CONDITIONS: [[&str; 4]; 4] = [
 ];
 
 /// What a kubelet registers: not ready yet.
-pub(super) fn registration(config: &KubeletConfig, now: Timestamp) -> Value {
+pub(crate) fn registration(config: &KubeletConfig, now: Timestamp) -> Value {
     let name = &config.node_name;
     let mut labels = Map::new();
     for (key, value) in [
@@ -100,7 +100,7 @@ pub(super) fn registration(config: &KubeletConfig, now: Timestamp) -> Value {
 
 /// The patch of `status` that makes the node ready and renews its heartbeats, and whether anything but heartbeats changes. As in
 /// the recording: a condition that stays gets a heartbeat only.
-pub(super) fn status_patch(node: &Value, now: Timestamp) -> (Value, bool) {
+pub(crate) fn status_patch(node: &Value, now: Timestamp) -> (Value, bool) {
     let old = node["status"]["conditions"].as_array();
     let mut changed = false;
     let mut order = Vec::new();
@@ -129,7 +129,7 @@ pub(super) fn status_patch(node: &Value, now: Timestamp) -> (Value, bool) {
 }
 
 /// The node's first lease. It belongs to the node once its UID is known.
-pub(super) fn lease(name: &str, node_uid: Option<&str>, now: Timestamp) -> Value {
+pub(crate) fn lease(name: &str, node_uid: Option<&str>, now: Timestamp) -> Value {
     let mut lease = json!({
         "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
         "metadata": {"name": name, "namespace": "kube-node-lease"},

@@ -5,6 +5,7 @@ mod script;
 mod status;
 
 pub(crate) use run::{Facts, Occurrence, Run};
+#[cfg(test)]
 pub(super) use status::TOUCHED;
 pub(crate) use status::adopted;
 
