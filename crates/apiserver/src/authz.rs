@@ -12,6 +12,7 @@ pub mod node;
 mod policy;
 mod rule;
 
+pub(crate) use graph::{is_mirror, visit_configuration};
 pub use policy::{Binding, NoSuchRole, Policy, Role, RoleRef, Subject, account_name};
 pub use rule::Rule;
 

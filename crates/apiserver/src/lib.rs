@@ -4,11 +4,13 @@
 //! authentication, bounds, representations) to [`registry`] (what the verbs mean), which reads and writes
 //! [`storage`] (objects, revisions, the past for watches). What is served is data: [`resources`] and [`crd`].
 
+mod account_tokens;
 pub mod authn;
 pub mod authz;
 mod bootstrap;
 mod causes;
 mod cel;
+mod cluster_info;
 mod config;
 mod conversion;
 pub mod crd;
@@ -165,6 +167,21 @@ impl ApiServer {
         roles::reconcile(&registry)
             .await
             .map_err(StartError::Bootstrap)?;
+        if let Some(ca) = &config.root_ca {
+            cluster_info::publish(&registry, addr, ca)
+                .await
+                .map_err(StartError::Bootstrap)?;
+            tokio::spawn(cluster_info::keep_signed(
+                registry.clone(),
+                shutdown.child_token(),
+            ));
+        }
+        tokio::spawn(account_tokens::keep_filled(
+            registry.clone(),
+            Issuer::new(&config.issuer, &key)?,
+            config.root_ca.clone(),
+            shutdown.child_token(),
+        ));
         let server = Arc::new(Server::new(
             registry.clone(),
             Authenticator::new(config.tokens, Issuer::new(&config.issuer, &key)?),

@@ -2,10 +2,13 @@
 //! priority.
 
 mod attributes;
+mod certificates;
+mod classes;
 pub(crate) mod conditions;
 mod gate;
 mod hooks;
 mod limits;
+mod node_restriction;
 pub(crate) mod policies;
 mod quotas;
 mod review;
@@ -18,7 +21,7 @@ pub(crate) use quotas::Turns;
 pub(crate) use webhooks::Objects;
 
 use super::{Registry, Reply, Target};
-use crate::{meta, storage::Key};
+use crate::{authz::is_mirror, meta, storage::Key};
 use serde_json::{Value, json};
 use std::{
     sync::{Arc, LazyLock},
@@ -32,24 +35,33 @@ static PRIORITY_CLASSES: LazyLock<Arc<str>> =
 
 /// Where a container finds its token.
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
-/// Pods that a kubelet shows for its static pods carry this; they have no service account.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 /// A new namespace gets its service account a moment after it was made.
 const ACCOUNT_PATIENCE: Duration = Duration::from_secs(1);
 /// Seconds a pod stays on a node that is not ready.
 const TOLERATION_SECONDS: i64 = 300;
 
 impl Registry {
-    /// Completes a new pod; other kinds pass.
+    /// Completes a new object of the kinds that plugins know; others pass.
     pub(super) async fn admit(&self, target: &Target, object: &mut Value) -> Reply<()> {
-        if !(target.resource.group.is_empty() && target.resource.kind == "Pod") {
-            return Ok(());
+        match (&*target.resource.group, &*target.resource.kind) {
+            ("", "Pod") => {
+                if is_mirror(object) {
+                    check_mirror(object)?;
+                } else {
+                    self.service_account(target, object).await?;
+                }
+                tolerate(object);
+                self.priority(object)?;
+                self.runtime_class(object)
+            }
+            ("", "PersistentVolumeClaim") => {
+                self.default_storage_class(object);
+                Ok(())
+            }
+            ("certificates.k8s.io", _) => certificates::check_subject(target, object),
+            ("scheduling.k8s.io", "PriorityClass") => self.check_default_class(object),
+            _ => Ok(()),
         }
-        if object["metadata"]["annotations"].get(MIRROR).is_none() {
-            self.service_account(target, object).await?;
-        }
-        tolerate(object);
-        self.priority(object)
     }
 
     async fn service_account(&self, target: &Target, pod: &mut Value) -> Reply<()> {
@@ -104,6 +116,31 @@ impl Registry {
             .flatten()
     }
 
+    /// Of several default classes nobody would know which counts.
+    fn check_default_class(&self, class: &Value) -> Reply<()> {
+        if class["globalDefault"] != true {
+            return Ok(());
+        }
+        let (classes, _) = self.storage.list(&PRIORITY_CLASSES, "", None);
+        let mut others = classes.iter().map(|class| class.value());
+        let taken = others
+            .find(|other| other["globalDefault"] == true && meta::name(other) != meta::name(class));
+        let Some(other) = taken else {
+            return Ok(());
+        };
+        let why = format!(
+            "PriorityClass {} is already marked as default. Only one default can exist",
+            meta::name(&other)
+        );
+        let name = meta::name(class);
+        Err(Box::new(Status::forbidden(
+            "scheduling.k8s.io",
+            "priorityclasses",
+            name,
+            &why,
+        )))
+    }
+
     fn priority(&self, pod: &mut Value) -> Reply<()> {
         let named = pod["spec"]["priorityClassName"]
             .as_str()
@@ -136,12 +173,37 @@ impl Registry {
             }
             None => (0, None),
         };
+        let given = &pod["spec"]["priority"];
+        if given.as_i64().is_some_and(|given| given != value) {
+            return Err(Box::new(Status::forbidden(
+                "",
+                "pods",
+                meta::name(pod),
+                &format!(
+                    "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {value} from the given PriorityClass name"
+                ),
+            )));
+        }
         pod["spec"]["priority"] = value.into();
         if pod["spec"]["preemptionPolicy"].is_null() {
             pod["spec"]["preemptionPolicy"] = policy.unwrap_or("PreemptLowerPriority").into();
         }
         Ok(())
     }
+}
+
+/// A pod that mirrors one of the kubelet's own has no service account.
+fn check_mirror(pod: &Value) -> Reply<()> {
+    let account = pod["spec"]["serviceAccountName"].as_str();
+    if account.is_none_or(str::is_empty) {
+        return Ok(());
+    }
+    Err(Box::new(Status::forbidden(
+        "",
+        "pods",
+        meta::name(pod),
+        "a mirror pod may not reference service accounts",
+    )))
 }
 
 /// Mounts the service account's token into every container that has nothing else there.

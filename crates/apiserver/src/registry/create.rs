@@ -59,6 +59,7 @@ impl Registry {
             };
             schema::track(resource, None, &mut object, writer);
         }
+        self.restrict_node(target, None, Some(&object))?;
         self.apply_limit_ranges(target, &mut object);
         self.admit(target, &mut object).await?;
         if self

@@ -66,6 +66,7 @@ impl Registry {
         };
         let live = self.served_value(resource, current.value()).await?;
         check(target, options, &live)?;
+        self.restrict_node(target, Some(&live), None)?;
         let mut warnings = Vec::new();
         if !options.admitted {
             self.admit_deletion(target, &live, options, &mut warnings)

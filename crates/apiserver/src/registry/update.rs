@@ -157,6 +157,7 @@ impl Registry {
             };
             schema::track(resource, Some(&live), &mut new, writer);
         }
+        self.restrict_node(target, Some(&live), Some(&new))?;
         // Changes by code are the server's own.
         let asks = !matches!(edit, Edit::With(_));
         if asks
@@ -167,6 +168,7 @@ impl Registry {
             strategy::prepare_update(resource, &target.subresource, &live, &mut new);
             meta::copy(&live, &mut new, "resourceVersion");
         }
+        self.check_signer(target, Some(&live), Some(&new))?;
         self.check_grant(target, Some(&live), &new)?;
         let _allocation = self.allocate(target, Some(&live), &mut new).await?;
         strategy::count_generation(resource, &live, &mut new);

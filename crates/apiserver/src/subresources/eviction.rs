@@ -21,6 +21,7 @@ pub(crate) async fn evict(
     crate::types::check_kind(&Gvk::from_api_version("policy/v1", "Eviction"), eviction)?;
     let stored = registry.current(target)?;
     let pod = stored.value();
+    registry.restrict_eviction(target, &pod)?;
     let exempt = matches!(
         pod["status"]["phase"].as_str(),
         Some("Succeeded" | "Failed" | "Pending")

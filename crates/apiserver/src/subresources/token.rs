@@ -25,6 +25,7 @@ pub(crate) fn request(
 ) -> Reply<Value> {
     let gvk = Gvk::from_api_version("authentication.k8s.io/v1", "TokenRequest");
     crate::types::check_kind(&gvk, &body)?;
+    registry.restrict_token(target, &body)?;
     let account = registry.get(target)?.value();
     let seconds = body["spec"]["expirationSeconds"]
         .as_i64()
