@@ -95,8 +95,12 @@ impl Keeper {
             return self.look_at_all(seen).await;
         };
         loop {
-            let secrets = storage.partition(&SECRETS).changes_after(secrets_seen, BATCH);
-            let accounts = storage.partition(&ACCOUNTS).changes_after(accounts_seen, BATCH);
+            let secrets = storage
+                .partition(&SECRETS)
+                .changes_after(secrets_seen, BATCH);
+            let accounts = storage
+                .partition(&ACCOUNTS)
+                .changes_after(accounts_seen, BATCH);
             let (Ok(secrets), Ok(accounts)) = (secrets, accounts) else {
                 // Too far behind.
                 return self.look_at_all(seen).await;
@@ -212,7 +216,11 @@ fn fill(secret: &mut Value, namespace: &str, uid: &str, token: &str, ca: Option<
     if !secret["data"].is_object() {
         secret["data"] = json!({});
     }
-    let parts = [("token", Some(token)), ("namespace", Some(namespace)), ("ca.crt", ca)];
+    let parts = [
+        ("token", Some(token)),
+        ("namespace", Some(namespace)),
+        ("ca.crt", ca),
+    ];
     for (key, text) in parts {
         let missing = secret["data"][key].as_str().is_none_or(str::is_empty);
         if let (true, Some(text)) = (missing, text) {

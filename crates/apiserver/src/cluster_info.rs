@@ -149,7 +149,9 @@ async fn pass(registry: &Registry, now: i64) -> Reply<()> {
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    haystack.windows(needle.len()).any(|window| window == needle)
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
 }
 
 async fn remove(registry: &Registry, name: &str) -> Reply<()> {
@@ -210,7 +212,8 @@ mod tests {
 
     #[test]
     fn signatures_follow_the_tokens() {
-        let mut info = json!({"data": {"kubeconfig": "x", "jws-kubeconfig-gone00": "y", "other": "z"}});
+        let mut info =
+            json!({"data": {"kubeconfig": "x", "jws-kubeconfig-gone00": "y", "other": "z"}});
         info["data"] = signed(&info, &[token("abcdef")]).expect("a change");
         let keys: Vec<&String> = info["data"].as_object().expect("data").keys().collect();
         assert_eq!(keys, ["jws-kubeconfig-abcdef", "kubeconfig", "other"]);

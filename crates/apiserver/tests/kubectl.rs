@@ -590,3 +590,39 @@ fn custom_resources_are_first_class() {
     let gone = cluster.fails(&["get", "pools.example.org"], None);
     assert!(!gone.is_empty());
 }
+
+#[test]
+fn auth_says_who_may_do_what() {
+    let Some(cluster) = Cluster::start("auth") else {
+        return;
+    };
+    assert_eq!(cluster.ok(&["auth", "can-i", "delete", "nodes"]), "yes\n");
+    assert!(cluster.ok(&["auth", "whoami"]).contains("system:masters"));
+    cluster.ok(&["create", "serviceaccount", "robot"]);
+    cluster.ok(&[
+        "create",
+        "rolebinding",
+        "robot",
+        "--clusterrole=view",
+        "--serviceaccount=default:robot",
+    ]);
+    let robot = "--as=system:serviceaccount:default:robot";
+    assert_eq!(
+        cluster.ok(&["auth", "can-i", "list", "pods", robot]),
+        "yes\n"
+    );
+    let refused = cluster.run(&["auth", "can-i", "delete", "pods", robot], None);
+    assert_eq!(String::from_utf8_lossy(&refused.stdout), "no\n");
+    let listed = cluster.ok(&["auth", "can-i", "--list", robot]);
+    assert!(listed.contains("deployments.apps"), "{listed}");
+    let secrets = cluster.fails(&["get", "secrets", robot], None);
+    assert!(
+        secrets.contains("cannot list resource \"secrets\""),
+        "{secrets}"
+    );
+    let extra = cluster.fails(&["get", "pods", "--as=jane", "--as-group=devs"], None);
+    assert!(
+        extra.contains("User \"jane\" cannot list resource \"pods\""),
+        "{extra}"
+    );
+}

@@ -1,5 +1,6 @@
 //! The API over requests, without a network.
 
+mod authorization;
 mod client;
 mod connect;
 mod conversions;

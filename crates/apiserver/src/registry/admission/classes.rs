@@ -8,8 +8,7 @@ use yurt_wire::Status;
 
 static STORAGE_CLASSES: LazyLock<Arc<str>> =
     LazyLock::new(|| "storage.k8s.io/storageclasses".into());
-static RUNTIME_CLASSES: LazyLock<Arc<str>> =
-    LazyLock::new(|| "node.k8s.io/runtimeclasses".into());
+static RUNTIME_CLASSES: LazyLock<Arc<str>> = LazyLock::new(|| "node.k8s.io/runtimeclasses".into());
 
 /// Says that a storage class is the default one; the second is its older name.
 const DEFAULT_CLASS: [&str; 2] = [
@@ -23,7 +22,9 @@ impl Registry {
     /// Gives a claim without a storage class the default one.
     pub(super) fn default_storage_class(&self, claim: &mut Value) {
         let named = !claim["spec"]["storageClassName"].is_null()
-            || claim["metadata"]["annotations"].get(CLASS_ANNOTATION).is_some();
+            || claim["metadata"]["annotations"]
+                .get(CLASS_ANNOTATION)
+                .is_some();
         if named {
             return;
         }

@@ -3,13 +3,13 @@
 
 use super::super::{Registry, Reply, Target};
 use crate::{
-    authz::{Attributes, node::LEASES, is_mirror, visit_configuration},
+    authz::{Attributes, is_mirror, node::LEASES, visit_configuration},
     meta,
     storage::Key,
 };
 use serde_json::Value;
 use std::collections::BTreeSet;
-use yurt_wire::{Reason, Status};
+use yurt_wire::Status;
 
 /// Labels of Kubernetes' own that a kubelet sets.
 const KUBELET_LABELS: &[&str] = &[
@@ -74,7 +74,8 @@ impl Registry {
     pub(crate) fn restrict_eviction(&self, target: &Target, pod: &Value) -> Reply<()> {
         match target.user.node() {
             Some(node) if !runs_on(pod, node) => {
-                let why = format!("node {node} can only evict pods with spec.nodeName set to itself");
+                let why =
+                    format!("node {node} can only evict pods with spec.nodeName set to itself");
                 Err(refused(target, Write::Delete(pod), &why))
             }
             _ => Ok(()),
@@ -134,7 +135,9 @@ impl Registry {
         if !audience.is_empty() && self.authorizer.decide(&target.user, &what).allowed {
             return Ok(());
         }
-        refused(&format!("audience {audience:?} not found in pod spec volume"))
+        refused(&format!(
+            "audience {audience:?} not found in pod spec volume"
+        ))
     }
 
     /// Whether a volume of the pod needs a token for this audience.
@@ -172,9 +175,15 @@ impl Registry {
             None => return None,
         };
         let key = Key::new(meta::text(pod, "namespace"), &claim);
-        let claim = self.storage.get(&"/persistentvolumeclaims".into(), &key)?.value();
+        let claim = self
+            .storage
+            .get(&"/persistentvolumeclaims".into(), &key)?
+            .value();
         let key = Key::new("", claim["spec"]["volumeName"].as_str()?);
-        let volume = self.storage.get(&"/persistentvolumes".into(), &key)?.value();
+        let volume = self
+            .storage
+            .get(&"/persistentvolumes".into(), &key)?
+            .value();
         Some(volume["spec"]["csi"]["driver"].as_str()?.to_owned())
     }
 }
@@ -187,7 +196,12 @@ fn refused(target: &Target, write: Write<'_>, why: &str) -> Box<Status> {
         &target.name
     };
     let resource = &target.resource;
-    Box::new(Status::forbidden(&resource.group, &resource.plural, name, why))
+    Box::new(Status::forbidden(
+        &resource.group,
+        &resource.plural,
+        name,
+        why,
+    ))
 }
 
 fn items(list: &Value) -> impl Iterator<Item = &Value> {
@@ -260,11 +274,7 @@ fn same_name(node: &str, what: &str, target: &Target, write: Write<'_>) -> Resul
 }
 
 /// A node creates nothing but what mirrors its own static pods, and these use nothing of the cluster.
-fn mirrors(
-    node: &str,
-    pod: &Value,
-    uid: impl Fn(&str) -> Option<String>,
-) -> Result<(), String> {
+fn mirrors(node: &str, pod: &Value, uid: impl Fn(&str) -> Option<String>) -> Result<(), String> {
     if !is_mirror(pod) {
         return Err(format!(
             "pod does not have \"kubernetes.io/config.mirror\" annotation, node {node:?} can only create mirror pods"
@@ -301,7 +311,11 @@ fn mirrors(
         }
         None => return Err(format!("node {node:?} not found")),
     }
-    let refers = |what: &str| Err(format!("node {node:?} can not create pods that reference {what}"));
+    let refers = |what: &str| {
+        Err(format!(
+            "node {node:?} can not create pods that reference {what}"
+        ))
+    };
     let account = pod["spec"]["serviceAccountName"].as_str();
     if account.is_some_and(|account| !account.is_empty()) {
         return refers("a service account");
@@ -336,10 +350,14 @@ fn pod_status(node: &str, live: &Value, new: &Value) -> Result<(), String> {
         ));
     }
     if live["metadata"]["labels"] != new["metadata"]["labels"] {
-        return Err(format!("node {node:?} cannot update labels through pod status"));
+        return Err(format!(
+            "node {node:?} cannot update labels through pod status"
+        ));
     }
     if live["status"]["resourceClaimStatuses"] != new["status"]["resourceClaimStatuses"] {
-        return Err(format!("node {node:?} cannot update resource claim statues"));
+        return Err(format!(
+            "node {node:?} cannot update resource claim statues"
+        ));
     }
     Ok(())
 }
@@ -350,7 +368,12 @@ fn claim_status(node: &str, live: &Value, new: &Value) -> Result<(), String> {
         meta::remove(&mut claim, "resourceVersion");
         meta::remove(&mut claim, "managedFields");
         if let Some(status) = claim["status"].as_object_mut() {
-            for field in ["capacity", "conditions", "allocatedResourceStatuses", "allocatedResources"] {
+            for field in [
+                "capacity",
+                "conditions",
+                "allocatedResourceStatuses",
+                "allocatedResources",
+            ] {
                 status.remove(field);
             }
         }
@@ -456,9 +479,13 @@ mod tests {
         ] {
             assert!(!is_kubelets(other), "{other}");
         }
-        let before = json!({"metadata": {"labels": {"node-role.kubernetes.io/edge": "", "a": "b"}}});
+        let before =
+            json!({"metadata": {"labels": {"node-role.kubernetes.io/edge": "", "a": "b"}}});
         let after = json!({"metadata": {"labels": {"a": "c"}}});
-        assert_eq!(forbidden_labels(&before, &after), ["node-role.kubernetes.io/edge"]);
+        assert_eq!(
+            forbidden_labels(&before, &after),
+            ["node-role.kubernetes.io/edge"]
+        );
         assert!(forbidden_labels(&after, &after).is_empty());
     }
 
@@ -479,11 +506,36 @@ mod tests {
             ("/metadata", "annotations", json!({}), "annotation"),
             ("/spec", "nodeName", json!("m"), "spec.nodeName"),
             ("/metadata", "ownerReferences", json!([]), "owner reference"),
-            ("/metadata/ownerReferences/0", "uid", json!("v"), "UID mismatch"),
-            ("/spec", "serviceAccountName", json!("default"), "service account"),
-            ("/spec", "volumes", volume(json!({"secret": {"secretName": "s"}})), "secrets"),
-            ("/spec", "volumes", volume(json!({"configMap": {"name": "c"}})), "configmaps"),
-            ("/spec", "volumes", volume(json!({"persistentVolumeClaim": {}})), "claims"),
+            (
+                "/metadata/ownerReferences/0",
+                "uid",
+                json!("v"),
+                "UID mismatch",
+            ),
+            (
+                "/spec",
+                "serviceAccountName",
+                json!("default"),
+                "service account",
+            ),
+            (
+                "/spec",
+                "volumes",
+                volume(json!({"secret": {"secretName": "s"}})),
+                "secrets",
+            ),
+            (
+                "/spec",
+                "volumes",
+                volume(json!({"configMap": {"name": "c"}})),
+                "configmaps",
+            ),
+            (
+                "/spec",
+                "volumes",
+                volume(json!({"persistentVolumeClaim": {}})),
+                "claims",
+            ),
         ] {
             let error = changed(parent, field, value).expect_err(why);
             assert!(error.contains(why), "{error}");
@@ -492,7 +544,8 @@ mod tests {
 
     #[test]
     fn a_pods_status_is_its_nodes_to_write() {
-        let pod = json!({"metadata": {"labels": {"a": "b"}}, "spec": {"nodeName": "n"}, "status": {}});
+        let pod =
+            json!({"metadata": {"labels": {"a": "b"}}, "spec": {"nodeName": "n"}, "status": {}});
         let mut new = pod.clone();
         new["status"]["phase"] = "Running".into();
         assert_eq!(pod_status("n", &pod, &new), Ok(()));
