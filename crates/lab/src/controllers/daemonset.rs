@@ -36,6 +36,8 @@ pub(super) struct DaemonSets {
 }
 
 type Pods = BTreeMap<String, Vec<Arc<Value>>>;
+/// The pod of the present template on a node, and the one of another.
+type Pair<'p> = (Option<&'p Arc<Value>>, Option<&'p Arc<Value>>);
 
 /// One look: a daemon set and what there is.
 struct View<'v> {
@@ -176,7 +178,7 @@ impl View<'_> {
     }
 
     /// The pods of a node: of the present template and of another. `None` when there are two of either.
-    fn pair(&self, node: &str) -> Option<(Option<&Arc<Value>>, Option<&Arc<Value>>)> {
+    fn pair(&self, node: &str) -> Option<Pair<'_>> {
         let (mut new, mut old) = (None, None);
         for p in self.on(node).iter().filter(|p| !pod::is_deleting(p)) {
             let place = if self.is_updated(p) {

@@ -25,11 +25,11 @@ const DELETION_TIMEOUT: i64 = 2 * 60;
 /// `disruption-controller`.
 pub(super) struct Disruption;
 
-/// What the controllers of the pods want in sum, and the pods that have none.
+/// What the controllers of the pods want in sum, and how many pods have none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Expected {
     replicas: i64,
-    unmanaged: Vec<String>,
+    unmanaged: usize,
 }
 
 fn selector(budget: &Value) -> Option<LabelSelector> {
@@ -131,6 +131,34 @@ fn failed(budget: &Value, why: &str, now: Timestamp) -> Value {
     status
 }
 
+/// A selector as Go prints it in events.
+fn printed(selector: &Value) -> String {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let labels = selector["matchLabels"].as_object().into_iter().flatten();
+    let labels: String = labels
+        .map(|(key, value)| format!("{key}: {},", text(value)))
+        .collect();
+    let expressions = selector["matchExpressions"]
+        .as_array()
+        .into_iter()
+        .flatten();
+    let expressions: String = expressions
+        .map(|expression| {
+            let values = expression["values"].as_array().into_iter().flatten();
+            let values: Vec<_> = values.map(text).collect();
+            format!(
+                "LabelSelectorRequirement{{Key:{},Operator:{},Values:[{}],}},",
+                text(&expression["key"]),
+                text(&expression["operator"]),
+                values.join(" ")
+            )
+        })
+        .collect();
+    format!(
+        "&LabelSelector{{MatchLabels:map[string]string{{{labels}}},MatchExpressions:[]LabelSelectorRequirement{{{expressions}}},}}"
+    )
+}
+
 fn tell(
     budget: &Value,
     status: &mut Value,
@@ -209,6 +237,9 @@ impl Controller for Disruption {
             let message = format!("Pod was expected by PDB {key} to be deleted but it wasn't");
             context.event(COMPONENT, p, "Warning", "NotDeleted", &message);
         }
+        let unmanaged = expected
+            .as_ref()
+            .is_ok_and(|expected| expected.unmanaged > 0);
         let (status, trouble) = match expected {
             Ok(expected) => (status(&budget, &pods, &expected, pending, now), None),
             Err(why) => (failed(&budget, &why, now), Some(why)),
@@ -222,6 +253,13 @@ impl Controller for Disruption {
                     "NoPods",
                     "No matching pods found",
                 );
+            }
+            if unmanaged {
+                let message = format!(
+                    "Pods selected by this PodDisruptionBudget (selector: {}) were found to be unmanaged. As a result, the status of the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods please set \".spec.minAvailable\" field of the PDB to an integer value.",
+                    printed(&budget["spec"]["selector"])
+                );
+                context.event(COMPONENT, &budget, "Warning", "UnmanagedPods", &message);
             }
             if let Some(why) = trouble {
                 let message = format!("Failed to calculate the number of expected pods: {why}");

@@ -38,8 +38,6 @@ enum Action {
     /// Give a pod its identity back.
     Identify(Value),
     Delete(Arc<Value>),
-    /// Delete a pod that ended, so that it can be made again.
-    Recreate(Arc<Value>),
 }
 
 /// One look: a stateful set, its revisions by name, and its pods.
@@ -206,7 +204,8 @@ fn plan(view: &View<'_>) -> Vec<Action> {
         };
         if pod::is_finished(p) {
             if !pod::is_deleting(p) {
-                actions.push(Action::Recreate(Arc::clone(p)));
+                // It is made again when it is gone.
+                actions.push(Action::Delete(Arc::clone(p)));
             }
             if in_order {
                 return actions;
@@ -361,20 +360,6 @@ async fn carry_out(view: &View<'_>, action: &Action, context: &Context) -> Resul
         }
         Action::Identify(p) => ("Update", p, context.update(&PODS, p).await.map(drop)),
         Action::Delete(p) => ("Delete", &**p, context.delete(&PODS, p).await),
-        Action::Recreate(p) => {
-            let (kind, reason, what) = if pod::phase(p) == "Failed" {
-                ("Warning", "RecreatingFailedPod", "failed")
-            } else {
-                ("Normal", "RecreatingTerminatedPod", "terminated")
-            };
-            let name = identity::name(p);
-            let message = format!(
-                "StatefulSet {} is recreating {what} Pod {name}",
-                Key::of(view.set)
-            );
-            context.event(COMPONENT, view.set, kind, reason, &message);
-            ("Delete", &**p, context.delete(&PODS, p).await)
-        }
     };
     let what = format!(
         "{} Pod {} in StatefulSet {}",

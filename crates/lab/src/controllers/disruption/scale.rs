@@ -18,13 +18,13 @@ use std::{
 /// In sum, each controller once. A pod whose controller cannot be asked makes the sum meaningless: an error, in words.
 pub(super) async fn expected(context: &Context, pods: &[Arc<Value>]) -> Result<Expected, String> {
     let mut wants: BTreeMap<String, i64> = BTreeMap::new();
-    let mut unmanaged = Vec::new();
+    let mut unmanaged = 0;
     let mut asked = BTreeSet::new();
     for p in pods {
         let namespace = p["metadata"]["namespace"].as_str().unwrap_or_default();
         let name = p["metadata"]["name"].as_str().unwrap_or_default();
         let Some(owner) = controller_of(p) else {
-            unmanaged.push(name.to_owned());
+            unmanaged += 1;
             continue;
         };
         let uid = owner["uid"].as_str().unwrap_or_default();

@@ -134,6 +134,15 @@ fn a_transition_is_a_change_of_the_status() {
     );
 }
 
+#[test]
+fn a_selector_is_printed_as_go_does() {
+    let selector = json!({"matchLabels": {"app": "web"}, "matchExpressions": [{"key": "k", "operator": "In", "values": ["a", "b"]}]});
+    assert_eq!(
+        printed(&selector),
+        "&LabelSelector{MatchLabels:map[string]string{app: web,},MatchExpressions:[]LabelSelectorRequirement{LabelSelectorRequirement{Key:k,Operator:In,Values:[a b],},},}"
+    );
+}
+
 async fn evict(stage: &Stage, pod: &str) -> Result<Value, KubeError> {
     let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": "default"}});
     let path = format!("/api/v1/namespaces/default/pods/{pod}/eviction");

@@ -24,9 +24,9 @@ const MOST_UNCOUNTED: usize = 500;
 pub(super) struct Plan {
     /// Pods to make.
     pub(super) create: Vec<Value>,
-    /// Running pods to delete without counting them: fewer are wanted.
+    /// Running pods to delete without counting them: fewer are wanted, or none any more.
     pub(super) discard: Vec<Arc<Value>>,
-    /// Running pods to delete: the job is over.
+    /// Running pods to delete: the job failed.
     pub(super) stop: Vec<Arc<Value>>,
     /// Pods that lose their finalizer once the status is written.
     pub(super) release: Vec<Arc<Value>>,
@@ -581,9 +581,15 @@ pub(super) fn plan(job: &Value, pods: &[Arc<Value>], now: Timestamp) -> Plan {
     let mut tally = Tally::new(job, pods, now);
     let mut plan = Plan::default();
     let mut ending = tally.ending();
-    if ending.is_some() {
-        plan.stop = tally.active.clone();
-        plan.stop.truncate(batch::MOST);
+    if let Some(ending) = &ending {
+        let mut running = tally.active.clone();
+        running.truncate(batch::MOST);
+        // Who is stopped because the job failed has failed with it.
+        if ending.well {
+            plan.discard = running;
+        } else {
+            plan.stop = running;
+        }
     } else {
         tally.manage(&mut plan);
         ending = completed(&tally, &plan);

@@ -353,6 +353,7 @@ fn a_success_policy_ends_it_early() {
         ]
     );
     assert_eq!(world.running(), 0);
+    assert_eq!(world.number("failed"), 0, "nobody failed");
 }
 
 #[test]

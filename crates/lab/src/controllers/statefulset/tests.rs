@@ -65,7 +65,7 @@ impl World {
                     p["status"] = json!({"phase": "Pending"});
                     self.pods.insert(ordinal, p);
                 }
-                Action::Delete(p) | Action::Recreate(p) => {
+                Action::Delete(p) => {
                     let there = self.pods.get_mut(&ordinal(&p).unwrap()).unwrap();
                     there["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
                 }
@@ -223,7 +223,7 @@ fn pods_that_ended_are_made_again() {
     world.pods.get_mut(&0).unwrap()["status"]["phase"] = "Failed".into();
     let actions = world.plan();
     assert!(
-        matches!(actions.as_slice(), [Action::Recreate(_)]),
+        matches!(actions.as_slice(), [Action::Delete(_)]),
         "{actions:?}"
     );
     world.settle();
