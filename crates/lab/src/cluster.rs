@@ -7,7 +7,7 @@ use crate::{
     hub_process::{HubCommand, HubProcess},
     kube::{Kube, KubeError},
     kubeconfig::{self, Credentials},
-    kubelet::{KubeletConfig, KubeletHandle, SimulatedKubelet},
+    kubelet::{self, KubeletConfig, KubeletHandle, PodNetwork, PortOptions, SimulatedKubelet},
     light_nodes::LightNodes,
     link::{Link, LinkState},
     plan::{self, LightNode, NodePlan, Pools},
@@ -19,10 +19,11 @@ use std::{
     io::Read,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
-use yurt_apiserver::authn::User;
+use yurt_apiserver::{Kubelets, authn::User};
 use yurt_pki::{Ca, KeyPairPem, PkiError, Profile};
 
 /// Validity of the lab's certificates, days.
@@ -138,6 +139,7 @@ pub struct Cluster {
     shutdown: CancellationToken,
     api: yurt_apiserver::Running,
     kubelets: Vec<tokio::task::JoinHandle<()>>,
+    pod_network: Arc<PodNetwork>,
     _claim: TcpListener,
 }
 
@@ -169,8 +171,22 @@ impl Cluster {
                 master("system:kube-controller-manager"),
             ),
         ];
-        let api =
-            start_api_server(&directory, &ca, address, &nodes, tokens, config, &shutdown).await?;
+        let base = yurt_apiserver::Config {
+            tokens,
+            controllers: config.controllers.within_server(),
+            ..yurt_apiserver::Config::default()
+        };
+        let pod_network = Arc::new(PodNetwork::default());
+        let starting = start_api_server(
+            &directory,
+            &ca,
+            address,
+            &nodes,
+            base,
+            Arc::clone(&pod_network),
+            &shutdown,
+        );
+        let api = starting.await?;
         let address = api.addr();
         say(&format!("API server on https://{address}"));
         let manifest = Manifest {
@@ -237,6 +253,7 @@ impl Cluster {
             shutdown,
             api,
             kubelets: Vec::new(),
+            pod_network,
             _claim: claim,
         };
         for plan in nodes {
@@ -317,7 +334,22 @@ impl Cluster {
             .labels
             .push(("openyurt.io/is-edge-worker".into(), "true".into()));
         kubelet.address = IpAddr::V4(plan.address);
+        let address = SocketAddr::from((plan.address, kubelet::PORT));
+        let listener = tokio::net::TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| LabError::Listen {
+            what: "the node's kubelet",
+            address,
+            source,
+        })?;
         let (handle, run) = SimulatedKubelet::start(kubelet, self.shutdown.clone());
+        let options = PortOptions {
+            serving,
+            client_ca: self.ca.clone(),
+            websockets: true,
+        };
+        // Ends with the token, as the kubelet does.
+        drop(handle.serve(listener, options, self.shutdown.clone())?);
+        self.pod_network.join(handle.clone());
         self.kubelets.push(run);
         let admin = format!("{}:{ADMIN_PORT}", plan.address);
         let admin = Kube::new(&admin, None, None, Duration::from_secs(2));
@@ -574,8 +606,8 @@ async fn start_api_server(
     ca: &Ca,
     address: SocketAddr,
     nodes: &[NodePlan],
-    tokens: Vec<(String, User)>,
-    lab: &Config,
+    base: yurt_apiserver::Config,
+    pod_network: Arc<PodNetwork>,
     shutdown: &CancellationToken,
 ) -> Result<yurt_apiserver::Running, LabError> {
     let mut ips: Vec<IpAddr> = vec![address.ip(), SERVICE_IP.into()];
@@ -590,6 +622,13 @@ async fn start_api_server(
         days: DAYS,
         ..Profile::default()
     })?;
+    let kubelet_client = ca.issue(&Profile {
+        common_name: "kube-apiserver-kubelet-client".into(),
+        organizations: vec!["system:masters".into()],
+        client: true,
+        days: DAYS,
+        ..Profile::default()
+    })?;
     let config = yurt_apiserver::Config {
         data_dir: Some(directory.create("apiserver")?),
         listen: address,
@@ -597,10 +636,18 @@ async fn start_api_server(
             serving,
             client_ca: Some(ca.cert_pem()),
         }),
-        tokens,
         root_ca: Some(ca.cert_pem()),
-        controllers: lab.controllers.within_server(),
-        ..yurt_apiserver::Config::default()
+        kubelets: Kubelets {
+            ca: Some(ca.cert_pem()),
+            client: Some(kubelet_client),
+            // The names of simulated nodes are in no DNS.
+            preferred_addresses: ["InternalIP", "ExternalIP", "Hostname"]
+                .map(str::to_owned)
+                .into(),
+            dialer: pod_network,
+            ..Kubelets::default()
+        },
+        ..base
     };
     Ok(yurt_apiserver::ApiServer::start(config, shutdown.clone()).await?)
 }

@@ -9,20 +9,28 @@ mod admission;
 mod api;
 mod backoff;
 pub(crate) mod clock;
+mod container;
+mod containers;
 mod events;
+mod logs;
 pub(crate) mod node;
 pub(crate) mod pod;
+mod pod_network;
 mod pod_worker;
+mod port;
 mod reflector;
 
 use crate::resources::Resources;
 use address::Addresses;
 use api::{Api, CallError};
 use backoff::Backoff;
+use containers::Containers;
 use events::Recorder;
 use jiff::Timestamp;
 use pod::{Facts, Reference};
+pub use pod_network::PodNetwork;
 use pod_worker::Worker;
+pub use port::{PORT, PortOptions};
 use reflector::{Change, Collection, Key, reflect};
 use serde_json::{Value, json};
 use std::{
@@ -66,6 +74,8 @@ pub struct KubeletConfig {
     pub labels: Vec<(String, String)>,
     /// The node's address.
     pub address: IpAddr,
+    /// The kubelet's port, as it tells the API server.
+    pub port: u16,
     /// First three octets of the pods' addresses; by default made of the node's address.
     pub pod_network: Option<[u8; 3]>,
     /// What it asks for and sends. A kubelet's default is protobuf.
@@ -96,6 +106,7 @@ impl KubeletConfig {
             server: server.to_owned(),
             labels: Vec::new(),
             address: Ipv4Addr::LOCALHOST.into(),
+            port: PORT,
             pod_network: None,
             encoding: Encoding::Protobuf,
             lease_interval: Duration::from_secs(10),
@@ -224,6 +235,7 @@ struct Kubelet {
     api: Api,
     recorder: Recorder,
     addresses: Arc<Addresses>,
+    containers: Containers,
     /// The node as last seen.
     node: watch::Sender<Option<Value>>,
     registered: AtomicBool,
@@ -252,6 +264,7 @@ impl Kubelet {
             api: Api::new(config.authority(), config.encoding),
             recorder,
             addresses: Arc::new(Addresses::new(config.pod_network())),
+            containers: Containers::default(),
             node: watch::Sender::new(None),
             registered: AtomicBool::new(false),
             ready: AtomicBool::new(false),
@@ -368,7 +381,8 @@ impl Kubelet {
 
     fn pod_gone(self: &Arc<Self>, key: &Key) {
         let gone = self.workers().remove(key);
-        if gone.is_some() {
+        if let Some(gone) = gone {
+            self.containers.forget(gone.uid());
             self.watch_references();
         }
     }

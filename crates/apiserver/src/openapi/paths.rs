@@ -2,9 +2,12 @@
 
 use super::schemas::{Definitions, gvk_extension};
 use super::{Dialect, group_version_path};
-use crate::resources::Resource;
+use crate::resources::{Resource, Subresource};
 use serde_json::{Map, Value, json};
-use yurt_wire::{Gvk, schema};
+use yurt_wire::{
+    Gvk,
+    schema::{self, FieldKind},
+};
 
 const OPTIONS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions";
 const STATUS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Status";
@@ -153,6 +156,7 @@ pub(super) fn add(
 
     for sub in &resource.subresources {
         if sub.is_connection() {
+            connection(resource, sub, &object, dialect, paths);
             continue;
         }
         let gvk = if sub.kind.is_empty() {
@@ -191,6 +195,87 @@ pub(super) fn add(
     }
 }
 
+/// The paths of a subresource that is a connection: no objects, only bytes.
+fn connection(
+    resource: &Resource,
+    sub: &Subresource,
+    object: &str,
+    dialect: Dialect,
+    paths: &mut Map<String, Value>,
+) {
+    let own = |kind: &str| Gvk {
+        kind: kind.to_owned(),
+        ..resource.gvk()
+    };
+    let (methods, gvk, options): (&[&str], Gvk, &str) = match sub.name.as_str() {
+        "log" => (&["get"], resource.gvk(), "PodLogOptions"),
+        "proxy" => (
+            &["get", "put", "post", "delete", "options", "head", "patch"],
+            own(&sub.kind),
+            &sub.kind,
+        ),
+        _ => (&["get", "post"], own(&sub.kind), &sub.kind),
+    };
+    let fields = schema::message_of(&own(options)).map_or(&[][..], |message| message.fields);
+    let query: Vec<Parameter> = fields
+        .iter()
+        .map(|field| {
+            let of = match field.kind {
+                FieldKind::Bool => BOOLEAN,
+                FieldKind::Int32 | FieldKind::Int64 => INTEGER,
+                _ => STRING,
+            };
+            (field.json_name, of)
+        })
+        .collect();
+    let base = format!("{object}/{}", sub.name);
+    let with_path = (sub.name == "proxy").then(|| (format!("{base}/{{path}}"), "WithPath"));
+    for (path, end) in [(base, "")].into_iter().chain(with_path) {
+        let mut item = Map::new();
+        for method in methods {
+            let log = sub.name == "log";
+            let (word, method_word) = match log {
+                true => ("read", String::new()),
+                false => ("connect", capitalized(method)),
+            };
+            let scope = if resource.namespaced { "Namespaced" } else { "" };
+            let group = group_word(&resource.group);
+            let version = capitalized(&resource.version);
+            let (kind, name) = (&resource.kind, capitalized(&sub.name));
+            let produced = if log { "text/plain" } else { "*/*" };
+            let mut operation = json!({
+                "operationId": format!("{word}{group}{version}{method_word}{scope}{kind}{name}{end}"),
+                "tags": [format!("core_{}", resource.version)],
+                "x-kubernetes-action": if log { "get" } else { "connect" },
+                "x-kubernetes-group-version-kind": gvk_extension(&gvk),
+            });
+            let answer = json!({"type": STRING});
+            operation["responses"] = match dialect {
+                Dialect::V2 => {
+                    operation["consumes"] = json!(["*/*"]);
+                    operation["produces"] = json!([produced]);
+                    json!({"200": {"description": "OK", "schema": answer}})
+                }
+                Dialect::V3 => {
+                    let content = json!({produced: {"schema": answer}});
+                    json!({"200": {"description": "OK", "content": content}})
+                }
+            };
+            item.insert((*method).to_owned(), operation);
+        }
+        let parameters: Vec<Value> = query
+            .iter()
+            .map(|(name, of)| parameter(name, "query", of, dialect))
+            .collect();
+        place(&path, &mut item, dialect, paths);
+        if let Some(shared) = paths[&path]["parameters"].as_array_mut() {
+            // `pretty` says nothing about bytes.
+            shared.retain(|parameter| parameter["name"] != "pretty");
+            shared.extend(parameters);
+        }
+    }
+}
+
 /// Puts a path into the document, with the parameters its address has.
 fn place(
     path: &str,
@@ -202,7 +287,7 @@ fn place(
         return;
     }
     let mut parameters = Vec::new();
-    for name in ["namespace", "name"] {
+    for name in ["namespace", "name", "path"] {
         if path.contains(&format!("{{{name}}}")) {
             let mut parameter = parameter(name, "path", STRING, dialect);
             parameter["required"] = json!(true);

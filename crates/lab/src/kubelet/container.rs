@@ -33,7 +33,9 @@ impl Container {
     }
 
     fn namespace(&self) -> &str {
-        self.pod["metadata"]["namespace"].as_str().unwrap_or_default()
+        self.pod["metadata"]["namespace"]
+            .as_str()
+            .unwrap_or_default()
     }
 
     /// What `hostname` says.
@@ -108,7 +110,10 @@ impl Container {
         if let Some(path) = source["fieldRef"]["fieldPath"].as_str() {
             return Some(self.field(path));
         }
-        for (field, resource) in [("configMapKeyRef", "configmaps"), ("secretKeyRef", "secrets")] {
+        for (field, resource) in [
+            ("configMapKeyRef", "configmaps"),
+            ("secretKeyRef", "secrets"),
+        ] {
             if let Some(key) = source[field]["key"].as_str() {
                 let data = self.data(resource, source[field]["name"].as_str()?).await?;
                 let value = data.get(key)?;
@@ -134,7 +139,11 @@ impl Container {
     }
 
     /// The data of a config map or secret, as the API server (or the hub for it) gives it.
-    pub(super) async fn data(&self, resource: &str, name: &str) -> Option<BTreeMap<String, Vec<u8>>> {
+    pub(super) async fn data(
+        &self,
+        resource: &str,
+        name: &str,
+    ) -> Option<BTreeMap<String, Vec<u8>>> {
         use base64::{Engine, engine::general_purpose::STANDARD};
         let namespace = self.namespace();
         let path = format!("/api/v1/namespaces/{namespace}/{resource}/{name}");
@@ -169,7 +178,9 @@ fn expanded(text: &str, environment: &BTreeMap<String, String>) -> String {
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('$') {
         out.push_str(before);
-        let named = after.strip_prefix('(').and_then(|after| after.split_once(')'));
+        let named = after
+            .strip_prefix('(')
+            .and_then(|after| after.split_once(')'));
         match named {
             Some((name, after)) => {
                 match environment.get(name) {

@@ -346,15 +346,34 @@ mod tests {
         output.append(Source::Stderr, b"three");
         let asked = Asked::default;
         assert_eq!(all(&output, asked()).await, "one\ntwo\nthree\n");
-        let tail = Asked { tail: Some(1), ..asked() };
+        let tail = Asked {
+            tail: Some(1),
+            ..asked()
+        };
         assert_eq!(all(&output, tail).await, "three\n");
-        let limit = Asked { limit: Some(5), ..asked() };
+        let limit = Asked {
+            limit: Some(5),
+            ..asked()
+        };
         assert_eq!(all(&output, limit).await, "one\nt");
-        let stdout = Asked { source: Some(Source::Stdout), ..asked() };
+        let stdout = Asked {
+            source: Some(Source::Stdout),
+            ..asked()
+        };
         assert_eq!(all(&output, stdout).await, "one\ntwo\n");
-        let since = Asked { since: Some(Timestamp::MAX), ..asked() };
+        let since = Asked {
+            since: Some(Timestamp::MAX),
+            ..asked()
+        };
         assert_eq!(all(&output, since).await, "");
-        let stamped = all(&output, Asked { timestamps: true, ..asked() }).await;
+        let stamped = all(
+            &output,
+            Asked {
+                timestamps: true,
+                ..asked()
+            },
+        )
+        .await;
         let (time, text) = stamped.lines().next().unwrap().split_once(' ').unwrap();
         assert_eq!(text, "one");
         assert_eq!(time.len(), "2026-11-22T01:02:03.123456789Z".len());
@@ -369,7 +388,11 @@ mod tests {
         let text = all(&output, Asked::default()).await;
         assert_eq!(text.lines().count(), MAX_LINES);
         assert_eq!(text.lines().next(), Some("10"));
-        let mut reader = output.read(Asked { follow: true, tail: Some(0), ..Asked::default() });
+        let mut reader = output.read(Asked {
+            follow: true,
+            tail: Some(0),
+            ..Asked::default()
+        });
         output.append(Source::Stdout, b"new");
         assert_eq!(reader.next().await.unwrap(), "new\n");
         output.end();
@@ -385,13 +408,28 @@ mod tests {
         };
         let observe = |pod: &Value| logs.observe(pod, |_, _| std::future::ready(()));
         observe(&pod("a"));
-        logs.of("u", "c", false).unwrap().append(Source::Stdout, b"first");
+        logs.of("u", "c", false)
+            .unwrap()
+            .append(Source::Stdout, b"first");
         observe(&pod("a"));
         assert!(logs.of("u", "c", true).is_none());
         observe(&pod("b"));
         let previous = logs.of("u", "c", true).unwrap();
-        assert_eq!(all(&previous, Asked { follow: true, ..Asked::default() }).await, "first\n");
-        assert_eq!(all(&logs.of("u", "c", false).unwrap(), Asked::default()).await, "");
+        assert_eq!(
+            all(
+                &previous,
+                Asked {
+                    follow: true,
+                    ..Asked::default()
+                }
+            )
+            .await,
+            "first\n"
+        );
+        assert_eq!(
+            all(&logs.of("u", "c", false).unwrap(), Asked::default()).await,
+            ""
+        );
         logs.forget("u");
         assert!(logs.of("u", "c", false).is_none());
     }

@@ -10,7 +10,6 @@ use serde_json::{Map, Value, json};
 const KUBELET_VERSION: &str = "v1.36.0";
 /// What a kubelet writes into its lease by default, in seconds.
 const LEASE_SECONDS: u64 = 40;
-const PORT: u16 = 10250;
 
 /// Type, status, reason and message of the conditions of a healthy node, in a kubelet's order.
 const CONDITIONS: [[&str; 4]; 4] = [
@@ -84,7 +83,7 @@ pub(crate) fn registration(config: &KubeletConfig, now: Timestamp) -> Value {
                 {"type": "InternalIP", "address": config.address.to_string()},
                 {"type": "Hostname", "address": name},
             ],
-            "daemonEndpoints": {"kubeletEndpoint": {"Port": PORT}},
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": config.port}},
             "nodeInfo": {
                 "machineID": format!("{:032x}", super::fingerprint(&[name, "machine"])),
                 "systemUUID": format!("{:032x}", super::fingerprint(&[name, "machine"])),

@@ -99,6 +99,11 @@ impl Worker {
         &self.references
     }
 
+    /// The pod as the watch showed it last.
+    pub(super) fn pod(&self) -> Arc<Value> {
+        Arc::clone(&self.input.borrow().pod)
+    }
+
     /// The pod as the watch shows it now.
     pub(super) fn tell(&self, pod: Value) {
         self.input.send_modify(|input| input.pod = Arc::new(pod));
@@ -142,6 +147,8 @@ impl Life {
             }
             let shown = self.run.is_some() && pod::is_running(&self.current);
             self.running.store(shown, Ordering::Relaxed);
+            let kubelet = &self.kubelet;
+            kubelet.containers.observe(&self.current, &kubelet.api);
             let due = self.advance();
             let done = match self.step(&self.current, told.touches) {
                 Step::Rest => {

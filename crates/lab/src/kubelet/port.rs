@@ -33,13 +33,15 @@ const MAX_PRINTED: u64 = 1 << 20;
 /// How long a client of a stream may take nothing.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// TLS of a kubelet's port.
+/// How a kubelet's port is served.
 #[derive(Clone, Debug)]
-pub struct PortTls {
+pub struct PortOptions {
     /// The node's certificate and key.
     pub serving: KeyPairPem,
     /// PEM of the CA whose client certificates are accepted.
     pub client_ca: String,
+    /// Whether streams are served over WebSockets; kubelets before 1.36 refuse what kubectl offers, which then takes SPDY.
+    pub websockets: bool,
 }
 
 impl KubeletHandle {
@@ -47,21 +49,22 @@ impl KubeletHandle {
     pub fn serve(
         &self,
         listener: TcpListener,
-        tls: &PortTls,
+        options: PortOptions,
         shutdown: CancellationToken,
     ) -> Result<JoinHandle<io::Result<()>>, PkiError> {
-        let config = yurt_pki::server_config(&tls.serving, Some(&tls.client_ca), true)?;
+        let config = yurt_pki::server_config(&options.serving, Some(&options.client_ca), true)?;
         let port = Arc::new(Port {
             kubelet: Arc::clone(&self.kubelet),
+            websockets: options.websockets,
             shutdown: shutdown.clone(),
         });
-        let options = ServeOptions {
+        let bounds = ServeOptions {
             drain: Duration::from_secs(1),
             stalled_client: Some(STALLED),
             ..ServeOptions::default()
         };
         let config = Some(Arc::new(ArcSwap::from(config)));
-        let served = yurt_transport::serve(listener, config, options, shutdown, move |request| {
+        let served = yurt_transport::serve(listener, config, bounds, shutdown, move |request| {
             Arc::clone(&port).handle(request)
         });
         Ok(tokio::spawn(served))
@@ -71,6 +74,7 @@ impl KubeletHandle {
 /// What answers.
 struct Port {
     kubelet: Arc<Kubelet>,
+    websockets: bool,
     shutdown: CancellationToken,
 }
 
@@ -150,7 +154,8 @@ impl Port {
             ["healthz", ..] if get => Ok(text("text/plain; charset=utf-8", "ok")),
             ["pods"] if get => {
                 let pods: Vec<Value> = self.pods().iter().map(|pod| (**pod).clone()).collect();
-                let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods});
+                let list =
+                    json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods});
                 Ok(text("application/json", list.to_string()))
             }
             ["stats", "summary"] if get => {
@@ -198,7 +203,10 @@ impl Port {
 
     fn pods(&self) -> Vec<Arc<Value>> {
         let workers = self.kubelet.workers();
-        let mut pods: Vec<_> = workers.iter().map(|(key, w)| (key.clone(), w.pod())).collect();
+        let mut pods: Vec<_> = workers
+            .iter()
+            .map(|(key, w)| (key.clone(), w.pod()))
+            .collect();
         drop(workers);
         pods.sort_by(|(a, _), (b, _)| a.cmp(b));
         pods.into_iter().map(|(_, pod)| pod).collect()
@@ -220,13 +228,18 @@ impl Port {
             return Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, why));
         }
         let containers = &self.kubelet.containers;
-        Ok(Arc::new(containers.container(&pod, name, &self.kubelet.api)))
+        Ok(Arc::new(containers.container(
+            &pod,
+            name,
+            &self.kubelet.api,
+        )))
     }
 
     fn logs(&self, namespace: &str, name: &str, container: &str, query: &Query) -> Answer {
         let key = (namespace.to_owned(), name.to_owned());
         let pod = self.kubelet.workers().get(&key).map(super::Worker::pod);
-        let pod = pod.ok_or_else(|| Refusal::not_found(format!("pod \"{name}\" does not exist\n")))?;
+        let pod =
+            pod.ok_or_else(|| Refusal::not_found(format!("pod \"{name}\" does not exist\n")))?;
         if super::container::spec_of(&pod, container).is_none() {
             let why = format!("container \"{container}\" not found in pod \"{name}\"\n");
             return Err(Refusal::not_found(why));
@@ -234,7 +247,12 @@ impl Port {
         let asked = asked(query, Timestamp::now())?;
         let output = &self.kubelet.containers.logs;
         let Some(output) = output.of(pod::uid(&pod), container, asked.previous) else {
-            return Err(Refusal::bad(no_output(&pod, name, container, asked.previous)));
+            return Err(Refusal::bad(no_output(
+                &pod,
+                name,
+                container,
+                asked.previous,
+            )));
         };
         let mut reader = output.read(asked);
         let (sender, body) = channel(1);
@@ -340,7 +358,8 @@ mod tests {
     fn queries_ask_for_parts_of_a_log() {
         let now: Timestamp = "2026-11-22T00:01:00Z".parse().unwrap();
         let read = |query: &str| asked(&Query(query_pairs(query)), now);
-        let all = read("follow=true&tailLines=3&limitBytes=10&sinceSeconds=60&stream=Stderr").unwrap();
+        let all =
+            read("follow=true&tailLines=3&limitBytes=10&sinceSeconds=60&stream=Stderr").unwrap();
         let expected = Asked {
             follow: true,
             tail: Some(3),
@@ -352,7 +371,11 @@ mod tests {
         assert_eq!(all, expected);
         assert!(read("sinceSeconds=9223372036854775808").is_ok());
         for wrong in ["tailLines=-1", "sinceTime=now", "stream=x"] {
-            assert_eq!(read(wrong).unwrap_err().0, StatusCode::BAD_REQUEST, "{wrong}");
+            assert_eq!(
+                read(wrong).unwrap_err().0,
+                StatusCode::BAD_REQUEST,
+                "{wrong}"
+            );
         }
     }
 }

@@ -71,8 +71,12 @@ pub(crate) fn unpack(archive: &[u8]) -> Result<Vec<Member>, Malformed> {
             return Ok(members);
         }
         let size = octal(&head[124..136]).ok_or(Malformed("a size that is no number"))?;
-        let content = after.get(..size).ok_or(Malformed("Unexpected EOF in archive"))?;
-        rest = after.get(size.next_multiple_of(BLOCK)..).unwrap_or_default();
+        let content = after
+            .get(..size)
+            .ok_or(Malformed("Unexpected EOF in archive"))?;
+        rest = after
+            .get(size.next_multiple_of(BLOCK)..)
+            .unwrap_or_default();
         match head[156] {
             b'x' => long_name = pax_path(content),
             b'L' => long_name = Some(text(content)),

@@ -100,7 +100,9 @@ fn is_filled(volume: &Value) -> bool {
 async fn source(container: &Container, source: &Value, into: &mut BTreeMap<String, Vec<u8>>) {
     for (field, resource) in [("configMap", "configmaps"), ("secret", "secrets")] {
         let reference = &source[field];
-        let name = reference["name"].as_str().or(reference["secretName"].as_str());
+        let name = reference["name"]
+            .as_str()
+            .or(reference["secretName"].as_str());
         let Some(name) = name else { continue };
         let data = container.data(resource, name).await.unwrap_or_default();
         match reference["items"].as_array() {
@@ -111,7 +113,11 @@ async fn source(container: &Container, source: &Value, into: &mut BTreeMap<Strin
             })),
         }
     }
-    for item in source["downwardAPI"]["items"].as_array().into_iter().flatten() {
+    for item in source["downwardAPI"]["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
         let field = item["fieldRef"]["fieldPath"].as_str();
         if let (Some(path), Some(field)) = (item["path"].as_str(), field) {
             into.insert(path.to_owned(), container.field(field).into_bytes());
@@ -132,7 +138,11 @@ async fn source(container: &Container, source: &Value, into: &mut BTreeMap<Strin
 async fn contents(container: &Container, volume: &Value) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     source(container, volume, &mut found).await;
-    for projected in volume["projected"]["sources"].as_array().into_iter().flatten() {
+    for projected in volume["projected"]["sources"]
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
         source(container, projected, &mut found).await;
     }
     found
@@ -145,7 +155,9 @@ fn system(container: &Container, path: &str) -> Option<Vec<u8>> {
         "/dev/null" => Vec::new(),
         "/etc/hostname" => format!("{hostname}\n").into_bytes(),
         "/etc/hosts" => {
-            let ip = container.pod["status"]["podIP"].as_str().unwrap_or("127.0.0.1");
+            let ip = container.pod["status"]["podIP"]
+                .as_str()
+                .unwrap_or("127.0.0.1");
             format!("# Kubernetes-managed hosts file.\n127.0.0.1\tlocalhost\n{ip}\t{hostname}\n")
                 .into_bytes()
         }
@@ -266,7 +278,12 @@ impl Container {
     }
 
     /// Writes a file, whole or at its end.
-    pub(crate) async fn write(&self, path: &str, bytes: &[u8], append: bool) -> Result<(), FileError> {
+    pub(crate) async fn write(
+        &self,
+        path: &str,
+        bytes: &[u8],
+        append: bool,
+    ) -> Result<(), FileError> {
         if path == "/dev/null" {
             return Ok(());
         }
@@ -334,7 +351,10 @@ impl Container {
     }
 
     /// Files below a path with their contents, and directories, by their whole paths.
-    pub(crate) async fn tree(&self, path: &str) -> Result<Vec<(String, Option<Vec<u8>>)>, FileError> {
+    pub(crate) async fn tree(
+        &self,
+        path: &str,
+    ) -> Result<Vec<(String, Option<Vec<u8>>)>, FileError> {
         let mut found = Vec::new();
         let mut waiting = vec![path.to_owned()];
         while let Some(path) = waiting.pop() {

@@ -63,7 +63,9 @@ pub(crate) fn container_of(pod: &Value, port: u16) -> Option<&str> {
     let containers = pod["spec"]["containers"].as_array()?;
     let of_port = containers.iter().find(|container| {
         let ports = container["ports"].as_array().into_iter().flatten();
-        ports.into_iter().any(|declared| declared["containerPort"] == port)
+        ports
+            .into_iter()
+            .any(|declared| declared["containerPort"] == port)
     })?;
     of_port["name"].as_str()
 }

@@ -414,7 +414,9 @@ impl Shell {
             "false" => 1,
             "exit" => {
                 let code = rest.first().and_then(number);
-                return Ok(Ended::Exit(code.map_or(self.code, |code| (code & 0xff) as i32)));
+                return Ok(Ended::Exit(
+                    code.map_or(self.code, |code| (code & 0xff) as i32),
+                ));
             }
             "echo" => {
                 let (newline, words) = match rest {
@@ -457,11 +459,15 @@ impl Shell {
                 0
             }
             "hostname" => {
-                streams.out(format!("{}\n", self.container.hostname())).await?;
+                streams
+                    .out(format!("{}\n", self.container.hostname()))
+                    .await?;
                 0
             }
             "id" => {
-                streams.out("uid=0(root) gid=0(root) groups=0(root)\n").await?;
+                streams
+                    .out("uid=0(root) gid=0(root) groups=0(root)\n")
+                    .await?;
                 0
             }
             "whoami" => {
@@ -565,7 +571,10 @@ impl Shell {
             },
             "basename" | "dirname" => {
                 let path = rest.first().map_or("", String::as_str);
-                let (dir, last) = path.trim_end_matches('/').rsplit_once('/').unwrap_or((".", path));
+                let (dir, last) = path
+                    .trim_end_matches('/')
+                    .rsplit_once('/')
+                    .unwrap_or((".", path));
                 let text = if name == "basename" { last } else { dir };
                 streams.out(format!("{text}\n")).await?;
                 0
@@ -575,7 +584,9 @@ impl Shell {
             "ls" => return self.ls(rest, streams).await,
             "mkdir" | "touch" | "rm" => {
                 let paths = rest.iter().filter(|word| !word.starts_with('-'));
-                let forced = rest.iter().any(|word| word.starts_with('-') && word.contains('f'));
+                let forced = rest
+                    .iter()
+                    .any(|word| word.starts_with('-') && word.contains('f'));
                 for word in paths {
                     let path = resolve(&self.directory, word);
                     let done = match name {
@@ -659,7 +670,10 @@ impl Shell {
     }
 
     async fn cat(&self, rest: &[String], streams: &Streams) -> io::Result<Ended> {
-        let files: Vec<&String> = rest.iter().filter(|word| *word == "-" || !word.starts_with('-')).collect();
+        let files: Vec<&String> = rest
+            .iter()
+            .filter(|word| *word == "-" || !word.starts_with('-'))
+            .collect();
         let mut code = 0;
         let stdin = "-".to_owned();
         let files = match files.is_empty() {
@@ -687,7 +701,9 @@ impl Shell {
     }
 
     async fn ls(&self, rest: &[String], streams: &Streams) -> io::Result<Ended> {
-        let long = rest.iter().any(|word| word.starts_with('-') && word.contains('l'));
+        let long = rest
+            .iter()
+            .any(|word| word.starts_with('-') && word.contains('l'));
         let paths: Vec<&String> = rest.iter().filter(|word| !word.starts_with('-')).collect();
         let here = ".".to_owned();
         let paths = match paths.is_empty() {
@@ -725,7 +741,11 @@ impl Shell {
 
     /// `test`: 0 true, 1 false, 2 not understood.
     async fn test(&self, rest: &[String]) -> i32 {
-        let words: Vec<&str> = rest.iter().map(String::as_str).filter(|w| *w != "]").collect();
+        let words: Vec<&str> = rest
+            .iter()
+            .map(String::as_str)
+            .filter(|w| *w != "]")
+            .collect();
         let (negated, words) = match words.as_slice() {
             ["!", words @ ..] => (true, words),
             words => (false, words),
@@ -828,7 +848,9 @@ impl Shell {
     /// `tar cf - PATH...` and `tar xf - [-C DIR]`, with the flags of `kubectl cp`.
     async fn tar(&self, rest: &[String], streams: &Streams) -> io::Result<Ended> {
         let mut words = rest.iter();
-        let flags = words.next().map_or("", |flags| flags.trim_start_matches('-'));
+        let flags = words
+            .next()
+            .map_or("", |flags| flags.trim_start_matches('-'));
         let mut directory = self.directory.clone();
         let mut paths = Vec::new();
         let mut to = "-".to_owned();
@@ -1013,8 +1035,16 @@ mod tests {
             ("echo $(echo x | cat)y", 0, "xy\n"),
             ("seq 1 5 | tail -n 2 | head -1", 0, "4\n"),
             ("for i in a b; do echo $i; done", 0, "a\nb\n"),
-            ("if test -d /tmp; then echo dir; else echo none; fi", 0, "dir\n"),
-            ("until test -f /tmp/x; do touch /tmp/x; echo once; done", 0, "once\n"),
+            (
+                "if test -d /tmp; then echo dir; else echo none; fi",
+                0,
+                "dir\n",
+            ),
+            (
+                "until test -f /tmp/x; do touch /tmp/x; echo once; done",
+                0,
+                "once\n",
+            ),
             ("! true; echo $?", 0, "1\n"),
             ("B=2 printenv B; echo $B", 0, "2\n\n"),
             ("sh -c 'exit 4'; echo $?", 0, "4\n"),
@@ -1023,7 +1053,11 @@ mod tests {
             ("echo x >&2 2>/dev/null", 0, ""),
         ] {
             let (got_code, got_out, error) = sh(script).await;
-            assert_eq!((got_code, got_out.as_str()), (code, out), "{script}: {error}");
+            assert_eq!(
+                (got_code, got_out.as_str()),
+                (code, out),
+                "{script}: {error}"
+            );
         }
     }
 
@@ -1033,8 +1067,16 @@ mod tests {
             ("nothing", 127, "sh: nothing: not found\n"),
             ("cat /none", 1, "cat: /none: No such file or directory\n"),
             ("cat /etc", 1, "cat: /etc: Is a directory\n"),
-            ("echo 'a", 2, "sh: syntax error: unterminated quoted string\n"),
-            ("echo a > /no/dir", 1, "sh: /no/dir: No such file or directory\n"),
+            (
+                "echo 'a",
+                2,
+                "sh: syntax error: unterminated quoted string\n",
+            ),
+            (
+                "echo a > /no/dir",
+                1,
+                "sh: /no/dir: No such file or directory\n",
+            ),
         ] {
             let (got_code, _, got) = sh(script).await;
             assert_eq!((got_code, got.as_str()), (code, error), "{script}");
@@ -1047,7 +1089,10 @@ mod tests {
     #[tokio::test]
     async fn input_is_read() {
         assert_eq!(ran(&["cat"], "a\nb").await.1, "a\nb");
-        assert_eq!(ran(&["sh"], "echo a\nexit 5\necho b\n").await, (5, "a\n".into(), String::new()));
+        assert_eq!(
+            ran(&["sh"], "echo a\nexit 5\necho b\n").await,
+            (5, "a\n".into(), String::new())
+        );
         assert_eq!(ran(&["wc", "-l"], "a\nb\n").await.1, "2\n");
         assert_eq!(ran(&["grep", "a"], "ab\nc\nca\n").await.1, "ab\nca\n");
     }

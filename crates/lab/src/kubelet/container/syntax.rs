@@ -21,9 +21,15 @@ pub(crate) type Word = Vec<Part>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Redirect {
     Input(Word),
-    Output { stderr: bool, append: bool, to: Word },
+    Output {
+        stderr: bool,
+        append: bool,
+        to: Word,
+    },
     /// `2>&1` (true) or `1>&2`.
-    Join { stderr_to_stdout: bool },
+    Join {
+        stderr_to_stdout: bool,
+    },
 }
 
 /// A command.
@@ -222,7 +228,9 @@ fn dollar(text: &str, depth: usize) -> Result<(Part, &str), SyntaxError> {
                 return Ok((Part::Output(list), &inside[at + 1..]));
             }
         }
-        return Err(SyntaxError("unexpected end of file (expecting \")\")".into()));
+        return Err(SyntaxError(
+            "unexpected end of file (expecting \")\")".into(),
+        ));
     }
     if let Some(inside) = text.strip_prefix('{') {
         let (name, after) = inside
@@ -369,7 +377,10 @@ impl Parser {
 
     fn for_each(&mut self) -> Result<Command, SyntaxError> {
         self.at += 1;
-        let name = self.reserved().filter(|name| is_name(name)).map(str::to_owned);
+        let name = self
+            .reserved()
+            .filter(|name| is_name(name))
+            .map(str::to_owned);
         let name = name.ok_or_else(|| SyntaxError("bad for loop variable".into()))?;
         self.at += 1;
         self.expect("in")?;
@@ -487,13 +498,19 @@ mod tests {
         let [Command::Simple { words, .. }] = item.pipeline.as_slice() else {
             panic!("{item:?}")
         };
-        words.iter().map(|word| plain(word).unwrap().to_owned()).collect()
+        words
+            .iter()
+            .map(|word| plain(word).unwrap().to_owned())
+            .collect()
     }
 
     #[test]
     fn quotes_hold_words_together() {
         assert_eq!(words("echo a  b"), ["echo", "a", "b"]);
-        assert_eq!(words(r#"echo "a  b" 'c"d' e\ f """#), ["echo", "a  b", "c\"d", "e f", ""]);
+        assert_eq!(
+            words(r#"echo "a  b" 'c"d' e\ f """#),
+            ["echo", "a  b", "c\"d", "e f", ""]
+        );
         assert_eq!(words("echo a # b"), ["echo", "a"]);
         assert_eq!(words("echo a=b $"), ["echo", "a=b", "$"]);
     }
@@ -529,7 +546,10 @@ mod tests {
             ("echo \"a", "syntax error: unterminated quoted string"),
             ("a | ", "syntax error: unexpected end of file"),
             ("a & b", "syntax error: unexpected \"&\""),
-            ("while a; done", "syntax error: unexpected end of file (expecting \"do\")"),
+            (
+                "while a; done",
+                "syntax error: unexpected end of file (expecting \"do\")",
+            ),
             ("echo ${a-b}", "syntax error: bad substitution"),
         ] {
             let got = parse(script).map_err(|error| error.to_string());

@@ -87,7 +87,10 @@ fn reviewed(status: &Value) -> Option<Caller> {
     Some(Caller {
         user: user["username"].as_str()?.to_owned(),
         uid: user["uid"].as_str().unwrap_or_default().to_owned(),
-        groups: groups.filter_map(Value::as_str).map(str::to_owned).collect(),
+        groups: groups
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
     })
 }
 

@@ -25,7 +25,10 @@ struct Use<'a> {
 fn uses<'a>(pods: &'a [Arc<Value>], now: Timestamp) -> Vec<Use<'a>> {
     let running = |pod: &'a Arc<Value>| {
         logs::statuses(pod).filter_map(move |status| {
-            let since: Timestamp = status["state"]["running"]["startedAt"].as_str()?.parse().ok()?;
+            let since: Timestamp = status["state"]["running"]["startedAt"]
+                .as_str()?
+                .parse()
+                .ok()?;
             let name = status["name"].as_str()?;
             // Some of each, steady for a container and different between them.
             let share = fingerprint(&[pod::uid(pod), name]);
@@ -60,7 +63,9 @@ fn memory(now: &str, bytes: u64) -> Value {
 pub(super) fn summary(node: &Node, pods: &[Arc<Value>], now: Timestamp) -> Value {
     let (uses, stamp) = (uses(pods, now), time(now));
     let total = |of: &[&Use<'_>]| {
-        let sums = of.iter().fold((0.0, 0.0, 0), |(c, s, m), u| (c + u.cpu, s + u.seconds, m + u.memory));
+        let sums = of.iter().fold((0.0, 0.0, 0), |(c, s, m), u| {
+            (c + u.cpu, s + u.seconds, m + u.memory)
+        });
         (cpu(&stamp, sums.0, sums.1), memory(&stamp, sums.2))
     };
     let all: Vec<&Use<'_>> = uses.iter().collect();
@@ -103,15 +108,34 @@ pub(super) fn resource(pods: &[Arc<Value>], now: Timestamp) -> String {
         let labels = |u: &Use<'_>| {
             let meta = &u.pod["metadata"];
             let (namespace, pod) = (text(meta, "namespace"), text(meta, "name"));
-            format!("{{container=\"{}\",namespace=\"{namespace}\",pod=\"{pod}\"}}", u.name)
+            format!(
+                "{{container=\"{}\",namespace=\"{namespace}\",pod=\"{pod}\"}}",
+                u.name
+            )
         };
         uses.iter().map(|u| (labels(u), value(u))).collect()
     };
     let sum = |value: &dyn Fn(&Use<'_>) -> f64| vec![(String::new(), uses.iter().map(value).sum())];
-    family("node_cpu_usage_seconds_total", "counter", sum(&|u| u.seconds));
-    family("node_memory_working_set_bytes", "gauge", sum(&|u| u.memory as f64));
-    family("container_cpu_usage_seconds_total", "counter", each(&|u| u.seconds));
-    family("container_memory_working_set_bytes", "gauge", each(&|u| u.memory as f64));
+    family(
+        "node_cpu_usage_seconds_total",
+        "counter",
+        sum(&|u| u.seconds),
+    );
+    family(
+        "node_memory_working_set_bytes",
+        "gauge",
+        sum(&|u| u.memory as f64),
+    );
+    family(
+        "container_cpu_usage_seconds_total",
+        "counter",
+        each(&|u| u.seconds),
+    );
+    family(
+        "container_memory_working_set_bytes",
+        "gauge",
+        each(&|u| u.memory as f64),
+    );
     family(
         "container_start_time_seconds",
         "gauge",
@@ -127,8 +151,16 @@ pub(super) fn resource(pods: &[Arc<Value>], now: Timestamp) -> String {
         };
         pods.iter().map(of).collect()
     };
-    family("pod_cpu_usage_seconds_total", "counter", per_pod(&|u| u.seconds));
-    family("pod_memory_working_set_bytes", "gauge", per_pod(&|u| u.memory as f64));
+    family(
+        "pod_cpu_usage_seconds_total",
+        "counter",
+        per_pod(&|u| u.seconds),
+    );
+    family(
+        "pod_memory_working_set_bytes",
+        "gauge",
+        per_pod(&|u| u.memory as f64),
+    );
     family("resource_scrape_error", "gauge", vec![(String::new(), 0.0)]);
     out
 }
@@ -138,7 +170,11 @@ pub(super) fn metrics(node: &Node, pods: &[Arc<Value>]) -> String {
     let running = pods.iter().filter(|pod| pod::is_running(pod)).count();
     let containers: usize = pods
         .iter()
-        .map(|pod| logs::statuses(pod).filter(|s| s["state"]["running"].is_object()).count())
+        .map(|pod| {
+            logs::statuses(pod)
+                .filter(|s| s["state"]["running"].is_object())
+                .count()
+        })
         .sum();
     format!(
         "# TYPE kubelet_node_name gauge\nkubelet_node_name{{node=\"{}\"}} 1\n# TYPE kubelet_running_pods gauge\nkubelet_running_pods {running}\n# TYPE kubelet_running_containers gauge\nkubelet_running_containers{{container_state=\"running\"}} {containers}\n",
@@ -165,11 +201,16 @@ mod tests {
         let node = Node { name: "n".into() };
         let now: Timestamp = "2026-11-22T00:01:00Z".parse().unwrap();
         let summary = summary(&node, &pods(), now);
-        assert_eq!(summary["pods"][0]["containers"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            summary["pods"][0]["containers"].as_array().unwrap().len(),
+            1
+        );
         assert_eq!(summary["node"]["memory"], summary["pods"][0]["memory"]);
         assert!(summary["node"]["cpu"]["usageNanoCores"].as_u64() > Some(0));
         let text = resource(&pods(), now);
-        assert!(text.contains("container_memory_working_set_bytes{container=\"a\",namespace=\"d\",pod=\"p\"} "));
+        assert!(text.contains(
+            "container_memory_working_set_bytes{container=\"a\",namespace=\"d\",pod=\"p\"} "
+        ));
         assert!(metrics(&node, &pods()).contains("kubelet_running_pods 1\n"));
     }
 }

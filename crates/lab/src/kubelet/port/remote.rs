@@ -17,13 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, he
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use std::{
-    collections::HashMap,
-    io,
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, io, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{
     io::{
         AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader,
@@ -109,7 +103,8 @@ pub(super) fn command(
     };
     let shutdown = port.shutdown.clone();
     if websocket::is_websocket(&parts.headers) {
-        let Some(protocol) = websocket::command_protocol(&parts.headers) else {
+        let protocol = websocket::command_protocol(&parts.headers);
+        let Some(protocol) = protocol.filter(|_| port.websockets) else {
             return Err(Refusal(
                 StatusCode::FORBIDDEN,
                 "none of the WebSocket protocols offered is served".into(),
@@ -162,7 +157,8 @@ async fn switched(upgrade: OnUpgrade) -> Option<TokioIo<hyper::upgrade::Upgraded
 /// The 101 for SPDY with the best of `protocols` that the client offers; 403 when there is none.
 fn spdy_accepted(headers: &HeaderMap, protocols: &[&'static str]) -> Answer {
     let upgrade = headers.get(header::UPGRADE);
-    let spdy = upgrade.is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(spdy::PROTOCOL.as_bytes()));
+    let spdy =
+        upgrade.is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(spdy::PROTOCOL.as_bytes()));
     if !spdy {
         let why = format!("unable to upgrade: missing upgrade headers in request: {upgrade:?}");
         return Err(Refusal::bad(why));
@@ -197,7 +193,11 @@ async fn collect(
     wanted: [bool; websocket::CHANNELS],
 ) -> Option<Ends> {
     let mut ends: Ends = Default::default();
-    while wanted.iter().zip(&ends).any(|(wanted, end)| *wanted && end.is_none()) {
+    while wanted
+        .iter()
+        .zip(&ends)
+        .any(|(wanted, end)| *wanted && end.is_none())
+    {
         let stream = opened.recv().await?;
         let kind = headers::find(&stream.headers, "streamtype")?;
         let which = NAMES.iter().position(|name| *name == kind)?;
@@ -251,12 +251,14 @@ impl Work {
         let (input, read) = tokio::io::duplex(HELD);
         let (print, output) = tokio::io::duplex(HELD);
         let Some(screen) = stdout else {
-            return ended(shell::run(
-                container,
-                command,
-                Streams::new(read, tokio::io::sink(), None, Some(seen)),
-            )
-            .await);
+            return ended(
+                shell::run(
+                    container,
+                    command,
+                    Streams::new(read, tokio::io::sink(), None, Some(seen)),
+                )
+                .await,
+            );
         };
         let interrupted = Arc::new(Notify::new());
         let driving = terminal::drive(stdin, screen, input, output, Arc::clone(&interrupted));
@@ -298,7 +300,10 @@ impl Work {
             let mut line = Vec::new();
             loop {
                 line.clear();
-                let read = (&mut lines).take(HELD as u64).read_until(b'\n', &mut line).await;
+                let read = (&mut lines)
+                    .take(HELD as u64)
+                    .read_until(b'\n', &mut line)
+                    .await;
                 match read {
                     Ok(count) if count > 0 => output.append(Source::Stdout, &line),
                     _ => return,
@@ -376,10 +381,10 @@ pub(super) fn port_forward(
     let tunneled = websocket::is_websocket(&parts.headers);
     let answer = match tunneled {
         false => spdy_accepted(&parts.headers, &[FORWARD])?,
-        true if !websocket::offers(&parts.headers, TUNNELED) => {
+        true if !port.websockets || !websocket::offers(&parts.headers, TUNNELED) => {
             return Err(Refusal(
                 StatusCode::FORBIDDEN,
-                format!("only {TUNNELED} is served over WebSockets"),
+                format!("at most {TUNNELED} is served over WebSockets"),
             ));
         }
         true => websocket::accepted(&parts.headers, TUNNELED)
@@ -424,7 +429,8 @@ where
                 }
                 continue;
             };
-            let is_data = |s: &session::Opened| headers::find(&s.headers, "streamtype") == Some("data");
+            let is_data =
+                |s: &session::Opened| headers::find(&s.headers, "streamtype") == Some("data");
             let (data, error) = match is_data(&stream) {
                 true => (stream, other),
                 false => (other, stream),
@@ -477,7 +483,10 @@ async fn join(
             "failed to connect to localhost:{number} inside namespace \"simulated\", IPv4: dial tcp4 127.0.0.1:{number}: connect: connection refused"
         )));
     };
-    let container = port.kubelet.containers.container(pod, container, &port.kubelet.api);
+    let container = port
+        .kubelet
+        .containers
+        .container(pod, container, &port.kubelet.api);
     let (mut ours, theirs) = tokio::io::duplex(HELD);
     let serving = container_http::serve(theirs, Arc::clone(pod), number, container.output);
     let (copied, ()) = tokio::join!(tokio::io::copy_bidirectional(stream, &mut ours), serving);
@@ -498,13 +507,25 @@ mod tests {
     fn spdy_is_negotiated() {
         let mut headers = HeaderMap::new();
         headers.insert(header::UPGRADE, HeaderValue::from_static("SPDY/3.1"));
-        headers.append(STREAM_PROTOCOL, HeaderValue::from_static("v9.channel.k8s.io"));
-        assert_eq!(spdy_accepted(&headers, &COMMANDS).unwrap_err().0, StatusCode::FORBIDDEN);
-        headers.append(STREAM_PROTOCOL, HeaderValue::from_static("v4.channel.k8s.io"));
+        headers.append(
+            STREAM_PROTOCOL,
+            HeaderValue::from_static("v9.channel.k8s.io"),
+        );
+        assert_eq!(
+            spdy_accepted(&headers, &COMMANDS).unwrap_err().0,
+            StatusCode::FORBIDDEN
+        );
+        headers.append(
+            STREAM_PROTOCOL,
+            HeaderValue::from_static("v4.channel.k8s.io"),
+        );
         let accepted = spdy_accepted(&headers, &COMMANDS).unwrap();
         assert_eq!(accepted.headers()[STREAM_PROTOCOL], "v4.channel.k8s.io");
         headers.remove(header::UPGRADE);
-        assert_eq!(spdy_accepted(&headers, &COMMANDS).unwrap_err().0, StatusCode::BAD_REQUEST);
+        assert_eq!(
+            spdy_accepted(&headers, &COMMANDS).unwrap_err().0,
+            StatusCode::BAD_REQUEST
+        );
     }
 
     #[tokio::test]

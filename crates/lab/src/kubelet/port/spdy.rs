@@ -41,7 +41,11 @@ pub(super) enum Frame {
     /// No more streams.
     GoAway { last: u32 },
     /// Bytes of a stream.
-    Data { stream: u32, bytes: Bytes, fin: bool },
+    Data {
+        stream: u32,
+        bytes: Bytes,
+        fin: bool,
+    },
     /// Settings, windows, more headers: nothing that a streaming server acts on.
     Other(u16),
 }
@@ -234,13 +238,16 @@ mod tests {
                 .prop_map(|(stream, status)| Frame::Reset { stream, status }),
             any::<u32>().prop_map(Frame::Ping),
             stream.clone().prop_map(|last| Frame::GoAway { last }),
-            (stream, prop::collection::vec(any::<u8>(), 0..200), any::<bool>()).prop_map(
-                |(stream, bytes, fin)| Frame::Data {
+            (
+                stream,
+                prop::collection::vec(any::<u8>(), 0..200),
+                any::<bool>()
+            )
+                .prop_map(|(stream, bytes, fin)| Frame::Data {
                     stream,
                     bytes: bytes.into(),
                     fin
-                }
-            ),
+                }),
             Just(Frame::Other(9)),
         ]
     }
@@ -301,6 +308,9 @@ mod tests {
             refused(&[0x80, 3, 0, 6, 0, 0, 0, 1, 0]),
             Err(Malformed::Short(PING))
         );
-        assert_eq!(refused(b"GET / HTTP/1.1\r\n\r\n"), Err(Malformed::TooLong(0x20_4854)));
+        assert_eq!(
+            refused(b"GET / HTTP/1.1\r\n\r\n"),
+            Err(Malformed::TooLong(0x20_4854))
+        );
     }
 }

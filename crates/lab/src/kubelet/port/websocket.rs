@@ -148,7 +148,10 @@ fn read_message(protocol: Channeled, message: Message) -> Said {
     let (channel, payload) = match message {
         Message::Text(text) if protocol.base64 => {
             let bytes = text.as_bytes();
-            match (bytes.first(), STANDARD.decode(bytes.get(1..).unwrap_or_default())) {
+            match (
+                bytes.first(),
+                STANDARD.decode(bytes.get(1..).unwrap_or_default()),
+            ) {
                 (Some(digit), Ok(payload)) => (digit.wrapping_sub(b'0'), Bytes::from(payload)),
                 _ => return Said::Nothing,
             }
@@ -243,7 +246,9 @@ async fn take<S>(
     while let Some(Ok(message)) = source.next().await {
         match read_message(protocol, message) {
             Said::Bytes(channel, bytes) => {
-                let input = inputs.get_mut(usize::from(channel)).and_then(Option::as_mut);
+                let input = inputs
+                    .get_mut(usize::from(channel))
+                    .and_then(Option::as_mut);
                 if let Some(input) = input {
                     // A command that has ended reads no more.
                     let _ = input.write_all(&bytes).await;
@@ -355,7 +360,10 @@ mod tests {
         );
         let close = || Message::binary(vec![CLOSE, 0]);
         assert_eq!(read_message(v5, close()), Said::Close(0));
-        assert_eq!(read_message(v4, close()), Said::Bytes(CLOSE, vec![0].into()));
+        assert_eq!(
+            read_message(v4, close()),
+            Said::Bytes(CLOSE, vec![0].into())
+        );
         assert_eq!(read_message(v5, Message::binary(Vec::new())), Said::Nothing);
         assert_eq!(read_message(base64, Message::text("0?")), Said::Nothing);
     }

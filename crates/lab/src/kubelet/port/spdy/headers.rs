@@ -210,7 +210,8 @@ mod tests {
         }
     }
 
-    const VECTOR_1: &str = "78f9e3c6a7c202e50e703a2b294a4dcc851625acc525c03c81910fd8b34b9380254a0e000000ffff";
+    const VECTOR_1: &str =
+        "78f9e3c6a7c202e50e703a2b294a4dcc851625acc525c03c81910fd8b34b9380254a0e000000ffff";
     const VECTOR_2: &str = "c2aa0798ca53f2c18537764d00000000ffff";
 
     #[test]
@@ -221,9 +222,6 @@ mod tests {
         encoder.write_all(&vec![0; 10 << 20]).unwrap();
         let packed = encoder.finish().unwrap();
         let refused = Inflater::default().headers(&packed);
-        assert_eq!(
-            refused,
-            Err(Malformed::Headers("more than can be meant"))
-        );
+        assert_eq!(refused, Err(Malformed::Headers("more than can be meant")));
     }
 }

@@ -134,7 +134,9 @@ impl Session {
                 // What comes for a stream that nobody reads any more is dropped.
                 if let Some(into) = self.incoming.get_mut(&stream) {
                     let taken = into.write_all(&bytes).await.is_ok();
-                    if (fin || !taken) && let Some(mut ended) = self.incoming.remove(&stream) {
+                    if (fin || !taken)
+                        && let Some(mut ended) = self.incoming.remove(&stream)
+                    {
                         let _ = ended.shutdown().await;
                     }
                 }
