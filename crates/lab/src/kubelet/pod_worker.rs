@@ -7,6 +7,7 @@ use super::{
     pod::{self, Reference, Run, Step, next_step},
 };
 use crate::resources::{Resources, requests};
+use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use std::{
@@ -29,6 +30,7 @@ pub(super) struct Worker {
     finished: Arc<AtomicBool>,
     requests: Resources,
     references: BTreeSet<Reference>,
+    known: Arc<ArcSwap<Value>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -59,7 +61,9 @@ impl Worker {
         let adopted = pod::adopted(&pod, Timestamp::now());
         let address = adopted.as_ref().and_then(|run| run.ip());
         let address = address.map(|ip| kubelet.addresses.adopt(ip));
+        let known = Arc::new(ArcSwap::from(Arc::clone(&pod)));
         let life = Life {
+            known: Arc::clone(&known),
             kubelet: Arc::clone(kubelet),
             running: Arc::clone(&running),
             finished: Arc::clone(&finished),
@@ -77,6 +81,7 @@ impl Worker {
             finished,
             requests,
             references,
+            known,
             _task: AbortOnDropHandle::new(tokio::spawn(life.go(told))),
         }
     }
@@ -99,9 +104,9 @@ impl Worker {
         &self.references
     }
 
-    /// The pod as the watch showed it last.
+    /// The pod as it is known: from the watch, or from the answer to a report.
     pub(super) fn pod(&self) -> Arc<Value> {
-        Arc::clone(&self.input.borrow().pod)
+        self.known.load_full()
     }
 
     /// The pod as the watch shows it now.
@@ -115,6 +120,7 @@ impl Worker {
 }
 
 struct Life {
+    known: Arc<ArcSwap<Value>>,
     kubelet: Arc<Kubelet>,
     running: Arc<AtomicBool>,
     finished: Arc<AtomicBool>,
@@ -147,6 +153,7 @@ impl Life {
             }
             let shown = self.run.is_some() && pod::is_running(&self.current);
             self.running.store(shown, Ordering::Relaxed);
+            self.known.store(Arc::clone(&self.current));
             let kubelet = &self.kubelet;
             kubelet.containers.observe(&self.current, &kubelet.api);
             let due = self.advance();

@@ -61,7 +61,8 @@ pub(crate) fn resolve(directory: &str, path: &str) -> String {
     format!("/{}", parts.join("/"))
 }
 
-fn parent(path: &str) -> &str {
+/// The directory a path is in.
+pub(crate) fn parent(path: &str) -> &str {
     match path.rsplit_once('/') {
         Some(("", _)) | None => "/",
         Some((parent, _)) => parent,

@@ -2,7 +2,7 @@
 
 use super::{
     Container, archive,
-    files::{FileError, resolve},
+    files::{FileError, parent, resolve},
     syntax::{self, Command, Item, Part, Redirect, When, Word},
 };
 use bytes::Bytes;
@@ -909,7 +909,10 @@ impl Shell {
             let path = resolve(&directory, name.trim_start_matches('/'));
             let written = match content {
                 None => self.container.make_directory(&path).await,
-                Some(bytes) => self.container.write(&path, &bytes, false).await,
+                Some(bytes) => match self.container.make_directory(parent(&path)).await {
+                    Ok(()) => self.container.write(&path, &bytes, false).await,
+                    Err(error) => Err(error),
+                },
             };
             if let Err(error) = written {
                 let ended = self.refuse("tar", &name, error, streams).await;
