@@ -27,7 +27,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: p, labels: {app: p}}
 spec:
-  nodeName: n
+  nodeName: "n"
   containers:
   - name: talk
     image: i

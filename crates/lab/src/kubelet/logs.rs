@@ -89,17 +89,22 @@ impl Output {
     /// Reads what is asked for.
     pub(super) fn read(self: &Arc<Self>, asked: Asked) -> Reader {
         let lines = lock(&self.lines);
-        let wanted = lines.kept.iter().filter(|line| asked.wants(line)).count();
+        let wanted = lines.kept.iter().enumerate().rev();
+        let mut wanted = wanted.filter(|(_, line)| asked.wants(line));
         // `tailLines` counts among those that are recent enough.
-        let skip = asked.tail.map_or(0, |tail| wanted.saturating_sub(tail));
+        let begin = match asked.tail {
+            None => 0,
+            Some(0) => lines.kept.len(),
+            Some(tail) => wanted.nth(tail - 1).map_or(0, |(at, _)| at),
+        };
+        let next = lines.dropped + begin as u64;
         drop(lines);
         Reader {
             changes: self.changed.subscribe(),
             output: Arc::clone(self),
             left: asked.limit,
             asked,
-            next: 0,
-            skip,
+            next,
         }
     }
 }
@@ -184,7 +189,6 @@ pub(super) struct Reader {
     asked: Asked,
     /// Number of the next line.
     next: u64,
-    skip: usize,
     left: Option<usize>,
 }
 
@@ -210,10 +214,6 @@ impl Reader {
         let mut piece = BytesMut::new();
         for line in lines.kept.iter().skip(begin) {
             if !self.asked.wants(line) {
-                continue;
-            }
-            if self.skip > 0 {
-                self.skip -= 1;
                 continue;
             }
             if self.asked.timestamps {

@@ -117,7 +117,7 @@ fn pax_path(records: &[u8]) -> Option<String> {
     loop {
         let space = rest.iter().position(|byte| *byte == b' ')?;
         let length: usize = std::str::from_utf8(&rest[..space]).ok()?.parse().ok()?;
-        let record = rest.get(space + 1..length.checked_sub(1)?)?;
+        let record = rest.get(space + 1..length)?.strip_suffix(b"\n")?;
         if let Some(path) = record.strip_prefix(b"path=") {
             return Some(String::from_utf8_lossy(path).into_owned());
         }
