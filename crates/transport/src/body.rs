@@ -170,7 +170,7 @@ mod tests {
     #[tokio::test]
     async fn small_chunks_are_joined_and_large_ones_are_not_copied() {
         let large = Bytes::from(vec![b'x'; JOINED_BYTES]);
-        let parts = ["a", "b", "", "c"].map(Bytes::from_static);
+        let parts = ["a", "b", "", "c"].map(Bytes::from);
         let mut all = parts.to_vec();
         all.push(large.clone());
         all.extend(vec![Bytes::from(vec![b'y'; 20_000]); 3]);
