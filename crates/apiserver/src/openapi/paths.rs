@@ -238,7 +238,11 @@ fn connection(
                 true => ("read", String::new()),
                 false => ("connect", capitalized(method)),
             };
-            let scope = if resource.namespaced { "Namespaced" } else { "" };
+            let scope = if resource.namespaced {
+                "Namespaced"
+            } else {
+                ""
+            };
             let group = group_word(&resource.group);
             let version = capitalized(&resource.version);
             let (kind, name) = (&resource.kind, capitalized(&sub.name));

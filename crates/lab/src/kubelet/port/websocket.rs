@@ -16,7 +16,7 @@ use tokio_tungstenite::{
     tungstenite::{
         Message,
         handshake::derive_accept_key,
-        protocol::{Role, WebSocketConfig},
+        protocol::{CloseFrame, Role, WebSocketConfig, frame::coding::CloseCode},
     },
 };
 use yurt_transport::Body;
@@ -31,6 +31,9 @@ const CHUNK: usize = 16 << 10;
 const QUEUE: usize = 16;
 /// How long a peer may take nothing of what it is sent.
 const STALLED: Duration = Duration::from_secs(60);
+
+/// How long a client may take to close what we have closed.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Channels of a remote command: input, output, errors, status, terminal size.
 pub(super) const CHANNELS: usize = 5;
@@ -206,7 +209,7 @@ where
             }
         }
         // The client may have gone already.
-        let _ = timeout(STALLED, sink.close()).await;
+        let _ = timeout(STALLED, sink.send(normal_close())).await;
     });
     let mut inputs: [Option<WriteHalf<DuplexStream>>; CHANNELS] = Default::default();
     let mut outputs = JoinSet::new();
@@ -227,13 +230,27 @@ where
             message(protocol, number, bytes)
         }));
     }
-    tokio::select! {
-        () = take(source, protocol, inputs) => outputs.shutdown().await,
-        () = async { while outputs.join_next().await.is_some() {} } => {}
-    }
+    let taking = take(source, protocol, inputs);
+    tokio::pin!(taking);
+    let gone = tokio::select! {
+        () = &mut taking => true,
+        () = async { while outputs.join_next().await.is_some() {} } => false,
+    };
+    outputs.shutdown().await;
     drop(messages);
     // Ends with the queue.
     let _ = writing.await;
+    if !gone {
+        // A connection that is closed with bytes unread is reset, and what was sent may be lost.
+        let _ = timeout(FAREWELL, taking).await;
+    }
+}
+
+fn normal_close() -> Message {
+    Message::Close(Some(CloseFrame {
+        code: CloseCode::Normal,
+        reason: Default::default(),
+    }))
 }
 
 async fn take<S>(
@@ -304,7 +321,7 @@ where
                 }
             }
             // The client may have gone already.
-            let _ = timeout(STALLED, sink.close()).await;
+            let _ = timeout(STALLED, sink.send(normal_close())).await;
         };
         let up = async {
             while let Some(Ok(message)) = source.next().await {

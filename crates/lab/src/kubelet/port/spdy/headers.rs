@@ -136,7 +136,7 @@ impl Packer {
             plain.extend((text.len() as u32).to_be_bytes());
             plain.extend(text.as_bytes());
         }
-        let mut out = Vec::with_capacity(plain.len() + 7);
+        let mut out = Vec::with_capacity(plain.len() + 12);
         if !std::mem::replace(&mut self.begun, true) {
             out.extend([0x78, 0x01]);
         }
@@ -147,6 +147,8 @@ impl Packer {
             out.extend((!length).to_le_bytes());
             out.extend(piece);
         }
+        // An empty block, as zlib's sync flush writes it: Go's reader looks for the next block before it hands out this one.
+        out.extend([0, 0, 0, 0xff, 0xff]);
         out
     }
 }

@@ -20,6 +20,8 @@ const CHUNK: usize = 16 << 10;
 const QUEUE: usize = 16;
 /// How long a peer may take nothing of what it is sent.
 const STALLED: Duration = Duration::from_secs(60);
+/// How long a client may take to close what we have closed.
+const FAREWELL: Duration = Duration::from_secs(2);
 const REFUSED_STREAM: u32 = 3;
 
 /// A stream that the peer opened.
@@ -50,7 +52,7 @@ async fn run<S>(io: S, opened: mpsc::Sender<Opened>) -> io::Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let (reader, writer) = tokio::io::split(io);
+    let (mut reader, writer) = tokio::io::split(io);
     let (frames, queue) = mpsc::channel(QUEUE);
     let mut writing = tokio::spawn(write(writer, queue));
     let mut session = Session {
@@ -59,7 +61,7 @@ where
         incoming: HashMap::new(),
         outgoing: JoinSet::new(),
     };
-    let read = session.read(reader).await;
+    let read = session.read(&mut reader).await;
     let Session {
         frames,
         opened,
@@ -72,13 +74,15 @@ where
         while outgoing.join_next().await.is_some() {}
     }
     drop((outgoing, frames));
-    match timeout(STALLED, &mut writing).await {
-        Ok(_) => read,
-        Err(_) => {
-            writing.abort();
-            read
-        }
+    if timeout(STALLED, &mut writing).await.is_err() {
+        writing.abort();
+    } else if read.is_ok() {
+        // A connection that is closed with bytes unread is reset, and what was sent may be lost.
+        let mut rest = [0; 1024];
+        let discard = async { while reader.read(&mut rest).await.is_ok_and(|count| count > 0) {} };
+        let _ = timeout(FAREWELL, discard).await;
     }
+    read
 }
 
 struct Session {
@@ -288,8 +292,9 @@ mod tests {
             fin,
         };
         assert_eq!(got[2..], [data("answer", false), data("", true)]);
-        serving.await.unwrap().unwrap();
         assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+        drop(client);
+        serving.await.unwrap().unwrap();
     }
 
     #[tokio::test]
