@@ -212,7 +212,7 @@ impl Work {
         let [stdin, stdout, stderr, error, resize] = ends;
         let Some(mut error) = error else { return };
         let done = async {
-            let status = self.work(stdin, stdout, stderr, resize).await;
+            let status = Box::pin(self.work(stdin, stdout, stderr, resize)).await;
             // The client may not wait for it.
             let _ = error.write_all(status.to_string().as_bytes()).await;
             drop(error);

@@ -37,22 +37,12 @@ static DICTIONARY: LazyLock<Vec<u8>> = LazyLock::new(|| {
 });
 
 /// Unpacks the header blocks of one direction.
+#[derive(Default)]
 pub(crate) struct Inflater {
     state: Box<DecompressorOxide>,
     window: Vec<u8>,
     at: usize,
     begun: bool,
-}
-
-impl Default for Inflater {
-    fn default() -> Self {
-        Self {
-            state: Box::default(),
-            window: Vec::new(),
-            at: 0,
-            begun: false,
-        }
-    }
 }
 
 impl fmt::Debug for Inflater {
