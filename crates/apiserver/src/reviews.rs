@@ -23,7 +23,7 @@ pub(crate) fn answer(
     resource: &Resource,
     namespace: &str,
     user: &User,
-    mut review: Value,
+    review: &Value,
 ) -> Option<Reply<Value>> {
     let is_review = matches!(
         &*resource.kind,
@@ -37,7 +37,7 @@ pub(crate) fn answer(
     if !is_review {
         return None;
     }
-    let status = types::check(resource, &review).and_then(|()| {
+    let status = types::check(resource, review).and_then(|()| {
         let spec = &review["spec"];
         let causes = problems(&resource.kind, namespace, spec);
         if !causes.is_empty() {
@@ -53,6 +53,7 @@ pub(crate) fn answer(
         }
     });
     Some(status.map(|status| {
+        let mut review = review.clone();
         review["apiVersion"] = resource.api_version().into();
         review["kind"] = resource.kind.clone().into();
         review["metadata"]["creationTimestamp"] = Value::Null;

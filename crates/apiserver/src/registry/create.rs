@@ -172,7 +172,7 @@ impl Registry {
         };
         let name = format!("{}.{}", custom.crd.names.plural, custom.crd.group);
         let definition = self.storage.current(&CRDS, &Key::new("", &name));
-        if definition.is_some_and(|definition| !meta::is_deleting(&definition.value())) {
+        if definition.is_some_and(|definition| !definition.is_deleting()) {
             return Ok(());
         }
         Err(Box::new(Status::new(
@@ -191,7 +191,7 @@ impl Registry {
             .storage
             .current(&NAMESPACES, &key)
             .ok_or_else(|| Box::new(Status::not_found("", "namespaces", &target.namespace)))?;
-        if !meta::is_deleting(&namespace.value()) {
+        if !namespace.is_deleting() {
             return Ok(());
         }
         let mut status = Status::forbidden(

@@ -7,7 +7,7 @@ use crate::{
     selectable,
     storage::{Key, Listed, Range, Stored, TooOld, Topic},
 };
-use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{DecodeError, Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use yurt_wire::{
@@ -52,7 +52,7 @@ impl Selection {
                     .iter()
                     .any(|f| f.trim_start_matches('.') == path);
             if !known {
-                return Err(unknown_field(resource, options, path));
+                return Err(unknown_field(resource, path));
             }
             requirement.path = selectable::stored_path(&resource.group, path);
         }
@@ -89,21 +89,18 @@ impl Selection {
     }
 }
 
-fn unknown_field(resource: &Resource, options: &ListOptions, path: &str) -> Box<Status> {
-    let why = if resource.custom.is_some() {
+/// As kube-apiserver says it: kinds with fields of their own have their own words.
+fn unknown_field(resource: &Resource, path: &str) -> Box<Status> {
+    let plain = resource.custom.is_some() || resource.selectable_fields.is_empty();
+    Box::new(Status::bad_request(if plain {
         format!(
             "\"{path}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
         )
+    } else if resource.kind == "Job" {
+        format!("field label \"{path}\" not supported for Job")
     } else {
         format!("field label not supported: {path}")
-    };
-    Box::new(Status::new(
-        Reason::BadRequest,
-        format!(
-            "Unable to find \"{}/{}, Resource={}\" that match label selector \"{}\", field selector \"{}\": {why}",
-            resource.group, resource.version, resource.plural, options.labels, options.fields
-        ),
-    ))
+    }))
 }
 
 /// Where a page ended. The form is kube-apiserver's, though clients must not look inside.
@@ -153,20 +150,46 @@ impl Token {
     }
 
     fn decode(text: &str) -> Reply<Continuation> {
-        let invalid = || Box::new(Status::new(Reason::BadRequest, "continue key is not valid"));
-        let json = URL_SAFE_NO_PAD
-            .decode(text.trim_end_matches('='))
-            .map_err(|_| invalid())?;
-        let token: Self = serde_json::from_slice(&json).map_err(|_| invalid())?;
-        let start = token.start.strip_suffix('\0').ok_or_else(invalid)?;
-        let (namespace, name) = start.split_once('/').ok_or_else(invalid)?;
+        let invalid = |why: String| {
+            Box::new(Status::bad_request(format!(
+                "invalid continue token: continue key is not valid: {why}"
+            )))
+        };
+        let json = URL_SAFE_NO_PAD.decode(text).map_err(|error| {
+            let at = match error {
+                DecodeError::InvalidByte(at, _)
+                | DecodeError::InvalidLastSymbol { offset: at, .. } => at,
+                DecodeError::InvalidLength(length) => length,
+                DecodeError::InvalidPadding => text.len(),
+            };
+            invalid(format!("illegal base64 data at input byte {at}"))
+        })?;
+        let token: Self =
+            serde_json::from_slice(&json).map_err(|error| invalid(error.to_string()))?;
+        if token.v != TOKEN_VERSION {
+            return Err(invalid(format!(
+                "server does not recognize this encoded version {}",
+                token.v
+            )));
+        }
         let revision = match token.rv {
             NEWEST => None,
-            rv => Some(u64::try_from(rv).map_err(|_| invalid())?),
+            rv => Some(u64::try_from(rv).ok().filter(|rv| *rv > 0).ok_or_else(|| {
+                invalid(format!(
+                    "incorrect encoded start resourceVersion (version {TOKEN_VERSION})"
+                ))
+            })?),
         };
-        if token.v != TOKEN_VERSION || revision == Some(0) {
-            return Err(invalid());
+        if token.start.is_empty() {
+            let why = format!("encoded start key empty (version {TOKEN_VERSION})");
+            return Err(invalid(why));
         }
+        let place = token
+            .start
+            .strip_suffix('\0')
+            .and_then(|start| start.split_once('/'))
+            .filter(|(namespace, name)| *namespace != ".." && !name.contains('/'));
+        let (namespace, name) = place.ok_or_else(|| invalid(token.start.clone()))?;
         Ok(Continuation {
             revision,
             start: Key::new(namespace, name),
@@ -191,7 +214,7 @@ fn wanted_revision(options: &ListOptions) -> Reply<At> {
     }
     let Ok(revision) = text.parse::<u64>() else {
         return Err(Box::new(Status::bad_request(format!(
-            "resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
+            "invalid resource version: resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
         ))));
     };
     Ok(match options.resource_version_match.as_str() {
@@ -312,11 +335,8 @@ impl Registry {
         if wanted <= current {
             return Ok(());
         }
-        let mut status = Status::new(
-            Reason::Timeout,
-            format!("Too large resource version: {wanted}, current: {current}"),
-        );
-        status.retry_after_seconds = Some(1);
+        let message = format!("Too large resource version: {wanted}, current: {current}");
+        let mut status = Status::timeout(&message, 1);
         status.causes.push(Cause {
             reason: "ResourceVersionTooLarge".into(),
             message: "Too large resource version".into(),

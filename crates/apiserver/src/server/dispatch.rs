@@ -183,7 +183,7 @@ impl Server {
             resource,
             &target.namespace,
             &target.user,
-            decoded.value.clone(),
+            &decoded.value,
         );
         if let Some(answer) = review {
             return respond::value(wanted, &answer?, StatusCode::CREATED).await;

@@ -283,23 +283,46 @@ fn list_body(
             if let Some(remaining) = head.remaining {
                 meta["remainingItemCount"] = remaining.into();
             }
-            let objects: Vec<Value> = page
-                .items
-                .iter()
-                .map(|stored| conversion::to_served(resource, stored.value()))
-                .collect();
-            let table = table::table(
-                &printer(resource),
-                &meta,
-                &objects,
-                include,
-                version,
-                true,
-                meta::now_seconds(),
-            );
-            Ok(vec![table.to_string().into()])
+            let printer = printer(resource);
+            let now = meta::now_seconds();
+            let head = table::table(&printer, &meta, &[], include, version, true, now);
+            let rows = page.items.iter().map(|stored| {
+                let object = conversion::to_served(resource, stored.value());
+                let object = std::slice::from_ref(&object);
+                let mut one =
+                    table::table(&printer, &Value::Null, object, include, version, false, now);
+                one["rows"][0].take()
+            });
+            Ok(table_body(&head, rows))
         }
     }
+}
+
+/// Rows of a Table that are printed together.
+const ROWS_BYTES: usize = 64 << 10;
+
+/// A Table in chunks, a row at a time: objects as values are many times as large as their JSON.
+fn table_body(head: &Value, rows: impl Iterator<Item = Value>) -> Vec<Bytes> {
+    let mut text = String::from("{");
+    for (name, value) in head.as_object().into_iter().flatten() {
+        if name != "rows" {
+            text.push_str(&format!("{}:{value},", Value::from(name.as_str())));
+        }
+    }
+    text.push_str("\"rows\":[");
+    let mut chunks = Vec::new();
+    for (index, row) in rows.enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        text.push_str(&row.to_string());
+        if text.len() >= ROWS_BYTES {
+            chunks.push(std::mem::take(&mut text).into());
+        }
+    }
+    text.push_str("]}");
+    chunks.push(text.into());
+    chunks
 }
 
 /// A collection that was deleted, as a list of what it was.

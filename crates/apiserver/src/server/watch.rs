@@ -120,7 +120,7 @@ async fn start(
         "" => 0,
         text => text.parse::<u64>().map_err(|_| {
             Box::new(Status::bad_request(format!(
-                "Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
+                "resourceVersion: Invalid value: \"{text}\": strconv.ParseUint: parsing \"{text}\": invalid syntax"
             )))
         })?,
     };

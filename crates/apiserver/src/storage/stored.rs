@@ -34,6 +34,7 @@ impl Key {
 pub(super) struct Traits {
     labels: Vec<(String, String)>,
     node: Option<Box<str>>,
+    deleting: bool,
 }
 
 /// The resource whose objects are watched by the node they are on.
@@ -55,6 +56,7 @@ impl Traits {
                     .unwrap_or_default()
                     .into()
             }),
+            deleting: crate::meta::is_deleting(object),
         }
     }
 }
@@ -100,6 +102,7 @@ pub struct Stored {
     /// Its labels.
     pub labels: Vec<(String, String)>,
     node: Option<Box<str>>,
+    deleting: bool,
     /// What its writing was to those who watch everything.
     event: EventType,
     json: Framed,
@@ -126,6 +129,7 @@ impl Stored {
             revision,
             labels: traits.labels,
             node: traits.node,
+            deleting: traits.deleting,
             event,
             json: Framed::new(event, &object),
             protobuf: OnceLock::new(),
@@ -136,6 +140,11 @@ impl Stored {
     /// The node that a pod is on.
     pub fn node(&self) -> Option<&str> {
         self.node.as_deref()
+    }
+
+    /// Whether its deletion has begun.
+    pub fn is_deleting(&self) -> bool {
+        self.deleting
     }
 
     /// The object as JSON text.
@@ -197,6 +206,7 @@ impl Stored {
         let traits = Traits {
             labels: self.labels.clone(),
             node: self.node.clone(),
+            deleting: self.deleting,
         };
         let key = self.key.clone();
         Ok(Self::new(key, revision, self.event, traits, json.bytes))

@@ -40,7 +40,7 @@ fn pod(name: &str, revision: u64, padding: usize) -> Value {
 }
 
 /// Letters without a pattern, the same for the same seed.
-fn noise(seed: u64, len: usize) -> String {
+pub(crate) fn noise(seed: u64, len: usize) -> String {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let letter = std::iter::repeat_with(|| {
         state ^= state << 13;
@@ -64,11 +64,11 @@ fn at(name: &str) -> String {
 }
 
 /// A small file system of its own, gone with the test.
-struct Disk(PathBuf);
+pub(crate) struct Disk(PathBuf);
 
 impl Disk {
     /// `None`, said loudly, where that is not allowed.
-    fn mount(at: &Path, mebibytes: u32) -> Option<Self> {
+    pub(crate) fn mount(at: &Path, mebibytes: u32) -> Option<Self> {
         std::fs::create_dir_all(at).unwrap();
         let size = format!("size={mebibytes}m");
         let mounted = Command::new("mount")
@@ -89,7 +89,7 @@ impl Disk {
     }
 
     /// Takes all the room there is.
-    fn fill(&self) {
+    pub(crate) fn fill(&self) {
         let filler = std::fs::File::create(self.0.join("filler")).unwrap();
         let mut end = 0;
         for chunk in [vec![0; 64 << 10], vec![0; 1]] {
@@ -100,7 +100,7 @@ impl Disk {
         }
     }
 
-    fn free(&self) {
+    pub(crate) fn free(&self) {
         std::fs::remove_file(self.0.join("filler")).unwrap();
     }
 }

@@ -2,6 +2,7 @@
 
 mod fixture;
 
+mod durability;
 mod faults;
 mod link_cut;
 mod processes;

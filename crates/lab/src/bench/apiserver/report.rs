@@ -33,6 +33,10 @@ impl Figure {
     /// How many times better than the other it is.
     pub fn ratio(&self) -> Option<f64> {
         let other = self.other?;
+        // Also two that are 0.
+        if self.ours == other {
+            return Some(1.0);
+        }
         Some(match self.better {
             Better::Higher => self.ours / other,
             Better::Lower => other / self.ours,
@@ -185,6 +189,8 @@ mod tests {
         assert_eq!((smaller.ratio(), smaller.held()), (Some(7.0), Some(false)));
         let alone = figure(100.0, None, Better::Lower, Some(8.0));
         assert_eq!((alone.ratio(), alone.held()), (None, None));
+        let equal = figure(0.0, Some(0.0), Better::Lower, None);
+        assert_eq!(equal.ratio(), Some(1.0));
         let unmeasured = figure(f64::NAN, Some(1.0), Better::Lower, Some(8.0));
         assert_eq!(unmeasured.held(), Some(false));
     }
