@@ -48,6 +48,7 @@ impl Server {
                 respond::page(wanted, resource, Page { items, ..page }).await
             }
             Verb::Watch => {
+                wanted.streamed()?;
                 let options = info.list_options()?;
                 watch::watch(
                     &self.registry,

@@ -28,7 +28,9 @@ const GZIP_FROM: usize = 128 << 10;
 /// How a client wants its answer.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
+    /// With `application/json` for `application/yaml`: YAML is JSON in other clothes, put on last.
     accept: Option<String>,
+    yaml: bool,
     gzip: bool,
     pretty: bool,
     include: IncludeObject,
@@ -50,8 +52,14 @@ impl Wanted {
                 gzip && !parts.any(|p| p.trim() == "q=0")
             })
         });
+        let accept = text(header::ACCEPT);
+        let yaml = accept.is_some_and(prefers_yaml);
         Self {
-            accept: text(header::ACCEPT).map(str::to_owned),
+            accept: accept.map(|accept| match yaml {
+                true => accept.replacen(YAML, JSON, 1),
+                false => accept.to_owned(),
+            }),
+            yaml,
             gzip,
             pretty: media::wants_pretty(parameter("pretty"), text(header::USER_AGENT)),
             include: match parameter("includeObject") {
@@ -78,7 +86,7 @@ impl Wanted {
     }
 
     pub(super) fn negotiate(&self, has_protobuf: bool, shapes: bool) -> Reply<Representation> {
-        const SERVED: &[&str] = &["application/json", "application/vnd.kubernetes.protobuf"];
+        const SERVED: &[&str] = &[JSON, YAML, PROTOBUF];
         let accept = self.accept.as_deref();
         let chosen = media::negotiate(accept, shapes).filter(|r| {
             has_protobuf
@@ -95,13 +103,43 @@ impl Wanted {
                 .then(|| media::negotiate(Some(&rest.join(",")), shapes))
                 .flatten()
         });
-        let served = if has_protobuf { SERVED } else { &SERVED[..1] };
+        let served = if has_protobuf { SERVED } else { &SERVED[..2] };
         chosen.ok_or_else(|| Box::new(Status::not_acceptable(served)))
+    }
+
+    /// 406 for what cannot be streamed: there is no YAML for watches.
+    pub(super) fn streamed(&self) -> Reply<()> {
+        if self.yaml {
+            return Err(Box::new(Status::not_acceptable(&[JSON, PROTOBUF])));
+        }
+        Ok(())
     }
 
     pub(super) fn include(&self) -> IncludeObject {
         self.include
     }
+}
+
+const JSON: &str = "application/json";
+const YAML: &str = "application/yaml";
+const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
+
+/// Whether YAML is the first of the media types that are served.
+fn prefers_yaml(accept: &str) -> bool {
+    const SERVED: &[&str] = &[YAML, JSON, PROTOBUF, "*/*", "application/*"];
+    accept
+        .split(',')
+        .filter_map(|clause| clause.split(';').next().map(str::trim))
+        .find(|media| SERVED.contains(media))
+        == Some(YAML)
+}
+
+/// JSON as YAML; what is not JSON stays as it is.
+fn to_yaml(json: Vec<u8>) -> Vec<u8> {
+    let yaml = serde_json::from_slice::<Value>(&json)
+        .ok()
+        .and_then(|value| serde_saphyr::to_string(&value).ok());
+    yaml.map_or(json, String::into_bytes)
 }
 
 fn internal(error: Malformed) -> Box<Status> {
@@ -341,13 +379,16 @@ pub(super) async fn contents(
 /// An error.
 pub(super) fn status(wanted: &Wanted, status: &Status) -> Response<Body> {
     let encoding = wanted.error_encoding();
-    let bytes = if wanted.pretty && encoding == Encoding::Json {
-        status.to_pretty_json()
+    let (bytes, content_type) = if wanted.yaml {
+        let json = status.to_bytes(Encoding::Json);
+        (to_yaml(json.into()).into(), YAML)
+    } else if wanted.pretty && encoding == Encoding::Json {
+        (status.to_pretty_json(), encoding.content_type())
     } else {
-        status.to_bytes(encoding)
+        (status.to_bytes(encoding), encoding.content_type())
     };
     let code = StatusCode::from_u16(status.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let mut response = with_headers(chunks(vec![bytes]), encoding.content_type(), code);
+    let mut response = with_headers(chunks(vec![bytes]), content_type, code);
     if let Some(seconds) = status.retry_after_seconds {
         response
             .headers_mut()
@@ -363,6 +404,10 @@ pub(super) fn status(wanted: &Wanted, status: &Status) -> Response<Body> {
 
 /// Plain JSON (discovery, version), prettified and compressed as asked.
 pub(super) async fn json(wanted: &Wanted, value: &Value, content_type: &str) -> Response<Body> {
+    if wanted.yaml && content_type == JSON {
+        let yaml = to_yaml(value.to_string().into_bytes());
+        return bytes(wanted, vec![yaml.into()], YAML, StatusCode::OK).await;
+    }
     let text = if wanted.pretty {
         serde_json::to_string_pretty(value).unwrap_or_default()
     } else {
@@ -382,6 +427,10 @@ async fn finish(
     body: Vec<Bytes>,
     code: StatusCode,
 ) -> Response<Body> {
+    if wanted.yaml && representation.encoding == Encoding::Json {
+        let yaml = to_yaml(body.concat());
+        return bytes(wanted, vec![yaml.into()], YAML, code).await;
+    }
     let pretty =
         (wanted.pretty || representation.pretty) && representation.encoding == Encoding::Json;
     let body = if pretty { prettify(body) } else { body };

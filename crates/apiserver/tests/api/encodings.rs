@@ -56,6 +56,41 @@ async fn both_encodings_show_the_same() {
 }
 
 #[tokio::test]
+async fn yaml_is_read_and_written() {
+    let cluster = Cluster::start().await;
+    let request = Cluster::request("POST", CONFIG_MAPS)
+        .header(header::CONTENT_TYPE, "application/yaml")
+        .header(header::ACCEPT, "application/yaml");
+    let sent =
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {b: 'true', c: \"1\\n2\"}\n";
+    let response = cluster.raw(request, sent.into()).await;
+    assert_eq!(response.status(), 201);
+    assert_eq!(response.headers()[header::CONTENT_TYPE], "application/yaml");
+    for path in [
+        format!("{CONFIG_MAPS}/a"),
+        CONFIG_MAPS.to_owned(),
+        "/api/v1".to_owned(),
+    ] {
+        let (headers, bytes) = fetch(&cluster, &path, "application/yaml, */*").await;
+        assert_eq!(headers[header::CONTENT_TYPE], "application/yaml");
+        assert_ne!(bytes.first(), Some(&b'{'), "{path}");
+        let read: Value = serde_saphyr::from_slice(&bytes).expect("YAML");
+        assert_eq!(read, cluster.get(&path).await.expect(200), "{path}");
+    }
+    for (path, code) in [
+        (format!("{CONFIG_MAPS}/none"), 404),
+        (format!("{CONFIG_MAPS}?watch=true"), 406),
+    ] {
+        let request = Cluster::request("GET", &path).header(header::ACCEPT, "application/yaml");
+        let response = cluster.raw(request, Bytes::new()).await;
+        assert_eq!(response.status(), code);
+        let body = response.into_body().collect().await.expect("a body");
+        let status: Value = serde_saphyr::from_slice(&body.to_bytes()).expect("YAML");
+        assert_eq!(status["code"], code);
+    }
+}
+
+#[tokio::test]
 async fn delete_options_come_in_both_encodings() {
     let cluster = Cluster::start().await;
     cluster.post(PODS, &pod("a", "n")).await.expect(201);
