@@ -2,7 +2,7 @@
 //! webhook is asked (strategy `Webhook`).
 
 use crate::{
-    crd::Crd,
+    crd::{Crd, Structural},
     meta,
     registry::{Registry, Reply},
     resources::Resource,
@@ -31,6 +31,32 @@ fn versioned(resource: &Resource) -> Option<&Crd> {
     (crd.versions.len() > 1).then_some(&**crd)
 }
 
+/// The schema of a resource that sets defaults: those that came into it after an object was stored are filled in when it
+/// is read.
+fn defaulting(resource: &Resource) -> Option<&Structural> {
+    let schema = resource.crd_version()?.schema.as_ref()?;
+    schema.has_defaults().then_some(schema)
+}
+
+fn with_defaults(resource: &Resource, objects: Vec<Arc<Stored>>) -> Vec<Arc<Stored>> {
+    let Some(schema) = defaulting(resource) else {
+        return objects;
+    };
+    objects
+        .into_iter()
+        .map(|object| {
+            let stored = object.value();
+            let mut value = stored.clone();
+            schema.apply_defaults(&mut value);
+            if value == stored {
+                object
+            } else {
+                Arc::new(object.showing(&value))
+            }
+        })
+        .collect()
+}
+
 impl Resource {
     /// Whether what a client sees may differ from what is stored in more than the apiVersion.
     pub(crate) fn asks_webhook(&self) -> bool {
@@ -46,18 +72,19 @@ impl Registry {
         objects: Vec<Arc<Stored>>,
     ) -> Reply<Vec<Arc<Stored>>> {
         if versioned(resource).is_none() || objects.is_empty() {
-            return Ok(objects);
+            return Ok(with_defaults(resource, objects));
         }
         let values = objects.iter().map(|object| object.value()).collect();
         let values = self.in_version(resource, &resource.version, values).await?;
-        Ok(objects
+        let converted = objects
             .into_iter()
             .zip(values)
             .map(|(object, value)| match value {
                 Some(value) => Arc::new(object.showing(&value)),
                 None => object,
             })
-            .collect())
+            .collect();
+        Ok(with_defaults(resource, converted))
     }
 
     /// One stored object as `resource` serves it.
@@ -66,7 +93,7 @@ impl Registry {
         resource: &Resource,
         object: Arc<Stored>,
     ) -> Reply<Arc<Stored>> {
-        if versioned(resource).is_none() {
+        if versioned(resource).is_none() && defaulting(resource).is_none() {
             return Ok(object);
         }
         let mut objects = self.shown(resource, vec![object.clone()]).await?;
@@ -75,11 +102,16 @@ impl Registry {
 
     /// An object from storage as a value of the version served.
     pub(crate) async fn served_value(&self, resource: &Resource, object: Value) -> Reply<Value> {
-        if versioned(resource).is_none() {
-            return Ok(super::to_served(resource, object));
+        let mut value = if versioned(resource).is_none() {
+            super::to_served(resource, object)
+        } else {
+            self.one_in_version(resource, &resource.version, object)
+                .await?
+        };
+        if let Some(schema) = defaulting(resource) {
+            schema.apply_defaults(&mut value);
         }
-        self.one_in_version(resource, &resource.version, object)
-            .await
+        Ok(value)
     }
 
     /// An object of the version served as it is stored.

@@ -4,6 +4,19 @@ use super::structural::{Additional, Structural};
 use serde_json::Value;
 
 impl Structural {
+    /// Whether there is anything that [`Structural::apply_defaults`] may set.
+    pub fn has_defaults(&self) -> bool {
+        let additional = match &self.additional {
+            Some(Additional::Schema(schema)) => Some(&**schema),
+            _ => None,
+        };
+        self.properties
+            .values()
+            .chain(additional)
+            .chain(self.items.as_deref())
+            .any(|schema| schema.default.is_some() || schema.has_defaults())
+    }
+
     /// Sets every absent field that has a default, outermost first. A null where null is not allowed counts as
     /// absent if there is a default.
     pub fn apply_defaults(&self, value: &mut Value) {

@@ -129,7 +129,7 @@ async fn a_custom_resource_lives_and_dies_with_its_definition() {
             "names": {"plural": "pools", "kind": "Pool"},
             "versions": [{"name": "v1", "served": true, "storage": true, "subresources": {"status": {}},
                 "schema": {"openAPIV3Schema": {"type": "object", "properties": {
-                    "spec": {"type": "object", "properties": {"size": {"type": "integer", "minimum": 1, "default": 3}}},
+                    "spec": {"type": "object", "properties": {"size": {"type": "integer", "minimum": 1, "default": 3}, "color": {"type": "string"}}},
                     "status": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}}}}}]}});
     let created = cluster.post(crds, &crd).await.expect(201);
     assert!(created["status"]["conditions"].as_array().is_some_and(|c| {
@@ -177,6 +177,21 @@ async fn a_custom_resource_lives_and_dies_with_its_definition() {
         .expect(200);
     assert_eq!(changed["spec"]["size"], 3);
     assert_eq!(changed["status"]["ready"], 1);
+    // A default that comes later is seen in what was stored before.
+    let patch = json!([{"op": "add", "value": "blue",
+        "path": "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/color/default"}]);
+    let definition = format!("{crds}/pools.example.org");
+    cluster
+        .patch(&definition, "application/json-patch+json", &patch)
+        .await
+        .expect(200);
+    let read = cluster.get(&path).await.expect(200);
+    assert_eq!(read["spec"]["color"], "blue");
+    assert_eq!(
+        read["metadata"]["resourceVersion"],
+        changed["metadata"]["resourceVersion"]
+    );
+    assert_eq!(cluster.get(pools).await.expect(200)["items"][0], read);
     let group = cluster.get("/apis/example.org/v1").await.expect(200);
     assert_eq!(group["resources"][0]["name"], "pools");
     cluster
