@@ -137,9 +137,10 @@ fn any_status() -> impl Strategy<Value = Status> {
         any::<[String; 4]>(),
         prop::collection::vec(any::<[String; 3]>(), 0..4),
         prop::option::of(1u32..=i32::MAX as u32),
+        "[a-z0-9]{0,20}",
     )
         .prop_map(
-            |(reason, message, [name, group, kind, uid], causes, retry)| Status {
+            |(reason, message, [name, group, kind, uid], causes, retry, token)| Status {
                 reason: Reason::ALL[reason],
                 message,
                 name,
@@ -155,6 +156,8 @@ fn any_status() -> impl Strategy<Value = Status> {
                     })
                     .collect(),
                 retry_after_seconds: retry,
+                continue_token: token,
+                foreign: None,
             },
         )
 }
