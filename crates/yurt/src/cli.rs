@@ -78,14 +78,14 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
     let program = || std::env::current_exe();
     match command {
         Command::Demo(args) => {
-            let held = yurt_lab::demo::run(args, program()?, shutdown).await?;
+            let held = Box::pin(yurt_lab::demo::run(args, program()?, shutdown)).await?;
             return Ok(if held {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
             });
         }
-        Command::Up(args) => yurt_lab::up::run(args, program()?, shutdown).await?,
+        Command::Up(args) => Box::pin(yurt_lab::up::run(args, program()?, shutdown)).await?,
         Command::Lab(args) => yurt_lab::up::command(args).await?,
         Command::ApiServer(args) => {
             mind_parent(&shutdown);
