@@ -4,6 +4,7 @@ pub(super) mod archive;
 pub(super) mod files;
 pub(super) mod http;
 pub(super) mod shell;
+pub(super) mod streams;
 pub(super) mod syntax;
 
 use super::{api::Api, logs::Output};

@@ -2,7 +2,7 @@
 
 use super::{
     api::Api,
-    container::{Container, files::Files, shell},
+    container::{Container, files::Files, shell, streams::Streams},
     lock,
     logs::{Logs, Output, Printer, Source},
     pod,
@@ -70,7 +70,7 @@ async fn main(container: Container, output: Arc<Output>) {
         Some(program) if shell::is_known(program) => {
             let stdout = Printer::new(Arc::clone(&output), Source::Stdout);
             let stderr = Printer::new(output, Source::Stderr);
-            let streams = shell::Streams::new(&b""[..], stdout, Some(Box::new(stderr)), None);
+            let streams = Streams::new(&b""[..], stdout, Some(Box::new(stderr)), None);
             let code = shell::run(Arc::new(container), &command, streams).await;
             tracing::debug!(code, ?command, "a simulated container's command ended");
         }

@@ -10,7 +10,7 @@ mod websocket;
 
 use super::{
     Kubelet, KubeletHandle,
-    container::{Container, shell},
+    container::{Container, shell, streams::Streams},
     logs::{self, Asked, Source},
     pod,
 };
@@ -282,7 +282,7 @@ impl Port {
         let words = query.first("cmd").unwrap_or_default();
         let command: Vec<String> = words.split_whitespace().map(str::to_owned).collect();
         let (ours, theirs) = tokio::io::duplex(64 << 10);
-        let streams = shell::Streams::new(&b""[..], theirs, None, None);
+        let streams = Streams::new(&b""[..], theirs, None, None);
         let mut printed = Vec::new();
         let read = async { ours.take(MAX_PRINTED).read_to_end(&mut printed).await };
         let (code, _) = tokio::join!(shell::run(container, &command, streams), read);

@@ -7,8 +7,8 @@ use super::{
 };
 use crate::kubelet::{
     container::{
-        Container, http as container_http,
-        shell::{self, Size, Streams},
+        Container, http as container_http, shell,
+        streams::{Size, Streams},
     },
     logs::{Asked, Source},
     pod,
