@@ -13,7 +13,7 @@ use der::{
     oid::AssociatedOid,
     pem::{self, LineEnding},
 };
-use std::{net::IpAddr, time::SystemTime};
+use std::{fmt, net::IpAddr, time::SystemTime};
 use x509_cert::{
     builder::{Builder, CertificateBuilder, RequestBuilder},
     ext::{
@@ -126,12 +126,22 @@ fn alternative_names(request: &CertReq) -> Result<Vec<GeneralName>, der::Error> 
 }
 
 /// A fresh key and a request for its certificate.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Request {
     /// `CERTIFICATE REQUEST`, PEM.
     pub request: String,
     /// `PRIVATE KEY`, PEM.
     pub key: String,
+}
+
+impl fmt::Debug for Request {
+    /// Leaves the private key out.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Request")
+            .field("request", &self.request)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Makes a key and a request for the names of a profile. What the certificate is for, and for how long, is the signer's business.

@@ -67,7 +67,7 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
     let shutdown = CancellationToken::new();
     let code = runtime.block_on(async {
         tokio::spawn(end_on_signal(shutdown.clone()));
-        dispatch(cli.command, shutdown).await
+        Box::pin(dispatch(cli.command, shutdown)).await
     });
     // Blocking reads of stdin must not hold up the exit.
     runtime.shutdown_background();

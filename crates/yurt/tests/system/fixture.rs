@@ -113,6 +113,18 @@ impl Lab {
         self.at(self.dir().join("nodes").join(node).join("kubeconfig"))
     }
 
+    /// A kubectl command at the API server that says who it is by its flags, or not at all.
+    pub(crate) fn without_identity(&self) -> Kubectl {
+        let admin = std::fs::read_to_string(self.dir().join("admin.kubeconfig")).unwrap();
+        let nobody: String = admin
+            .split_inclusive('\n')
+            .filter(|line| !line.trim_start().starts_with("client-"))
+            .collect();
+        let file = self.dir().join("nobody.kubeconfig");
+        std::fs::write(&file, nobody).unwrap();
+        self.at(file)
+    }
+
     fn at(&self, kubeconfig: PathBuf) -> Kubectl {
         Kubectl {
             program: self.kubectl.clone(),

@@ -7,3 +7,4 @@ mod faults;
 mod link_cut;
 mod processes;
 mod recorded;
+mod session;
