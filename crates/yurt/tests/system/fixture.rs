@@ -115,13 +115,11 @@ impl Lab {
 
     /// A kubectl command at the API server that says who it is by its flags, or not at all.
     pub(crate) fn without_identity(&self) -> Kubectl {
-        let admin = std::fs::read_to_string(self.dir().join("admin.kubeconfig")).unwrap();
-        let nobody: String = admin
-            .split_inclusive('\n')
-            .filter(|line| !line.trim_start().starts_with("client-"))
-            .collect();
+        let admin = std::fs::read(self.dir().join("admin.kubeconfig")).unwrap();
+        let mut nobody: serde_json::Value = serde_json::from_slice(&admin).unwrap();
+        nobody["users"][0]["user"] = serde_json::json!({});
         let file = self.dir().join("nobody.kubeconfig");
-        std::fs::write(&file, nobody).unwrap();
+        std::fs::write(&file, nobody.to_string()).unwrap();
         self.at(file)
     }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    os::unix::fs::PermissionsExt,
     process::Stdio,
     time::Duration,
 };
@@ -48,7 +49,10 @@ fn a_deployment_rolls_out_scales_and_rolls_back() {
         "deployment.apps/web created\n"
     );
     let done = kubectl.ok(&["rollout", "status", "deployment/web", "--timeout=60s"]);
-    assert!(done.ends_with("deployment \"web\" successfully rolled out\n"), "{done}");
+    assert!(
+        done.ends_with("deployment \"web\" successfully rolled out\n"),
+        "{done}"
+    );
     let table = kubectl.ok(&["get", "deployment", "web"]);
     assert!(table.contains("3/3     3            3"), "{table}");
     assert_eq!(
@@ -70,14 +74,25 @@ fn a_deployment_rolls_out_scales_and_rolls_back() {
     kubectl.ok(&["apply", "--server-side", "--force-conflicts", "-f", file]);
     kubectl.ok(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     let history = kubectl.ok(&["rollout", "history", "deployment/web"]);
-    assert!(history.contains("REVISION  CHANGE-CAUSE\n1         <none>\n2         <none>"), "{history}");
+    assert!(
+        history.contains("REVISION  CHANGE-CAUSE\n1         <none>\n2         <none>"),
+        "{history}"
+    );
     kubectl.ok(&["rollout", "undo", "deployment/web"]);
     kubectl.ok(&["rollout", "status", "deployment/web", "--timeout=60s"]);
     let image = "jsonpath={.spec.template.spec.containers[0].image}";
-    assert_eq!(kubectl.ok(&["get", "deployment", "web", "-o", image]), "nginx:1.27");
+    assert_eq!(
+        kubectl.ok(&["get", "deployment", "web", "-o", image]),
+        "nginx:1.27"
+    );
 
     kubectl.ok(&["scale", "deployment/web", "--replicas=5"]);
-    kubectl.ok(&["wait", "deployment/web", "--for=jsonpath={.status.readyReplicas}=5", "--timeout=60s"]);
+    kubectl.ok(&[
+        "wait",
+        "deployment/web",
+        "--for=jsonpath={.status.readyReplicas}=5",
+        "--timeout=60s",
+    ]);
     kubectl.ok(&["rollout", "pause", "deployment/web"]);
     kubectl.ok(&["set", "image", "deployment/web", "nginx=nginx:1.29"]);
     let sets = items(&json(&kubectl, &["get", "replicasets", "-l", "app=web"])).len();
@@ -88,22 +103,47 @@ fn a_deployment_rolls_out_scales_and_rolls_back() {
     kubectl.ok(&["rollout", "status", "deployment/web", "--timeout=60s"]);
 
     // edit, with an editor that is a program.
+    let editor = lab.dir().join("editor");
+    std::fs::write(
+        &editor,
+        "#!/bin/sh\nexec sed -i 's/^  replicas: 5$/  replicas: 2/' \"$1\"\n",
+    )
+    .unwrap();
+    std::fs::set_permissions(&editor, std::fs::Permissions::from_mode(0o755)).unwrap();
     let edited = kubectl
         .command(&["edit", "deployment/web"])
-        .env("KUBE_EDITOR", "sed -i s/replicas:.5/replicas:.2/")
+        .env("KUBE_EDITOR", &editor)
         .output()
         .unwrap();
     assert!(edited.status.success(), "{}", text(&edited.stderr));
     assert_eq!(text(&edited.stdout), "deployment.apps/web edited\n");
-    kubectl.ok(&["wait", "deployment/web", "--for=jsonpath={.status.replicas}=2", "--timeout=60s"]);
+    kubectl.ok(&[
+        "wait",
+        "deployment/web",
+        "--for=jsonpath={.status.replicas}=2",
+        "--timeout=60s",
+    ]);
 
     // A service finds the pods that are ready.
     assert_eq!(
-        kubectl.ok(&["expose", "deployment/web", "--port=8080", "--target-port=http"]),
+        kubectl.ok(&[
+            "expose",
+            "deployment/web",
+            "--port=8080",
+            "--target-port=http"
+        ]),
         "service/web exposed\n"
     );
     eventually("two endpoints", || {
-        let slices = json(&kubectl, &["get", "endpointslices", "-l", "kubernetes.io/service-name=web"]);
+        let slices = json(
+            &kubectl,
+            &[
+                "get",
+                "endpointslices",
+                "-l",
+                "kubernetes.io/service-name=web",
+            ],
+        );
         items(&slices)
             .iter()
             .flat_map(|slice| slice["endpoints"].as_array().cloned().unwrap_or_default())
@@ -124,7 +164,10 @@ fn a_deployment_rolls_out_scales_and_rolls_back() {
 fn a_node_is_cordoned_drained_and_tainted() {
     let Some(lab) = Lab::start("a=2") else { return };
     let kubectl = lab.cloud();
-    kubectl.feed(&["apply", "-f", "-"], &WEB.replace("replicas: 3", "replicas: 4"));
+    kubectl.feed(
+        &["apply", "-f", "-"],
+        &WEB.replace("replicas: 3", "replicas: 4"),
+    );
     kubectl.feed(
         &["apply", "-f", "-"],
         "
@@ -156,7 +199,10 @@ spec:
     let on = |node: &str, app: &str| {
         let selector = format!("app={app}");
         let field = format!("spec.nodeName={node}");
-        let pods = json(&kubectl, &["get", "pods", "-l", &selector, "--field-selector", &field]);
+        let pods = json(
+            &kubectl,
+            &["get", "pods", "-l", &selector, "--field-selector", &field],
+        );
         items(&pods)
             .iter()
             .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
@@ -169,7 +215,10 @@ spec:
     let table = kubectl.ok(&["get", "node", first]);
     assert!(table.contains("Ready,SchedulingDisabled"), "{table}");
     let said = kubectl.refused(&["drain", first]);
-    assert!(said.contains("cannot delete DaemonSet-managed Pods"), "{said}");
+    assert!(
+        said.contains("cannot delete DaemonSet-managed Pods"),
+        "{said}"
+    );
     kubectl.ok(&["drain", first, "--ignore-daemonsets", "--timeout=90s"]);
     assert_eq!((on(first, "web"), on(first, "agent")), (0, 1));
     kubectl.ok(&["rollout", "status", "deployment/web", "--timeout=60s"]);
@@ -177,9 +226,10 @@ spec:
     kubectl.ok(&["uncordon", first]);
 
     kubectl.ok(&["taint", "nodes", second, "maintenance=now:NoExecute"]);
-    eventually("the tainted node is empty of what does not tolerate it", || {
-        on(second, "web") == 0 && on(second, "agent") == 0
-    });
+    eventually(
+        "the tainted node is empty of what does not tolerate it",
+        || on(second, "web") == 0 && on(second, "agent") == 0,
+    );
     eventually("and the other runs it", || on(first, "web") == 4);
     kubectl.ok(&["taint", "nodes", second, "maintenance-"]);
     eventually("the daemon comes back", || on(second, "agent") == 1);
@@ -189,7 +239,9 @@ spec:
         r#"{"spec": {"containers": [{"name": "giant", "image": "giant", "resources": {"requests": {"cpu": "4000"}}}]}}"#]);
     eventually("the scheduler says why", || {
         let pod = json(&kubectl, &["get", "pod", "giant"]);
-        pod["status"]["conditions"].to_string().contains("0/2 nodes are available: 2 Insufficient cpu.")
+        pod["status"]["conditions"]
+            .to_string()
+            .contains("0/2 nodes are available: 2 Insufficient cpu.")
     });
 }
 
@@ -199,13 +251,31 @@ fn rights_are_what_roles_say() {
     let kubectl = lab.cloud();
     assert_eq!(kubectl.ok(&["auth", "can-i", "delete", "nodes"]), "yes\n");
     let who = kubectl.ok(&["auth", "whoami"]);
-    assert!(who.contains("kubernetes-admin") && who.contains("system:masters"), "{who}");
+    assert!(
+        who.contains("kubernetes-admin") && who.contains("system:masters"),
+        "{who}"
+    );
 
     kubectl.ok(&["create", "serviceaccount", "reader"]);
-    kubectl.ok(&["create", "role", "pod-reader", "--verb=get,list,watch", "--resource=pods"]);
-    kubectl.ok(&["create", "rolebinding", "reader", "--role=pod-reader", "--serviceaccount=default:reader"]);
+    kubectl.ok(&[
+        "create",
+        "role",
+        "pod-reader",
+        "--verb=get,list,watch",
+        "--resource=pods",
+    ]);
+    kubectl.ok(&[
+        "create",
+        "rolebinding",
+        "reader",
+        "--role=pod-reader",
+        "--serviceaccount=default:reader",
+    ]);
     let reader = "--as=system:serviceaccount:default:reader";
-    assert_eq!(kubectl.ok(&["auth", "can-i", "list", "pods", reader]), "yes\n");
+    assert_eq!(
+        kubectl.ok(&["auth", "can-i", "list", "pods", reader]),
+        "yes\n"
+    );
     for denied in [
         ["delete", "pods", "-n=default"],
         ["list", "pods", "-n=kube-system"],
@@ -214,10 +284,17 @@ fn rights_are_what_roles_say() {
         let mut args = vec!["auth", "can-i", reader];
         args.extend(denied);
         let out = kubectl.output(&args);
-        assert_eq!((out.status.code(), text(&out.stdout).as_str()), (Some(1), "no\n"), "{denied:?}");
+        assert_eq!(
+            (out.status.code(), text(&out.stdout).as_str()),
+            (Some(1), "no\n"),
+            "{denied:?}"
+        );
     }
     let rights = kubectl.ok(&["auth", "can-i", "--list", reader]);
-    assert!(rights.contains("pods ") && rights.contains("[get list watch]"), "{rights}");
+    assert!(
+        rights.contains("pods ") && rights.contains("[get list watch]"),
+        "{rights}"
+    );
 
     // The account's own token has exactly these rights.
     let token = kubectl.ok(&["create", "token", "reader", "--duration=10m"]);
@@ -230,10 +307,32 @@ fn rights_are_what_roles_say() {
         "{refused}"
     );
     // Nobody hands out what he does not have.
-    kubectl.ok(&["create", "role", "role-maker", "--verb=create,get", "--resource=roles.rbac.authorization.k8s.io"]);
-    kubectl.ok(&["create", "rolebinding", "role-maker", "--role=role-maker", "--serviceaccount=default:reader"]);
-    let escalation = kubectl.refused(&["create", "role", "more", "--verb=delete", "--resource=pods", reader]);
-    assert!(escalation.contains("is attempting to grant RBAC permissions not currently held"), "{escalation}");
+    kubectl.ok(&[
+        "create",
+        "role",
+        "role-maker",
+        "--verb=create,get",
+        "--resource=roles.rbac.authorization.k8s.io",
+    ]);
+    kubectl.ok(&[
+        "create",
+        "rolebinding",
+        "role-maker",
+        "--role=role-maker",
+        "--serviceaccount=default:reader",
+    ]);
+    let escalation = kubectl.refused(&[
+        "create",
+        "role",
+        "more",
+        "--verb=delete",
+        "--resource=pods",
+        reader,
+    ]);
+    assert!(
+        escalation.contains("is attempting to grant RBAC permissions not currently held"),
+        "{escalation}"
+    );
 }
 
 #[test]
@@ -266,14 +365,22 @@ spec:
     assert!(pending.contains("Pending"), "{pending}");
     kubectl.ok(&["certificate", "approve", "jane"]);
     eventually("the certificate is issued", || {
-        kubectl.ok(&["get", "csr", "jane"]).contains("Approved,Issued")
+        kubectl
+            .ok(&["get", "csr", "jane"])
+            .contains("Approved,Issued")
     });
     let certificate = kubectl.ok(&["get", "csr", "jane", "-o", "jsonpath={.status.certificate}"]);
     let files = lab.dir();
     let (cert_file, key_file) = (files.join("jane.crt"), files.join("jane.key"));
     std::fs::write(&cert_file, STANDARD.decode(certificate.trim()).unwrap()).unwrap();
     std::fs::write(&key_file, &wanted.key).unwrap();
-    kubectl.ok(&["create", "clusterrolebinding", "team-a", "--clusterrole=view", "--group=team-a"]);
+    kubectl.ok(&[
+        "create",
+        "clusterrolebinding",
+        "team-a",
+        "--clusterrole=view",
+        "--group=team-a",
+    ]);
     let (cert, key) = (
         format!("--client-certificate={}", cert_file.display()),
         format!("--client-key={}", key_file.display()),
@@ -291,14 +398,25 @@ fn containers_log_execute_and_serve() {
     let kubectl = lab.cloud();
     kubectl.feed(&["apply", "-f", "-"], WEB);
     kubectl.ok(&["rollout", "status", "deployment/web", "--timeout=60s"]);
-    kubectl.ok(&["expose", "deployment/web", "--port=8080", "--target-port=http"]);
+    kubectl.ok(&[
+        "expose",
+        "deployment/web",
+        "--port=8080",
+        "--target-port=http",
+    ]);
 
     let logs = kubectl.ok(&["logs", "deployment/web", "--tail=1", "--timestamps"]);
     assert_eq!(logs.lines().count(), 1, "{logs}");
-    assert_eq!(kubectl.ok(&["exec", "deployment/web", "--", "echo", "a b", "c"]), "a b c\n");
+    assert_eq!(
+        kubectl.ok(&["exec", "deployment/web", "--", "echo", "a b", "c"]),
+        "a b c\n"
+    );
     let failed = kubectl.output(&["exec", "deployment/web", "--", "sh", "-c", "exit 7"]);
     assert_eq!(failed.status.code(), Some(7), "{}", text(&failed.stderr));
-    assert_eq!(kubectl.feed(&["exec", "-i", "deployment/web", "--", "cat"], "through\n"), "through\n");
+    assert_eq!(
+        kubectl.feed(&["exec", "-i", "deployment/web", "--", "cat"], "through\n"),
+        "through\n"
+    );
 
     // port-forward carries a plain HTTP request to the container and its answer back.
     let mut forward = kubectl
@@ -308,21 +426,31 @@ fn containers_log_execute_and_serve() {
         .spawn()
         .unwrap();
     let mut said = String::new();
-    BufReader::new(forward.stdout.take().unwrap()).read_line(&mut said).unwrap();
+    BufReader::new(forward.stdout.take().unwrap())
+        .read_line(&mut said)
+        .unwrap();
     let port: u16 = said
         .split_once("127.0.0.1:")
         .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
         .unwrap_or_else(|| panic!("port-forward said {said:?}"));
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
+        .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     forward.kill().unwrap();
     forward.wait().unwrap();
 
-    let proxied = kubectl.ok(&["get", "--raw", "/api/v1/namespaces/default/services/web:8080/proxy/"]);
+    let proxied = kubectl.ok(&[
+        "get",
+        "--raw",
+        "/api/v1/namespaces/default/services/web:8080/proxy/",
+    ]);
     assert!(!proxied.is_empty());
 }
 
@@ -342,8 +470,15 @@ fn everything_explains_itself() {
     let field = kubectl.ok(&["explain", "pod.spec.containers.image"]);
     assert!(field.contains("FIELD: image <string>"), "{field}");
     let resources = kubectl.ok(&["api-resources", "-o", "name"]);
-    for name in ["deployments.apps", "leases.coordination.k8s.io", "roles.rbac.authorization.k8s.io"] {
-        assert!(resources.lines().any(|line| line == name), "{name} in {resources}");
+    for name in [
+        "deployments.apps",
+        "leases.coordination.k8s.io",
+        "roles.rbac.authorization.k8s.io",
+    ] {
+        assert!(
+            resources.lines().any(|line| line == name),
+            "{name} in {resources}"
+        );
     }
     // Every kind that is listed can be got, as a table too.
     let listable = kubectl.ok(&["api-resources", "--verbs=list", "-o", "name"]);
