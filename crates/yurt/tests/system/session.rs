@@ -422,13 +422,13 @@ fn containers_log_execute_and_serve() {
     let mut forward = kubectl
         .command(&["port-forward", "service/web", ":8080"])
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    // Held open: a kubectl that cannot write there dies.
+    let mut stdout = BufReader::new(forward.stdout.take().unwrap());
     let mut said = String::new();
-    BufReader::new(forward.stdout.take().unwrap())
-        .read_line(&mut said)
-        .unwrap();
+    stdout.read_line(&mut said).unwrap();
     let port: u16 = said
         .split_once("127.0.0.1:")
         .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
