@@ -16,8 +16,10 @@ mod deployment;
 mod disruption;
 mod endpoints;
 mod feed;
+mod fields;
 mod garbage;
 mod job;
+mod node_affinity;
 mod node_lifecycle;
 mod objects;
 mod pod;
@@ -35,6 +37,7 @@ mod share;
 #[cfg(test)]
 pub(crate) mod stage;
 mod statefulset;
+mod taint;
 mod taint_eviction;
 mod template_hash;
 mod volumes;
@@ -66,127 +69,56 @@ pub(crate) struct Entry {
     pub(crate) start: fn(&Arc<Context>),
 }
 
-/// The API server does this one's work, as [`Selection::within_server`] tells it.
-fn in_the_server(_: &Arc<Context>) {}
+impl Entry {
+    const fn new(name: &'static str, start: fn(&Arc<Context>)) -> Self {
+        Self { name, start }
+    }
+
+    /// Runs a controller that needs nothing but the context.
+    const fn of<C: Controller + Default>() -> Self {
+        Self::new(C::NAME, |context| runner::run(context, C::default()))
+    }
+
+    /// The API server does this one's work, as [`Selection::within_server`] tells it.
+    const fn in_the_server(name: &'static str) -> Self {
+        Self::new(name, |_| {})
+    }
+}
 
 /// Every controller there is, in the order in which they start.
 pub(crate) const CONTROLLERS: &[Entry] = &[
-    Entry {
-        name: "daemonset-controller",
-        start: |context| runner::run(context, daemonset::DaemonSets::default()),
-    },
-    Entry {
-        name: "statefulset-controller",
-        start: |context| runner::run(context, statefulset::StatefulSets),
-    },
-    Entry {
-        name: "disruption-controller",
-        start: |context| runner::run(context, disruption::Disruption),
-    },
-    Entry {
-        name: "job-controller",
-        start: |context| runner::run(context, job::Jobs),
-    },
-    Entry {
-        name: "ttl-after-finished-controller",
-        start: |context| runner::run(context, job::TtlAfterFinished),
-    },
-    Entry {
-        name: "cronjob-controller",
-        start: |context| runner::run(context, cronjob::CronJobs),
-    },
-    Entry {
-        name: "deployment-controller",
-        start: |context| runner::run(context, deployment::Deployments),
-    },
-    Entry {
-        name: "replicaset-controller",
-        start: |context| runner::run(context, replicaset::ReplicaSets),
-    },
-    Entry {
-        name: "replicationcontroller-controller",
-        start: |context| runner::run(context, replicaset::ReplicationControllers),
-    },
-    Entry {
-        name: "kube-scheduler",
-        start: scheduler::start,
-    },
-    Entry {
-        name: selection::NAMESPACE,
-        start: in_the_server,
-    },
-    Entry {
-        name: selection::SERVICE_ACCOUNT,
-        start: in_the_server,
-    },
-    Entry {
-        name: selection::ROOT_CA_PUBLISHER,
-        start: in_the_server,
-    },
-    Entry {
-        name: selection::CLUSTER_ROLE_AGGREGATION,
-        start: in_the_server,
-    },
-    Entry {
-        name: garbage::NAME,
-        start: garbage::start,
-    },
-    Entry {
-        name: node_lifecycle::NAME,
-        start: node_lifecycle::start,
-    },
-    Entry {
-        name: TaintEviction::NAME,
-        start: |context| runner::run(context, TaintEviction::default()),
-    },
-    Entry {
-        name: pod_gc::NAME,
-        start: pod_gc::start,
-    },
-    Entry {
-        name: ResourceQuotas::NAME,
-        start: |context| runner::run(context, ResourceQuotas::default()),
-    },
-    Entry {
-        name: Binder::NAME,
-        start: |context| runner::run(context, Binder),
-    },
-    Entry {
-        name: ClaimProtection::NAME,
-        start: |context| runner::run(context, ClaimProtection),
-    },
-    Entry {
-        name: VolumeProtection::NAME,
-        start: |context| runner::run(context, VolumeProtection),
-    },
-    Entry {
-        name: Approving::NAME,
-        start: |context| runner::run(context, Approving),
-    },
-    Entry {
-        name: Signing::NAME,
-        start: |context| {
-            if let Some(signing) = Signing::new(context.settings().signing.as_ref()) {
-                runner::run(context, signing);
-            }
-        },
-    },
-    Entry {
-        name: Cleaning::NAME,
-        start: |context| runner::run(context, Cleaning),
-    },
-    Entry {
-        name: EndpointSlices::NAME,
-        start: |context| runner::run(context, EndpointSlices::default()),
-    },
-    Entry {
-        name: Endpoints::NAME,
-        start: |context| runner::run(context, Endpoints::default()),
-    },
-    Entry {
-        name: Mirroring::NAME,
-        start: |context| runner::run(context, Mirroring),
-    },
+    Entry::of::<daemonset::DaemonSets>(),
+    Entry::of::<statefulset::StatefulSets>(),
+    Entry::of::<disruption::Disruption>(),
+    Entry::of::<job::Jobs>(),
+    Entry::of::<job::TtlAfterFinished>(),
+    Entry::of::<cronjob::CronJobs>(),
+    Entry::of::<deployment::Deployments>(),
+    Entry::of::<replicaset::ReplicaSets>(),
+    Entry::of::<replicaset::ReplicationControllers>(),
+    Entry::new("kube-scheduler", scheduler::start),
+    Entry::in_the_server(selection::NAMESPACE),
+    Entry::in_the_server(selection::SERVICE_ACCOUNT),
+    Entry::in_the_server(selection::ROOT_CA_PUBLISHER),
+    Entry::in_the_server(selection::CLUSTER_ROLE_AGGREGATION),
+    Entry::new(garbage::NAME, garbage::start),
+    Entry::new(node_lifecycle::NAME, node_lifecycle::start),
+    Entry::of::<TaintEviction>(),
+    Entry::new(pod_gc::NAME, pod_gc::start),
+    Entry::of::<ResourceQuotas>(),
+    Entry::of::<Binder>(),
+    Entry::of::<ClaimProtection>(),
+    Entry::of::<VolumeProtection>(),
+    Entry::of::<Approving>(),
+    Entry::new(Signing::NAME, |context| {
+        if let Some(signing) = Signing::new(context.settings().signing.as_ref()) {
+            runner::run(context, signing);
+        }
+    }),
+    Entry::of::<Cleaning>(),
+    Entry::of::<EndpointSlices>(),
+    Entry::of::<Endpoints>(),
+    Entry::of::<Mirroring>(),
 ];
 
 /// Starts the selected controllers; they work until `shutdown`.

@@ -2,7 +2,7 @@
 //! fits, released where the selector no longer fits.
 
 use super::{
-    Change, Collection, Context, Failure, Key, Objects, Watch, objects::controller_of, pod,
+    Change, Collection, Context, Failure, Key, Objects, Watch, fields, objects::controller_of, pod,
 };
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -19,11 +19,7 @@ enum Verdict {
 
 /// The labels of an object.
 pub(crate) fn labels(object: &Value) -> Vec<(String, String)> {
-    let labels = object["metadata"]["labels"].as_object();
-    let labels = labels.into_iter().flatten();
-    labels
-        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-        .collect()
+    fields::labels(&object["metadata"]["labels"])
 }
 
 /// `spec.selector` of a workload; a plain map is meant as `matchLabels`. One that selects everything, or nothing, or that

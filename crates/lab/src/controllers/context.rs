@@ -107,7 +107,7 @@ impl Context {
         collection: &Collection,
         object: &Value,
     ) -> Result<Arc<Value>, KubeError> {
-        self.replace(collection, object, "/status").await
+        self.replace(collection, object, "status").await
     }
 
     async fn replace(
@@ -119,7 +119,7 @@ impl Context {
         let mut object = object.clone();
         object["apiVersion"] = collection.api_version.as_ref().into();
         object["kind"] = collection.kind.as_ref().into();
-        let path = format!("{}{subresource}", collection.object_path(&Key::of(&object)));
+        let path = path_of(collection, &Key::of(&object), subresource);
         let written = self.kube.replace(&path, &object).await?;
         Ok(self.wrote(collection, written))
     }
@@ -132,10 +132,7 @@ impl Context {
         subresource: &str,
         patch: &Value,
     ) -> Result<Arc<Value>, KubeError> {
-        let mut path = collection.object_path(key);
-        if !subresource.is_empty() {
-            path = format!("{path}/{subresource}");
-        }
+        let path = path_of(collection, key, subresource);
         let written = self.kube.merge(&path, patch).await?;
         Ok(self.wrote(collection, written))
     }
@@ -148,10 +145,7 @@ impl Context {
         subresource: &str,
         patch: &Value,
     ) -> Result<Arc<Value>, KubeError> {
-        let mut path = collection.object_path(key);
-        if !subresource.is_empty() {
-            path = format!("{path}/{subresource}");
-        }
+        let path = path_of(collection, key, subresource);
         let written = self.kube.strategic(&path, patch).await?;
         Ok(self.wrote(collection, written))
     }
@@ -239,5 +233,14 @@ impl Context {
             }
             drop(permit);
         });
+    }
+}
+
+/// The path of an object, or of its `subresource` (`""` for the object).
+fn path_of(collection: &Collection, key: &Key, subresource: &str) -> String {
+    let path = collection.object_path(key);
+    match subresource {
+        "" => path,
+        subresource => format!("{path}/{subresource}"),
     }
 }

@@ -28,6 +28,7 @@ const DELTA: Duration = Duration::from_millis(100);
 const MANY_MISSED: i64 = 100;
 
 /// `cronjob-controller`.
+#[derive(Default)]
 pub(super) struct CronJobs;
 
 /// An event: type, reason, message.

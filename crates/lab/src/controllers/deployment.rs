@@ -24,6 +24,7 @@ const COMPONENT: &str = "deployment-controller";
 const HASH: &str = "pod-template-hash";
 
 /// `deployment-controller`.
+#[derive(Default)]
 pub(super) struct Deployments;
 
 /// One write, and the event that tells of it.

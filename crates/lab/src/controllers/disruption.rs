@@ -10,6 +10,7 @@ use super::{
         DEPLOYMENTS, POD_DISRUPTION_BUDGETS, PODS, REPLICA_SETS, REPLICATION_CONTROLLERS,
         STATEFUL_SETS,
     },
+    fields::{items, text},
     pod,
     share::{self, Round},
 };
@@ -23,6 +24,7 @@ const COMPONENT: &str = "controllermanager";
 const DELETION_TIMEOUT: i64 = 2 * 60;
 
 /// `disruption-controller`.
+#[derive(Default)]
 pub(super) struct Disruption;
 
 /// What the controllers of the pods want in sum, and how many pods have none.
@@ -133,19 +135,13 @@ fn failed(budget: &Value, why: &str, now: Timestamp) -> Value {
 
 /// A selector as Go prints it in events.
 fn printed(selector: &Value) -> String {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let labels = selector["matchLabels"].as_object().into_iter().flatten();
     let labels: String = labels
         .map(|(key, value)| format!("{key}: {},", text(value)))
         .collect();
-    let expressions = selector["matchExpressions"]
-        .as_array()
-        .into_iter()
-        .flatten();
-    let expressions: String = expressions
+    let expressions: String = items(&selector["matchExpressions"])
         .map(|expression| {
-            let values = expression["values"].as_array().into_iter().flatten();
-            let values: Vec<_> = values.map(text).collect();
+            let values: Vec<_> = items(&expression["values"]).map(text).collect();
             format!(
                 "LabelSelectorRequirement{{Key:{},Operator:{},Values:[{}],}},",
                 text(&expression["key"]),

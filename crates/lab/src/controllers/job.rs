@@ -32,6 +32,7 @@ const FINALIZER: &str = "batch.kubernetes.io/job-tracking";
 const SELF: &str = "kubernetes.io/job-controller";
 
 /// `job-controller`.
+#[derive(Default)]
 pub(super) struct Jobs;
 
 fn name(object: &Value) -> &str {

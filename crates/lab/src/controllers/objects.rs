@@ -69,12 +69,7 @@ impl Collection {
         plural: &'static str,
         kind: &'static str,
     ) -> Self {
-        Self {
-            api_version: Cow::Borrowed(api_version),
-            plural: Cow::Borrowed(plural),
-            kind: Cow::Borrowed(kind),
-            namespaced: true,
-        }
+        Self::new(api_version, plural, kind, true)
     }
 
     /// A cluster-scoped resource.
@@ -83,11 +78,20 @@ impl Collection {
         plural: &'static str,
         kind: &'static str,
     ) -> Self {
+        Self::new(api_version, plural, kind, false)
+    }
+
+    const fn new(
+        api_version: &'static str,
+        plural: &'static str,
+        kind: &'static str,
+        namespaced: bool,
+    ) -> Self {
         Self {
             api_version: Cow::Borrowed(api_version),
             plural: Cow::Borrowed(plural),
             kind: Cow::Borrowed(kind),
-            namespaced: false,
+            namespaced,
         }
     }
 

@@ -36,8 +36,10 @@ const REPLICATION_CONTROLLER: Kind = Kind {
 };
 
 /// `replicaset-controller`.
+#[derive(Default)]
 pub(super) struct ReplicaSets;
 /// `replicationcontroller-controller`.
+#[derive(Default)]
 pub(super) struct ReplicationControllers;
 
 impl Controller for ReplicaSets {

@@ -26,6 +26,7 @@ const REVISION_HASH: &str = "controller.kubernetes.io/hash";
 const CLAIMS_PAUSE: Duration = Duration::from_secs(1);
 
 /// `statefulset-controller`.
+#[derive(Default)]
 pub(super) struct StatefulSets;
 
 /// One write.

@@ -4,6 +4,7 @@ use super::{
     Context, Controller, Failure, Key, Next, Watch,
     collections::{NODES, PODS},
     condition, pod,
+    taint::{Taint, Toleration},
 };
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -87,9 +88,7 @@ impl Controller for TaintEviction {
         };
         let node = context.objects(&NODES).get(&Key::new("", pod::node(&pod)));
         let taints = node.as_deref().map(no_execute).unwrap_or_default();
-        let tolerations = pod["spec"]["tolerations"]
-            .as_array()
-            .map_or(&[][..], Vec::as_slice);
+        let tolerations = Toleration::of(&pod["spec"]);
         let now = Timestamp::now();
         let before = self.leaving().get(key).cloned();
         let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
@@ -97,7 +96,7 @@ impl Controller for TaintEviction {
             .as_ref()
             .filter(|leave| leave.uid == uid)
             .map_or(now, |leave| leave.since);
-        match stay(&taints, tolerations) {
+        match stay(&taints, &tolerations) {
             Stay::Forever => {
                 if self.note(key, None).is_some() {
                     let message = format!("Cancelling deletion of Pod {key}");
@@ -157,12 +156,10 @@ async fn evict(context: &Context, key: &Key, pod: &Value, now: Timestamp) -> Res
 }
 
 /// The NoExecute taints of a node.
-fn no_execute(node: &Value) -> Vec<Value> {
-    let taints = node["spec"]["taints"].as_array().into_iter().flatten();
+fn no_execute(node: &Value) -> Vec<Taint> {
+    let mut taints = Taint::of(node);
+    taints.retain(|taint| taint.effect == "NoExecute");
     taints
-        .filter(|taint| taint["effect"] == "NoExecute")
-        .cloned()
-        .collect()
 }
 
 /// How long a pod may stay.
@@ -173,41 +170,17 @@ enum Stay {
 }
 
 /// How long a pod with these tolerations may stay where these taints are. Pure.
-fn stay(taints: &[Value], tolerations: &[Value]) -> Stay {
-    let mut shortest: Option<u64> = None;
+fn stay(taints: &[Taint], tolerations: &[Toleration]) -> Stay {
+    let mut shortest: Option<Duration> = None;
     for taint in taints {
-        let Some(toleration) = tolerations
-            .iter()
-            .find(|toleration| tolerates(toleration, taint))
-        else {
+        let Some(toleration) = tolerations.iter().find(|t| t.tolerates(taint)) else {
             return Stay::Until(Duration::ZERO);
         };
-        if let Some(seconds) = toleration["tolerationSeconds"].as_i64() {
-            let seconds = seconds.max(0).unsigned_abs();
-            shortest = Some(shortest.map_or(seconds, |known| known.min(seconds)));
+        if let Some(period) = toleration.period {
+            shortest = Some(shortest.map_or(period, |known| known.min(period)));
         }
     }
-    shortest.map_or(Stay::Forever, |seconds| {
-        Stay::Until(Duration::from_secs(seconds))
-    })
-}
-
-fn tolerates(toleration: &Value, taint: &Value) -> bool {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (key, effect) = (text(&toleration["key"]), text(&toleration["effect"]));
-    if !effect.is_empty() && taint["effect"] != effect {
-        return false;
-    }
-    if !key.is_empty() && taint["key"] != key {
-        return false;
-    }
-    match toleration["operator"].as_str() {
-        None | Some("" | "Equal") => {
-            !key.is_empty() && text(&toleration["value"]) == text(&taint["value"])
-        }
-        Some("Exists") => true,
-        _ => false,
-    }
+    shortest.map_or(Stay::Forever, Stay::Until)
 }
 
 #[cfg(test)]
@@ -226,6 +199,12 @@ mod tests {
             toleration["tolerationSeconds"] = seconds.into();
         }
         toleration
+    }
+
+    fn stay(taints: &[Value], tolerations: &[Value]) -> Stay {
+        let node = json!({"spec": {"taints": taints}});
+        let pod = json!({"tolerations": tolerations});
+        super::stay(&no_execute(&node), &Toleration::of(&pod))
     }
 
     fn until(seconds: u64) -> Stay {
@@ -250,25 +229,6 @@ mod tests {
             stay(&both, &[json!({"operator": "Exists"})]),
             Stay::Forever,
             "everything is tolerated"
-        );
-    }
-
-    #[test]
-    fn tolerations_match_by_operator_value_and_effect() {
-        let taint = json!({"key": "a", "value": "v", "effect": "NoExecute"});
-        assert!(tolerates(&json!({"key": "a", "value": "v"}), &taint));
-        assert!(!tolerates(&json!({"key": "a", "value": "w"}), &taint));
-        assert!(tolerates(
-            &json!({"key": "a", "operator": "Exists"}),
-            &taint
-        ));
-        assert!(!tolerates(
-            &json!({"key": "a", "operator": "Exists", "effect": "NoSchedule"}),
-            &taint
-        ));
-        assert!(
-            !tolerates(&json!({"value": "v"}), &taint),
-            "an empty key with Equal matches nothing"
         );
     }
 

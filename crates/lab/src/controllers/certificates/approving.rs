@@ -20,7 +20,7 @@ const NODE: (&str, &str) = (
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// The controller.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::controllers) struct Approving;
 
 impl Controller for Approving {

@@ -14,7 +14,7 @@ const DECIDED: SignedDuration = SignedDuration::from_hours(1);
 const PENDING: SignedDuration = SignedDuration::from_hours(24);
 
 /// The controller.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::controllers) struct Cleaning;
 
 impl Controller for Cleaning {

@@ -1,7 +1,11 @@
 //! Which nodes take a daemon, and how its pod is bound to one.
 
+use crate::controllers::{
+    fields::{items, labels, text},
+    node_affinity::RequiredNodes,
+    taint::{self, Taint, Toleration},
+};
 use serde_json::{Value, json};
-use yurt_wire::selector::{LabelSelector, Op, Requirement};
 
 /// The field by which a pod of a daemon set names its node; the scheduler does the rest.
 const NODE_NAME: &str = "metadata.name";
@@ -15,103 +19,42 @@ pub(super) struct Verdict {
     pub(super) stays: bool,
 }
 
-fn items(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
-}
-
 pub(super) fn judge(set: &Value, node: &Value) -> Verdict {
     let never = Verdict {
         starts: false,
         stays: false,
     };
     let spec = &set["spec"]["template"]["spec"];
-    let name = node["metadata"]["name"].as_str().unwrap_or_default();
-    let wanted = spec["nodeName"].as_str().unwrap_or_default();
-    if (!wanted.is_empty() && wanted != name) || !fits(spec, node) {
+    let name = text(&node["metadata"]["name"]);
+    let wanted = text(&spec["nodeName"]);
+    let labels = labels(&node["metadata"]["labels"]);
+    if (!wanted.is_empty() && wanted != name) || !RequiredNodes::of(spec).admit(&name, &labels) {
         return never;
     }
-    let tolerations = tolerations(spec);
-    let tolerates = |effects: &[&str]| {
-        let mut taints = items(&node["spec"]["taints"])
-            .filter(|taint| effects.contains(&taint["effect"].as_str().unwrap_or_default()));
-        taints.all(|taint| tolerations.iter().any(|t| tolerates(t, taint)))
+    let tolerations = Toleration::of(&json!({"tolerations": tolerations(spec)}));
+    let taints = Taint::of(node);
+    let tolerates = |effect: &str| {
+        let mut taints = taints.iter().filter(|taint| taint.effect == effect);
+        taints.all(|taint| tolerations.iter().any(|t| t.tolerates(taint)))
     };
-    let stays = tolerates(&["NoExecute"]);
+    let stays = tolerates("NoExecute");
     Verdict {
-        starts: stays && tolerates(&["NoSchedule"]),
+        starts: stays && tolerates("NoSchedule"),
         stays,
     }
 }
 
-/// Whether `nodeSelector` and the required node affinity hold.
-fn fits(spec: &Value, node: &Value) -> bool {
-    let labels = super::claim::labels(node);
-    let selector = spec["nodeSelector"].as_object();
-    let selected = selector.into_iter().flatten().all(|(key, value)| {
-        labels
-            .iter()
-            .any(|(own, label)| own == key && value == label)
-    });
-    let required =
-        &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
-    let name = node["metadata"]["name"].as_str().unwrap_or_default();
-    selected
-        && (required.is_null()
-            || items(&required["nodeSelectorTerms"]).any(|term| term_fits(term, &labels, name)))
-}
-
-fn term_fits(term: &Value, labels: &[(String, String)], name: &str) -> bool {
-    let expressions: Option<Vec<_>> = items(&term["matchExpressions"]).map(requirement).collect();
-    let Some(expressions) = expressions else {
-        return false;
-    };
-    let mut fields = items(&term["matchFields"]).peekable();
-    // A term that says nothing selects nothing.
-    if expressions.is_empty() && fields.peek().is_none() {
-        return false;
-    }
-    LabelSelector::of(expressions).matches(labels)
-        && fields.all(|field| {
-            let among = items(&field["values"]).any(|value| value == name);
-            field["key"] == NODE_NAME && among == (field["operator"] == "In")
-        })
-}
-
-fn requirement(expression: &Value) -> Option<Requirement> {
-    let op = match expression["operator"].as_str()? {
-        "In" => Op::In,
-        "NotIn" => Op::NotIn,
-        "Exists" => Op::Exists,
-        "DoesNotExist" => Op::DoesNotExist,
-        "Gt" => Op::GreaterThan,
-        "Lt" => Op::LessThan,
-        _ => return None,
-    };
-    let values = items(&expression["values"]).filter_map(Value::as_str);
-    let values = values.map(str::to_owned).collect();
-    Requirement::new(expression["key"].as_str()?, op, values).ok()
-}
-
-fn tolerates(toleration: &Value, taint: &Value) -> bool {
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let (effect, key) = (text(&toleration["effect"]), text(&toleration["key"]));
-    let exists = toleration["operator"] == "Exists";
-    (effect.is_empty() || taint["effect"] == effect)
-        && (taint["key"] == key || key.is_empty() && exists)
-        && (exists || text(&toleration["value"]) == text(&taint["value"]))
-}
-
 /// What daemons tolerate beside what their template says: they are there to repair nodes, too.
 const TOLERATED: &[(&str, &str)] = &[
-    ("node.kubernetes.io/not-ready", "NoExecute"),
-    ("node.kubernetes.io/unreachable", "NoExecute"),
-    ("node.kubernetes.io/disk-pressure", "NoSchedule"),
-    ("node.kubernetes.io/memory-pressure", "NoSchedule"),
-    ("node.kubernetes.io/pid-pressure", "NoSchedule"),
-    ("node.kubernetes.io/unschedulable", "NoSchedule"),
+    (taint::NOT_READY, "NoExecute"),
+    (taint::UNREACHABLE, "NoExecute"),
+    (taint::DISK_PRESSURE, "NoSchedule"),
+    (taint::MEMORY_PRESSURE, "NoSchedule"),
+    (taint::PID_PRESSURE, "NoSchedule"),
+    (taint::UNSCHEDULABLE, "NoSchedule"),
 ];
 /// Tolerated by pods that use the node's own network.
-const NO_NETWORK: (&str, &str) = ("node.kubernetes.io/network-unavailable", "NoSchedule");
+const NO_NETWORK: (&str, &str) = (taint::NETWORK_UNAVAILABLE, "NoSchedule");
 
 fn tolerations(spec: &Value) -> Vec<Value> {
     let mut tolerations: Vec<Value> = items(&spec["tolerations"]).cloned().collect();

@@ -28,7 +28,7 @@ const LEADER: &str = "control-plane.alpha.kubernetes.io/leader";
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// The controller.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::controllers) struct Mirroring;
 
 impl Controller for Mirroring {

@@ -1,6 +1,9 @@
 //! Who owns whom, and what has to be looked at when that changes. Pure.
 
-use crate::controllers::{Collection, Key};
+use crate::controllers::{
+    Collection, Key,
+    fields::{items, text},
+};
 use serde_json::Value;
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -41,8 +44,7 @@ impl Node {
     /// Reads the metadata of an object.
     pub(super) fn of(collection: Arc<Collection>, object: &Value) -> Self {
         let meta = &object["metadata"];
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let owners = meta["ownerReferences"].as_array().into_iter().flatten();
+        let owners = items(&meta["ownerReferences"]);
         let finalizers = meta["finalizers"].as_array();
         let has =
             |finalizer: &str| finalizers.is_some_and(|all| all.iter().any(|f| f == finalizer));

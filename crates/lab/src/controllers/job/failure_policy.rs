@@ -1,6 +1,7 @@
 //! `podFailurePolicy`: what a failed pod means for its job.
 
 use super::name;
+use crate::controllers::fields::items;
 use serde_json::Value;
 
 /// What a rule says.
@@ -14,10 +15,6 @@ pub(super) enum Verdict {
     FailIndex,
     /// The job has failed, for this reason.
     FailJob(String),
-}
-
-fn items(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
 }
 
 /// The first rule that fits decides.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
 /// `ttl-after-finished-controller`.
+#[derive(Default)]
 pub(in super::super) struct TtlAfterFinished;
 
 /// In how long a job is to go: zero when it is now, `None` when it stays.

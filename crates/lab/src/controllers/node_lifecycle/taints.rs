@@ -1,34 +1,29 @@
 //! Taints by which the state of a node acts on pods.
 
 use super::health::Status;
+pub(super) use crate::controllers::taint::{NOT_READY, UNREACHABLE};
 use crate::{
-    controllers::{Context, Key, collections::NODES, condition, pod::stamp},
+    controllers::{
+        Context, Key,
+        collections::NODES,
+        condition,
+        pod::stamp,
+        taint::{self, UNSCHEDULABLE},
+    },
     kube::KubeError,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::sync::Arc;
 
-pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
-pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
-const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
-
 /// Condition, status, key of the taint that keeps pods from being scheduled.
 const CONDITIONS: [(&str, &str, &str); 6] = [
     ("Ready", "False", NOT_READY),
     ("Ready", "Unknown", UNREACHABLE),
-    (
-        "MemoryPressure",
-        "True",
-        "node.kubernetes.io/memory-pressure",
-    ),
-    ("DiskPressure", "True", "node.kubernetes.io/disk-pressure"),
-    ("PIDPressure", "True", "node.kubernetes.io/pid-pressure"),
-    (
-        "NetworkUnavailable",
-        "True",
-        "node.kubernetes.io/network-unavailable",
-    ),
+    ("MemoryPressure", "True", taint::MEMORY_PRESSURE),
+    ("DiskPressure", "True", taint::DISK_PRESSURE),
+    ("PIDPressure", "True", taint::PID_PRESSURE),
+    ("NetworkUnavailable", "True", taint::NETWORK_UNAVAILABLE),
 ];
 
 /// How often a write is tried on a fresh node.

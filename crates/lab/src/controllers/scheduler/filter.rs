@@ -3,7 +3,11 @@
 use super::{
     pod::{Counts, Pod, Spread},
     snapshot::{Node, Snapshot},
-    terms::label,
+    terms::PodTerm,
+};
+use crate::controllers::{
+    fields::label,
+    taint::{self, Taint},
 };
 use std::{collections::HashMap, sync::Arc};
 
@@ -147,9 +151,7 @@ impl State {
 
     fn count(&mut self, pod: &Pod, node: &Node, other: &Pod, by: i64, of: &Snapshot) {
         let namespace = of.namespace(&other.key.namespace);
-        let about = |term: &super::terms::PodTerm| {
-            term.is_about(&other.key.namespace, &other.labels, namespace)
-        };
+        let about = |term: &PodTerm| term.is_about(&other.key.namespace, &other.labels, namespace);
         if !pod.affinity.is_empty() && pod.affinity.iter().all(about) {
             for term in &pod.affinity {
                 self.drawn.change(&term.topology_key, node, by);
@@ -221,8 +223,8 @@ pub(super) fn check(
 }
 
 fn unschedulable(pod: &Pod, node: &Node) -> Result<(), Rejection> {
-    let taint = super::terms::Taint {
-        key: "node.kubernetes.io/unschedulable".into(),
+    let taint = Taint {
+        key: taint::UNSCHEDULABLE.into(),
         value: String::new(),
         effect: "NoSchedule".into(),
     };
@@ -233,7 +235,7 @@ fn unschedulable(pod: &Pod, node: &Node) -> Result<(), Rejection> {
 }
 
 fn taints(pod: &Pod, node: &Node) -> Result<(), Rejection> {
-    let untolerated = |taint: &&super::terms::Taint| taint.keeps_away() && !pod.tolerates(taint);
+    let untolerated = |taint: &&Taint| taint.keeps_away() && !pod.tolerates(taint);
     match node.taints.iter().find(untolerated) {
         None => Ok(()),
         Some(taint) => never(

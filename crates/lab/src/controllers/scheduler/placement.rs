@@ -106,7 +106,7 @@ pub(super) fn schedule(
             next_start: start,
         });
     }
-    let named: Option<Vec<usize>> = pod.named_nodes().map(|names| {
+    let named: Option<Vec<usize>> = pod.required_nodes.names().map(|names| {
         names
             .into_iter()
             .filter_map(|n| snapshot.index(n))

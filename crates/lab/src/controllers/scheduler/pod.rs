@@ -2,14 +2,19 @@
 
 use super::{
     snapshot::Node,
-    terms::{Labels, NodeTerm, PodTerm, Taint, Toleration, items, label, labels, text, with_own},
+    terms::{PodTerm, with_own},
 };
 use crate::{
-    controllers::{Key, objects::controller_of},
+    controllers::{
+        Key,
+        fields::{Labels, items, labels, text},
+        node_affinity::{NodeTerm, RequiredNodes},
+        objects::controller_of,
+        taint::{Taint, Toleration},
+    },
     resources::{Resources, assumed_requests, requests},
 };
 use serde_json::Value;
-use std::collections::BTreeSet;
 use yurt_wire::selector::{LabelSelector, Op};
 
 /// A port of the host that a pod takes.
@@ -82,8 +87,7 @@ pub(super) struct Pod {
     pub(super) preferred_pods: Vec<(i64, PodTerm)>,
     pub(super) preferred_nodes: Vec<(i64, NodeTerm)>,
     pub(super) spread: Vec<Spread>,
-    pub(super) node_selector: Labels,
-    pub(super) required_nodes: Option<Vec<NodeTerm>>,
+    pub(super) required_nodes: RequiredNodes,
 }
 
 impl Pod {
@@ -110,7 +114,6 @@ impl Pod {
         const PREFERRED: &str = "preferredDuringSchedulingIgnoredDuringExecution";
         let mut preferred_pods = weighed(&affinity["podAffinity"][PREFERRED], 1);
         preferred_pods.extend(weighed(&affinity["podAntiAffinity"][PREFERRED], -1));
-        let node_affinity = &affinity["nodeAffinity"];
         let optional = |value: &Value| value.as_str().filter(|s| !s.is_empty()).map(str::to_owned);
         let controller = controller_of(pod).and_then(|owner| optional(&owner["uid"]));
         Self {
@@ -125,22 +128,19 @@ impl Pod {
             requests: requests(pod),
             assumed: assumed_requests(pod),
             ports: host_ports(spec),
-            tolerations: items(&spec["tolerations"]).map(Toleration::parse).collect(),
+            tolerations: Toleration::of(spec),
             claims: claims(&key.name, spec),
             affinity: pod_terms(&affinity["podAffinity"][REQUIRED]),
             anti_affinity: pod_terms(&affinity["podAntiAffinity"][REQUIRED]),
             preferred_pods,
-            preferred_nodes: items(&node_affinity[PREFERRED])
+            preferred_nodes: items(&affinity["nodeAffinity"][PREFERRED])
                 .map(|weighed| {
                     let weight = weighed["weight"].as_i64().unwrap_or(0);
                     (weight, NodeTerm::parse(&weighed["preference"]))
                 })
                 .collect(),
             spread: spreads(spec, &own, controller.is_some()),
-            node_selector: labels(&spec["nodeSelector"]),
-            required_nodes: node_affinity[REQUIRED]["nodeSelectorTerms"]
-                .as_array()
-                .map(|terms| terms.iter().map(NodeTerm::parse).collect()),
+            required_nodes: RequiredNodes::of(spec),
             labels: own,
             controller,
             key,
@@ -149,20 +149,7 @@ impl Pod {
 
     /// Whether node selector and required node affinity admit a node.
     pub(super) fn wants(&self, node: &Node) -> bool {
-        self.node_selector
-            .iter()
-            .all(|(key, value)| label(&node.labels, key) == Some(value))
-            && self
-                .required_nodes
-                .as_ref()
-                .is_none_or(|terms| terms.iter().any(|term| term.matches(node)))
-    }
-
-    /// The nodes that required node affinity names, when it does (as a DaemonSet's pods do): no other needs to be looked at.
-    pub(super) fn named_nodes(&self) -> Option<BTreeSet<&str>> {
-        let terms = self.required_nodes.as_ref().filter(|t| !t.is_empty())?;
-        let names: Option<Vec<&[String]>> = terms.iter().map(NodeTerm::names).collect();
-        Some(names?.into_iter().flatten().map(String::as_str).collect())
+        self.required_nodes.admit(&node.name, &node.labels)
     }
 
     pub(super) fn tolerates(&self, taint: &Taint) -> bool {

@@ -3,8 +3,9 @@
 use super::{
     pod::{Counts, Pod, Spread},
     snapshot::{Node, Snapshot},
-    terms::{PodTerm, label},
+    terms::PodTerm,
 };
+use crate::controllers::fields::label;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -89,7 +90,7 @@ fn untolerated_preferences(pod: &Pod, node: &Node) -> i64 {
 fn preferred(pod: &Pod, node: &Node) -> i64 {
     let terms = pod.preferred_nodes.iter();
     terms
-        .filter(|(_, term)| term.matches(node))
+        .filter(|(_, term)| term.matches(&node.name, &node.labels))
         .map(|(weight, _)| weight)
         .sum()
 }

@@ -1,10 +1,15 @@
 //! The cluster as the scheduler sees it: what there is, and what is used of it.
 
-use super::{
-    pod::{HostPort, Pod},
-    terms::{Labels, NodeTerm, Taint, items, labels, text},
+use super::pod::{HostPort, Pod};
+use crate::{
+    controllers::{
+        Key,
+        fields::{Labels, labels, text},
+        node_affinity::NodeTerm,
+        taint::Taint,
+    },
+    resources::Resources,
 };
-use crate::{controllers::Key, resources::Resources};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -31,7 +36,7 @@ impl Node {
         Self {
             name: text(&node["metadata"]["name"]),
             labels: labels(&node["metadata"]["labels"]),
-            taints: items(&node["spec"]["taints"]).map(Taint::parse).collect(),
+            taints: Taint::of(node),
             unschedulable: node["spec"]["unschedulable"] == true,
             allocatable: Resources::of(&node["status"]["allocatable"]),
             ..Self::default()

@@ -3,8 +3,8 @@
 use super::{
     pod::Pod,
     snapshot::{Node, Snapshot},
-    terms::label,
 };
+use crate::controllers::fields::label;
 
 /// What keeps a pod from every node: claims that are not there or not bound.
 pub(super) fn obstacle(pod: &Pod, snapshot: &Snapshot) -> Option<String> {
@@ -40,7 +40,9 @@ pub(super) fn check(pod: &Pod, node: &Node, snapshot: &Snapshot) -> Result<(), &
             );
         };
         if let Some(terms) = &volume.nodes
-            && !terms.iter().any(|term| term.matches(node))
+            && !terms
+                .iter()
+                .any(|term| term.matches(&node.name, &node.labels))
         {
             return Err("node(s) didn't match PersistentVolume's node affinity");
         }

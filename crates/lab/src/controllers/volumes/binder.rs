@@ -17,7 +17,7 @@ const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";
 const BIND_COMPLETED: &str = "pv.kubernetes.io/bind-completed";
 
 /// The controller. Its keys are claims, and volumes, which have no namespace.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::controllers) struct Binder;
 
 impl Controller for Binder {

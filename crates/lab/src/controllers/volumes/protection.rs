@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 /// Holds claims that pods use.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::controllers) struct ClaimProtection;
 
 /// Holds volumes that are bound.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(in crate::controllers) struct VolumeProtection;
 
 impl Controller for ClaimProtection {

@@ -1,0 +1,121 @@
+//! Taints of nodes and the tolerations of pods.
+
+use super::fields::{items, text};
+use serde_json::Value;
+use std::time::Duration;
+
+pub(super) const DISK_PRESSURE: &str = "node.kubernetes.io/disk-pressure";
+pub(super) const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
+pub(super) const NETWORK_UNAVAILABLE: &str = "node.kubernetes.io/network-unavailable";
+pub(super) const NOT_READY: &str = "node.kubernetes.io/not-ready";
+pub(super) const PID_PRESSURE: &str = "node.kubernetes.io/pid-pressure";
+pub(super) const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+pub(super) const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+/// A taint of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Taint {
+    pub(super) key: String,
+    pub(super) value: String,
+    pub(super) effect: String,
+}
+
+impl Taint {
+    fn parse(taint: &Value) -> Self {
+        Self {
+            key: text(&taint["key"]),
+            value: text(&taint["value"]),
+            effect: text(&taint["effect"]),
+        }
+    }
+
+    /// The taints of a node.
+    pub(super) fn of(node: &Value) -> Vec<Self> {
+        items(&node["spec"]["taints"]).map(Self::parse).collect()
+    }
+
+    /// Whether it keeps pods away that do not tolerate it.
+    pub(super) fn keeps_away(&self) -> bool {
+        matches!(self.effect.as_str(), "NoSchedule" | "NoExecute")
+    }
+}
+
+/// How a toleration compares values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operator {
+    Equal,
+    Exists,
+    /// One that is not known: it tolerates nothing.
+    Other,
+}
+
+/// A toleration of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Toleration {
+    key: String,
+    operator: Operator,
+    value: String,
+    effect: String,
+    /// How long a NoExecute taint is tolerated, if not forever.
+    pub(super) period: Option<Duration>,
+}
+
+impl Toleration {
+    fn parse(toleration: &Value) -> Self {
+        let seconds = toleration["tolerationSeconds"].as_i64();
+        Self {
+            key: text(&toleration["key"]),
+            operator: match toleration["operator"].as_str() {
+                None | Some("" | "Equal") => Operator::Equal,
+                Some("Exists") => Operator::Exists,
+                Some(_) => Operator::Other,
+            },
+            value: text(&toleration["value"]),
+            effect: text(&toleration["effect"]),
+            period: seconds.map(|seconds| Duration::from_secs(seconds.max(0).unsigned_abs())),
+        }
+    }
+
+    /// The tolerations of a pod's spec.
+    pub(super) fn of(spec: &Value) -> Vec<Self> {
+        items(&spec["tolerations"]).map(Self::parse).collect()
+    }
+
+    pub(super) fn tolerates(&self, taint: &Taint) -> bool {
+        let key = match self.operator {
+            Operator::Equal => self.key == taint.key && self.value == taint.value,
+            Operator::Exists => self.key.is_empty() || self.key == taint.key,
+            Operator::Other => false,
+        };
+        key && (self.effect.is_empty() || self.effect == taint.effect)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn tolerations_match_by_operator_value_and_effect() {
+        let taint = Taint::parse(&json!({"key": "a", "value": "v", "effect": "NoExecute"}));
+        for (toleration, tolerates) in [
+            (json!({"key": "a", "value": "v"}), true),
+            (json!({"key": "a", "value": "w"}), false),
+            (json!({"key": "a", "operator": "Equal", "value": "v"}), true),
+            (json!({"key": "a", "operator": "Exists"}), true),
+            (json!({"key": "b", "operator": "Exists"}), false),
+            (json!({"operator": "Exists"}), true),
+            (
+                json!({"key": "a", "operator": "Exists", "effect": "NoSchedule"}),
+                false,
+            ),
+            // An empty key with Equal matches nothing.
+            (json!({"value": "v"}), false),
+            (json!({"key": "a", "operator": "Near", "value": "v"}), false),
+        ] {
+            let parsed = Toleration::parse(&toleration);
+            assert_eq!(parsed.tolerates(&taint), tolerates, "{toleration}");
+        }
+    }
+}
