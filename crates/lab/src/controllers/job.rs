@@ -5,10 +5,12 @@
 //! pod is counted once whatever happens in between.
 
 mod backoff;
+mod ending;
 mod failure_policy;
 mod indexes;
 mod new_pod;
 mod plan;
+mod tally;
 mod ttl;
 
 pub(super) use ttl::TtlAfterFinished;
