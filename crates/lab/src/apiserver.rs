@@ -1,17 +1,12 @@
 //! `yurt apiserver`: the embedded API server alone, a process for whatever brings its own controllers and nodes.
 
-use crate::{
-    cluster::{self, LabError},
-    directory::Directory,
-    kubeconfig::{self, Credentials},
-};
+use crate::{cluster::LabError, credentials, directory::Directory};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
 use tokio_util::sync::CancellationToken;
 use yurt_apiserver::{ApiServer, Config, Tls};
-use yurt_pki::Profile;
 
 /// Flags of `yurt apiserver`.
 #[derive(Clone, Debug, clap::Args)]
@@ -30,26 +25,14 @@ pub struct ApiServerArgs {
 /// Serves until `shutdown`. Says `ready` on stdout when `admin.kubeconfig` is written and requests are answered.
 pub async fn run(args: ApiServerArgs, shutdown: CancellationToken) -> Result<(), LabError> {
     let directory = Directory::lock(&args.data_dir)?;
-    let ca = cluster::certificate_authority(&directory)?;
+    let ca = credentials::certificate_authority(&directory)?;
     // Listening everywhere, it is reached here all the same.
     let reached = match args.listen {
         any if any.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         given => given,
     };
-    let mut dns = cluster::kubernetes_names();
-    dns.push("localhost".into());
-    let serving = ca.issue(&Profile {
-        common_name: "kube-apiserver".into(),
-        dns,
-        ips: vec![
-            reached,
-            Ipv4Addr::LOCALHOST.into(),
-            cluster::SERVICE_IP.into(),
-        ],
-        server: true,
-        days: cluster::DAYS,
-        ..Profile::default()
-    })?;
+    let addresses = [reached, Ipv4Addr::LOCALHOST.into()];
+    let serving = credentials::serving(&ca, "kube-apiserver", &[], &["localhost"], &addresses)?;
     let config = Config {
         data_dir: Some(directory.create("apiserver")?),
         listen: SocketAddr::new(args.listen, args.port),
@@ -61,24 +44,14 @@ pub async fn run(args: ApiServerArgs, shutdown: CancellationToken) -> Result<(),
         ..Config::default()
     };
     let running = ApiServer::start(config, shutdown).await?;
-    let admin = ca.issue(&Profile {
-        common_name: "kubernetes-admin".into(),
-        organizations: vec!["system:masters".into()],
-        client: true,
-        days: cluster::DAYS,
-        ..Profile::default()
-    })?;
-    let credentials = Credentials::Certificate {
-        cert: &admin.cert,
-        key: &admin.key,
-    };
+    let admin = credentials::client(&ca, credentials::ADMIN, &[credentials::MASTERS])?;
     let server = format!(
         "https://{}",
         SocketAddr::new(reached, running.addr().port())
     );
     let kubeconfig = directory.write(
         "admin.kubeconfig",
-        &kubeconfig::render("yurt-apiserver", &server, &ca.cert_pem(), &credentials),
+        &credentials::kubeconfig(&ca, &admin, "yurt-apiserver", &server),
     )?;
     eprintln!("  kubectl --kubeconfig {} get ns", kubeconfig.display());
     println!("ready");

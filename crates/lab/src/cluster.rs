@@ -1,33 +1,31 @@
 //! A running lab: API server, nodes, links; commands on them.
 
+mod node;
+
+pub use node::Node;
+
 use crate::{
-    control::{Answer, Command, NodeStatus},
+    control::{Answer, Command},
     controllers::{self, NodeMonitor, Selection, Settings},
+    credentials::{self, ADMIN, MASTERS},
     directory::{Directory, DirectoryError, Manifest},
-    hub_process::{HubCommand, HubProcess},
     kube::{Kube, KubeError},
-    kubeconfig::{self, Credentials},
-    kubelet::{self, KubeletConfig, KubeletHandle, PodNetwork, PortOptions, SimulatedKubelet},
+    kubelet::PodNetwork,
     light_nodes::LightNodes,
-    link::{Link, LinkState},
+    link::LinkState,
     plan::{self, LightNode, NodePlan, Pools},
 };
 use serde_json::Value;
 use std::{
-    ffi::OsString,
-    fs::File,
-    io::Read,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
 use yurt_apiserver::{Kubelets, authn::User};
-use yurt_pki::{Ca, KeyPairPem, PkiError, Profile};
+use yurt_pki::{Ca, PkiError};
 
-/// Validity of the lab's certificates, days.
-pub(crate) const DAYS: u32 = 3650;
 /// The hub's proxy port.
 pub const PROXY_PORT: u16 = 10261;
 /// The hub's TLS proxy port.
@@ -36,9 +34,6 @@ pub const TLS_PROXY_PORT: u16 = 10268;
 pub const ADMIN_PORT: u16 = 10267;
 /// Claimed on `127.<subnet>.0.1`, so that two labs on one machine never share addresses.
 const CLAIM_PORT: u16 = 10260;
-/// The cluster IP of the `kubernetes` service, a name of the API server's certificate.
-pub(crate) const SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
-
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -116,17 +111,6 @@ pub enum LabError {
     Serve(std::io::Error),
 }
 
-/// One node of a running lab.
-#[derive(Debug)]
-pub struct Node {
-    /// Name, pool and address.
-    pub plan: NodePlan,
-    link: Link,
-    hub: HubProcess,
-    kubelet: KubeletHandle,
-    admin: Kube,
-}
-
 /// A running lab.
 #[derive(Debug)]
 pub struct Cluster {
@@ -150,7 +134,7 @@ impl Cluster {
         let earlier = directory.manifest(&config.pools)?;
         let (claim, subnet) = claim_subnet(earlier.as_ref().map(|m| m.subnet))?;
         let nodes = plan::nodes(&config.pools, subnet);
-        let ca = certificate_authority(&directory)?;
+        let ca = credentials::certificate_authority(&directory)?;
         let wanted_port = match &earlier {
             Some(manifest) if config.port == 0 => manifest.port,
             _ => config.port,
@@ -159,12 +143,12 @@ impl Cluster {
         let shutdown = CancellationToken::new();
         let admin_token = match &earlier {
             Some(manifest) => manifest.admin_token.clone(),
-            None => random_token()?,
+            None => credentials::random_token()?,
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, wanted_port));
-        let controller_token = random_token()?;
+        let controller_token = credentials::random_token()?;
         let tokens = vec![
-            (admin_token.clone(), master("kubernetes-admin")),
+            (admin_token.clone(), master(ADMIN)),
             // Native controllers are part of the control plane: nobody grants them anything.
             (
                 controller_token.clone(),
@@ -198,21 +182,11 @@ impl Cluster {
         directory.remember(&manifest)?;
 
         let ca_pem = ca.cert_pem();
-        let admin = ca.issue(&Profile {
-            common_name: "kubernetes-admin".into(),
-            organizations: vec!["system:masters".into()],
-            client: true,
-            days: DAYS,
-            ..Profile::default()
-        })?;
+        let admin = credentials::client(&ca, ADMIN, &[MASTERS])?;
         let server = format!("https://{address}");
-        let credentials = Credentials::Certificate {
-            cert: &admin.cert,
-            key: &admin.key,
-        };
         directory.write(
             "admin.kubeconfig",
-            &kubeconfig::render("yurt-lab", &server, &ca_pem, &credentials),
+            &credentials::kubeconfig(&ca, &admin, "yurt-lab", &server),
         )?;
         let tls = yurt_pki::client_config(&ca_pem, Some(&admin), &["h2", "http/1.1"])?;
         let kube = Kube::new(
@@ -264,103 +238,6 @@ impl Cluster {
             cluster.nodes.len()
         ));
         Ok(cluster)
-    }
-
-    async fn start_node(
-        &mut self,
-        config: &Config,
-        ca: &Ca,
-        plan: NodePlan,
-        api: SocketAddr,
-    ) -> Result<(), LabError> {
-        let dir = self.directory.create(Path::new("nodes").join(&plan.name))?;
-        self.directory.create(dir.join("pki"))?;
-        let client = ca.issue(&Profile {
-            common_name: format!("system:node:{}", plan.name),
-            organizations: vec!["openyurt:yurthub".into(), "system:nodes".into()],
-            client: true,
-            days: DAYS,
-            ..Profile::default()
-        })?;
-        let serving = ca.issue(&Profile {
-            common_name: format!("system:node:{}", plan.name),
-            organizations: vec!["system:nodes".into()],
-            dns: kubernetes_names(),
-            ips: vec![plan.address.into(), SERVICE_IP.into()],
-            server: true,
-            days: DAYS,
-            ..Profile::default()
-        })?;
-        self.directory.write(dir.join("pki/ca.crt"), &self.ca)?;
-        for (name, pair) in [("client", &client), ("server", &serving)] {
-            self.directory
-                .write(dir.join(format!("pki/{name}.crt")), &pair.cert)?;
-            self.directory
-                .write(dir.join(format!("pki/{name}.key")), &pair.key)?;
-        }
-        let server = format!("https://{}:{TLS_PROXY_PORT}", plan.address);
-        self.directory.write(
-            dir.join("kubeconfig"),
-            &kubeconfig::render(
-                &plan.name,
-                &server,
-                &self.ca,
-                &Credentials::Token(&self.manifest.admin_token),
-            ),
-        )?;
-
-        let listen = SocketAddr::from((plan.address, api.port()));
-        let link = Link::start(listen, api)
-            .await
-            .map_err(|source| LabError::Listen {
-                what: "the node's link",
-                address: listen,
-                source,
-            })?;
-        let hub = HubProcess::start(
-            HubCommand {
-                program: config.program.clone(),
-                arguments: hub_arguments(&plan, &dir, listen),
-                log: dir.join("hub.log"),
-            },
-            self.shutdown.clone(),
-        );
-        let mut kubelet =
-            KubeletConfig::new(&plan.name, &format!("http://{}:{PROXY_PORT}", plan.address));
-        kubelet
-            .labels
-            .push(("apps.openyurt.io/nodepool".into(), plan.pool.clone()));
-        kubelet
-            .labels
-            .push(("openyurt.io/is-edge-worker".into(), "true".into()));
-        kubelet.address = IpAddr::V4(plan.address);
-        let address = SocketAddr::from((plan.address, kubelet::PORT));
-        let listener = tokio::net::TcpListener::bind(address).await;
-        let listener = listener.map_err(|source| LabError::Listen {
-            what: "the node's kubelet",
-            address,
-            source,
-        })?;
-        let (handle, run) = SimulatedKubelet::start(kubelet, self.shutdown.clone());
-        let options = PortOptions {
-            serving,
-            client_ca: self.ca.clone(),
-            websockets: true,
-        };
-        // Ends with the token, as the kubelet does.
-        drop(handle.serve(listener, options, self.shutdown.clone())?);
-        self.pod_network.join(handle.clone());
-        self.kubelets.push(run);
-        let admin = format!("{}:{ADMIN_PORT}", plan.address);
-        let admin = Kube::new(&admin, None, None, Duration::from_secs(2));
-        self.nodes.push(Node {
-            plan,
-            link,
-            hub,
-            kubelet: handle,
-            admin,
-        });
-        Ok(())
     }
 
     /// The administrator's client, directly at the API server.
@@ -518,34 +395,6 @@ impl Cluster {
     }
 }
 
-impl Node {
-    /// What the node is doing, by its link, its process and its hub's own word.
-    pub async fn status(&self) -> NodeStatus {
-        let hub = self.admin.get("/v1/status").await.ok();
-        let counters = self.link.counters();
-        let pid = self.hub.pid();
-        NodeStatus {
-            name: self.plan.name.clone(),
-            pool: self.plan.pool.clone(),
-            address: self.plan.address.to_string(),
-            link: self.link.state().to_string(),
-            hub_pid: pid,
-            hub_restarts: self.hub.restarts(),
-            hub: match &hub {
-                Some(status) => status["mode"].as_str().unwrap_or("unknown").to_owned(),
-                None => "down".into(),
-            },
-            journal: hub
-                .as_ref()
-                .and_then(|s| s["journal"]["pending"].as_u64())
-                .unwrap_or(0),
-            hub_memory: yurt_telemetry::process_usage(pid).map_or(0, |u| u.resident_bytes),
-            bytes_from_cloud: counters.from_target,
-            bytes_to_cloud: counters.to_target,
-        }
-    }
-}
-
 fn is_ready(nodes: &Value, name: &str) -> bool {
     let items = nodes["items"]
         .as_array()
@@ -573,30 +422,10 @@ fn claim_subnet(earlier: Option<u8>) -> Result<(TcpListener, u8), LabError> {
         .ok_or(LabError::NoSubnet)
 }
 
-pub(crate) fn certificate_authority(directory: &Directory) -> Result<Ca, LabError> {
-    directory.create("pki")?;
-    if let (Some(cert), Some(key)) = (directory.read("pki/ca.crt")?, directory.read("pki/ca.key")?)
-    {
-        return Ok(Ca::from_pem(&KeyPairPem { cert, key })?);
-    }
-    let ca = Ca::new("kubernetes", DAYS)?;
-    let pem = ca.to_pem();
-    directory.write("pki/ca.key", &pem.key)?;
-    directory.write("pki/ca.crt", &pem.cert)?;
-    Ok(ca)
-}
-
-/// The names by which pods reach the API server.
-pub(crate) fn kubernetes_names() -> Vec<String> {
-    ["", ".default", ".default.svc", ".default.svc.cluster.local"]
-        .map(|end| format!("kubernetes{end}"))
-        .to_vec()
-}
-
 fn master(name: &str) -> User {
     User {
         name: name.into(),
-        groups: vec!["system:masters".into(), "system:authenticated".into()],
+        groups: vec![MASTERS.into(), "system:authenticated".into()],
         ..User::default()
     }
 }
@@ -610,25 +439,10 @@ async fn start_api_server(
     pod_network: Arc<PodNetwork>,
     shutdown: &CancellationToken,
 ) -> Result<yurt_apiserver::Running, LabError> {
-    let mut ips: Vec<IpAddr> = vec![address.ip(), SERVICE_IP.into()];
-    ips.extend(nodes.iter().map(|n| IpAddr::V4(n.address)));
-    let mut dns = kubernetes_names();
-    dns.push("localhost".into());
-    let serving = ca.issue(&Profile {
-        common_name: "kube-apiserver".into(),
-        dns,
-        ips,
-        server: true,
-        days: DAYS,
-        ..Profile::default()
-    })?;
-    let kubelet_client = ca.issue(&Profile {
-        common_name: "kube-apiserver-kubelet-client".into(),
-        organizations: vec!["system:masters".into()],
-        client: true,
-        days: DAYS,
-        ..Profile::default()
-    })?;
+    let mut addresses = vec![address.ip()];
+    addresses.extend(nodes.iter().map(|node| IpAddr::V4(node.address)));
+    let serving = credentials::serving(ca, "kube-apiserver", &[], &["localhost"], &addresses)?;
+    let kubelet_client = credentials::client(ca, "kube-apiserver-kubelet-client", &[MASTERS])?;
     let config = yurt_apiserver::Config {
         data_dir: Some(directory.create("apiserver")?),
         listen: address,
@@ -650,39 +464,4 @@ async fn start_api_server(
         ..base
     };
     Ok(yurt_apiserver::ApiServer::start(config, shutdown.clone()).await?)
-}
-
-fn hub_arguments(plan: &NodePlan, dir: &Path, server: SocketAddr) -> Vec<OsString> {
-    let address = plan.address.to_string();
-    let mut arguments: Vec<OsString> = vec!["hub".into()];
-    let mut flag = |name: &str, value: OsString| {
-        let mut argument = OsString::from(format!("--{name}="));
-        argument.push(value);
-        arguments.push(argument);
-    };
-    flag("node-name", (&plan.name).into());
-    flag("nodepool-name", (&plan.pool).into());
-    flag("node-ip", address.clone().into());
-    flag("server-addr", format!("https://{server}").into());
-    flag("bind-address", address.clone().into());
-    flag("bind-proxy-address", address.into());
-    flag("enable-dummy-if", "false".into());
-    flag("root-dir", dir.into());
-    flag("disk-cache-path", dir.join("cache").into());
-    flag("ca-file", dir.join("pki/ca.crt").into());
-    flag("client-cert", dir.join("pki/client.crt").into());
-    flag("client-key", dir.join("pki/client.key").into());
-    flag("tls-cert", dir.join("pki/server.crt").into());
-    flag("tls-key", dir.join("pki/server.key").into());
-    arguments
-}
-
-/// A secret of 192 bits, hexadecimal.
-fn random_token() -> Result<String, LabError> {
-    let path = PathBuf::from("/dev/urandom");
-    let mut bytes = [0u8; 24];
-    File::open(&path)
-        .and_then(|mut source| source.read_exact(&mut bytes))
-        .map_err(|source| DirectoryError::Io { path, source })?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }

@@ -1,11 +1,11 @@
 //! Files with which a real kube-controller-manager or kube-scheduler takes over from the native ones.
 
 use crate::{
-    cluster::{DAYS, LabError},
+    cluster::LabError,
+    credentials,
     directory::{Directory, DirectoryError},
-    kubeconfig::{self, Credentials},
 };
-use yurt_pki::{Ca, Profile};
+use yurt_pki::Ca;
 
 /// The components that may run beside the lab.
 const COMPONENTS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
@@ -13,19 +13,10 @@ const COMPONENTS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
 /// Writes `<component>.kubeconfig` for each of them, and the key of service account tokens (`pki/sa.key`, `pki/sa.pub`).
 pub(crate) fn write(directory: &Directory, ca: &Ca, server: &str) -> Result<(), LabError> {
     for component in COMPONENTS {
-        let user = ca.issue(&Profile {
-            common_name: format!("system:{component}"),
-            client: true,
-            days: DAYS,
-            ..Profile::default()
-        })?;
-        let credentials = Credentials::Certificate {
-            cert: &user.cert,
-            key: &user.key,
-        };
+        let user = credentials::client(ca, &format!("system:{component}"), &[])?;
         directory.write(
             format!("{component}.kubeconfig"),
-            &kubeconfig::render("yurt-lab", server, &ca.cert_pem(), &credentials),
+            &credentials::kubeconfig(ca, &user, "yurt-lab", server),
         )?;
     }
     // The API server makes it when it starts for the first time.

@@ -11,6 +11,7 @@ mod columns;
 pub mod control;
 mod control_plane;
 pub mod controllers;
+mod credentials;
 pub mod demo;
 pub mod directory;
 pub mod hub_process;

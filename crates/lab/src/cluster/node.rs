@@ -1,0 +1,172 @@
+//! One node of a lab: a link to the API server, a hub behind it and a simulated kubelet behind that.
+
+use super::{ADMIN_PORT, Cluster, Config, LabError, PROXY_PORT, TLS_PROXY_PORT};
+use crate::{
+    control::NodeStatus,
+    credentials,
+    hub_process::{HubCommand, HubProcess},
+    kube::Kube,
+    kubeconfig::{self, Credentials},
+    kubelet::{self, KubeletConfig, KubeletHandle, PortOptions, SimulatedKubelet},
+    link::Link,
+    plan::NodePlan,
+};
+use std::{
+    ffi::OsString,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+use yurt_pki::Ca;
+
+/// One node of a running lab.
+#[derive(Debug)]
+pub struct Node {
+    /// Name, pool and address.
+    pub plan: NodePlan,
+    pub(super) link: Link,
+    pub(super) hub: HubProcess,
+    pub(super) kubelet: KubeletHandle,
+    pub(super) admin: Kube,
+}
+
+impl Node {
+    /// What the node is doing, by its link, its process and its hub's own word.
+    pub async fn status(&self) -> NodeStatus {
+        let hub = self.admin.get("/v1/status").await.ok();
+        let counters = self.link.counters();
+        let pid = self.hub.pid();
+        NodeStatus {
+            name: self.plan.name.clone(),
+            pool: self.plan.pool.clone(),
+            address: self.plan.address.to_string(),
+            link: self.link.state().to_string(),
+            hub_pid: pid,
+            hub_restarts: self.hub.restarts(),
+            hub: match &hub {
+                Some(status) => status["mode"].as_str().unwrap_or("unknown").to_owned(),
+                None => "down".into(),
+            },
+            journal: hub
+                .as_ref()
+                .and_then(|s| s["journal"]["pending"].as_u64())
+                .unwrap_or(0),
+            hub_memory: yurt_telemetry::process_usage(pid).map_or(0, |u| u.resident_bytes),
+            bytes_from_cloud: counters.from_target,
+            bytes_to_cloud: counters.to_target,
+        }
+    }
+}
+
+impl Cluster {
+    /// Starts a node: its link, its hub and its kubelet.
+    pub(super) async fn start_node(
+        &mut self,
+        config: &Config,
+        ca: &Ca,
+        plan: NodePlan,
+        api: SocketAddr,
+    ) -> Result<(), LabError> {
+        let dir = self.directory.create(Path::new("nodes").join(&plan.name))?;
+        self.directory.create(dir.join("pki"))?;
+        let user = format!("system:node:{}", plan.name);
+        let client = credentials::client(ca, &user, &["openyurt:yurthub", "system:nodes"])?;
+        let addresses = [plan.address.into()];
+        let serving = credentials::serving(ca, &user, &["system:nodes"], &[], &addresses)?;
+        self.directory.write(dir.join("pki/ca.crt"), &self.ca)?;
+        for (name, pair) in [("client", &client), ("server", &serving)] {
+            self.directory
+                .write(dir.join(format!("pki/{name}.crt")), &pair.cert)?;
+            self.directory
+                .write(dir.join(format!("pki/{name}.key")), &pair.key)?;
+        }
+        let server = format!("https://{}:{TLS_PROXY_PORT}", plan.address);
+        self.directory.write(
+            dir.join("kubeconfig"),
+            &kubeconfig::render(
+                &plan.name,
+                &server,
+                &self.ca,
+                &Credentials::Token(&self.manifest.admin_token),
+            ),
+        )?;
+
+        let listen = SocketAddr::from((plan.address, api.port()));
+        let link = Link::start(listen, api)
+            .await
+            .map_err(|source| LabError::Listen {
+                what: "the node's link",
+                address: listen,
+                source,
+            })?;
+        let hub = HubProcess::start(
+            HubCommand {
+                program: config.program.clone(),
+                arguments: hub_arguments(&plan, &dir, listen),
+                log: dir.join("hub.log"),
+            },
+            self.shutdown.clone(),
+        );
+        let mut kubelet =
+            KubeletConfig::new(&plan.name, &format!("http://{}:{PROXY_PORT}", plan.address));
+        kubelet
+            .labels
+            .push(("apps.openyurt.io/nodepool".into(), plan.pool.clone()));
+        kubelet
+            .labels
+            .push(("openyurt.io/is-edge-worker".into(), "true".into()));
+        kubelet.address = IpAddr::V4(plan.address);
+        let address = SocketAddr::from((plan.address, kubelet::PORT));
+        let listener = tokio::net::TcpListener::bind(address).await;
+        let listener = listener.map_err(|source| LabError::Listen {
+            what: "the node's kubelet",
+            address,
+            source,
+        })?;
+        let (handle, run) = SimulatedKubelet::start(kubelet, self.shutdown.clone());
+        let options = PortOptions {
+            serving,
+            client_ca: self.ca.clone(),
+            websockets: true,
+        };
+        // Ends with the token, as the kubelet does.
+        drop(handle.serve(listener, options, self.shutdown.clone())?);
+        self.pod_network.join(handle.clone());
+        self.kubelets.push(run);
+        let admin = format!("{}:{ADMIN_PORT}", plan.address);
+        let admin = Kube::new(&admin, None, None, Duration::from_secs(2));
+        self.nodes.push(Node {
+            plan,
+            link,
+            hub,
+            kubelet: handle,
+            admin,
+        });
+        Ok(())
+    }
+}
+
+fn hub_arguments(plan: &NodePlan, dir: &Path, server: SocketAddr) -> Vec<OsString> {
+    let address = plan.address.to_string();
+    let mut arguments: Vec<OsString> = vec!["hub".into()];
+    let mut flag = |name: &str, value: OsString| {
+        let mut argument = OsString::from(format!("--{name}="));
+        argument.push(value);
+        arguments.push(argument);
+    };
+    flag("node-name", (&plan.name).into());
+    flag("nodepool-name", (&plan.pool).into());
+    flag("node-ip", address.clone().into());
+    flag("server-addr", format!("https://{server}").into());
+    flag("bind-address", address.clone().into());
+    flag("bind-proxy-address", address.into());
+    flag("enable-dummy-if", "false".into());
+    flag("root-dir", dir.into());
+    flag("disk-cache-path", dir.join("cache").into());
+    flag("ca-file", dir.join("pki/ca.crt").into());
+    flag("client-cert", dir.join("pki/client.crt").into());
+    flag("client-key", dir.join("pki/client.key").into());
+    flag("tls-cert", dir.join("pki/server.crt").into());
+    flag("tls-key", dir.join("pki/server.key").into());
+    arguments
+}
