@@ -72,9 +72,17 @@ pub(crate) struct Lab {
 impl Lab {
     /// Starts one and waits for `ready`; `None` where there is no kubectl.
     pub(crate) fn start(pools: &str) -> Option<Self> {
+        Self::start_with(pools, &[])
+    }
+
+    /// As [`Lab::start`], with further arguments.
+    pub(crate) fn start_with(pools: &str, arguments: &[&str]) -> Option<Self> {
         let kubectl = kubectl()?;
         let scratch = Scratch::new();
-        let mut child = up(&scratch.path().join("lab"), pools).spawn().unwrap();
+        let mut child = up(&scratch.path().join("lab"), pools)
+            .args(arguments)
+            .spawn()
+            .unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();

@@ -5,6 +5,7 @@ mod fixture;
 mod durability;
 mod faults;
 mod link_cut;
+mod peers;
 mod processes;
 mod recorded;
 mod session;
