@@ -37,16 +37,27 @@ pub(super) fn reference(resource: &Resource, gvk: &Gvk, definitions: &mut Defini
     let structural = resource
         .crd_version()
         .and_then(|version| version.schema.as_ref());
+    let v2 = definitions.dialect == Dialect::V2;
     let mut out = match structural {
-        Some(structural) => schema(structural, definitions),
-        None => Map::from_iter([("type".to_owned(), json!("object"))]),
+        // With any property at all, even those every object has, kubectl would refuse the unknown ones.
+        Some(structural) if v2 && structural.preserve_unknown => anything(),
+        Some(structural) => {
+            let mut out = schema(structural, definitions);
+            identity(&mut out, definitions);
+            out
+        }
+        None => anything(),
     };
-    identity(&mut out, definitions);
     out.insert(
         "x-kubernetes-group-version-kind".into(),
         json!([gvk_extension(gvk)]),
     );
     definitions.insert(&name, Value::Object(out))
+}
+
+/// An object of which no more is known.
+fn anything() -> Map<String, Value> {
+    Map::from_iter([("type".to_owned(), json!("object"))])
 }
 
 /// Adds what every object has.
@@ -99,8 +110,18 @@ fn schema(structural: &Structural, definitions: &mut Definitions) -> Map<String,
     if let Some(default) = &structural.default {
         put("default", default.clone());
     }
-    if !structural.required.is_empty() {
-        put("required", json!(structural.required));
+    // What may be null is there without being there, which version 2 cannot say either.
+    let optional = |name: &str| {
+        let property = structural.properties.get(name);
+        v2 && property.is_some_and(|property| property.nullable)
+    };
+    let required: Vec<&String> = structural
+        .required
+        .iter()
+        .filter(|name| !optional(name))
+        .collect();
+    if !required.is_empty() {
+        put("required", json!(required));
     }
     for (name, value) in [
         ("x-kubernetes-list-type", structural.list_type.as_ref()),

@@ -18,7 +18,7 @@ fn catalog() -> Catalog {
                     "specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}},
                 "schema": {"openAPIV3Schema": {
                     "type": "object", "description": "A widget.", "properties": {"spec": {
-                        "type": "object", "required": ["size"], "properties": {
+                        "type": "object", "required": ["maybe", "size"], "properties": {
                             "size": {"type": "integer", "description": "How large.", "minimum": 1, "default": 3},
                             "port": {"x-kubernetes-int-or-string": true, "anyOf": [{"type": "integer"}, {"type": "string"}]},
                             "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": true},
@@ -198,6 +198,41 @@ fn custom_resources_are_described_by_their_definition() {
         json!({"x-kubernetes-preserve-unknown-fields": true})
     );
     assert_eq!(spec["maybe"], json!({}));
+    let widget = &v2["definitions"]["com.example.stable.v1.Widget"];
+    assert_eq!(widget["properties"]["spec"]["required"], json!(["size"]));
+    let widget = &v3["components"]["schemas"]["com.example.stable.v1.Widget"];
+    assert_eq!(
+        widget["properties"]["spec"]["required"],
+        json!(["maybe", "size"])
+    );
+}
+
+#[test]
+fn a_custom_resource_that_may_hold_anything_is_open_in_version_2() {
+    let mut crd = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "blobs.stable.example.com"},
+        "spec": {
+            "group": "stable.example.com", "scope": "Namespaced",
+            "names": {"plural": "blobs", "kind": "Blob"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
+                "type": "object", "x-kubernetes-preserve-unknown-fields": true,
+                "properties": {"spec": {"type": "object"}}}}}],
+        },
+    });
+    default_crd(&mut crd);
+    let catalog = Catalog::new(&[Arc::new(Crd::parse(&crd).unwrap())]);
+    let name = "com.example.stable.v1.Blob";
+    let gvk = json!([{"group": "stable.example.com", "version": "v1", "kind": "Blob"}]);
+    let v2 = v2_document(catalog.resources());
+    assert_eq!(
+        v2["definitions"][name],
+        json!({"type": "object", "x-kubernetes-group-version-kind": gvk})
+    );
+    let v3 = v3_document("stable.example.com", "v1", catalog.resources()).unwrap();
+    let blob = &v3["components"]["schemas"][name];
+    assert_eq!(blob["x-kubernetes-preserve-unknown-fields"], true);
+    assert!(blob["properties"]["metadata"].is_object());
 }
 
 #[test]
