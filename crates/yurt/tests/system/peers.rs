@@ -143,19 +143,10 @@ fn real_control_plane_takes_over(own_identities: bool) {
     let Some(lab) = Lab::start_with("a=2", &["--controllers=-*"]) else {
         return;
     };
-    let Some(mut peers) = control_plane(&lab, own_identities) else {
-        return;
-    };
     let cloud = lab.cloud();
-    for holder in ["kube-controller-manager", "kube-scheduler"] {
-        eventually(&format!("{holder} leads"), || {
-            peers.iter_mut().for_each(Peer::must_run);
-            let lease = cloud.output(&["get", "lease", "-n", "kube-system", holder]);
-            lease.status.success()
-        });
-    }
     if !own_identities {
-        // One identity for all controllers is granted nothing by itself, as in Kubernetes.
+        // One identity for all controllers is granted nothing by itself, as in Kubernetes, and who is refused asks
+        // ever more seldom: what it may do is settled before it starts.
         cloud.ok(&[
             "create",
             "clusterrolebinding",
@@ -163,6 +154,16 @@ fn real_control_plane_takes_over(own_identities: bool) {
             "--clusterrole=cluster-admin",
             "--user=system:kube-controller-manager",
         ]);
+    }
+    let Some(mut peers) = control_plane(&lab, own_identities) else {
+        return;
+    };
+    for holder in ["kube-controller-manager", "kube-scheduler"] {
+        eventually(&format!("{holder} leads"), || {
+            peers.iter_mut().for_each(Peer::must_run);
+            let lease = cloud.output(&["get", "lease", "-n", "kube-system", holder]);
+            lease.status.success()
+        });
     }
     roll(&cloud);
     cloud.ok(&["create", "namespace", "passing"]);
