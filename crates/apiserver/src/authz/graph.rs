@@ -257,6 +257,17 @@ pub(crate) fn is_mirror(pod: &Value) -> bool {
         .is_some()
 }
 
+/// Sources of volumes with a `secretRef`.
+const PLUGINS_WITH_SECRETS: [&str; 7] = [
+    "cephfs",
+    "cinder",
+    "flexVolume",
+    "iscsi",
+    "rbd",
+    "scaleIO",
+    "storageos",
+];
+
 /// Names every secret and config map that a pod's spec refers to.
 pub(crate) fn visit_configuration(pod: &Value, visit: &mut dyn FnMut(Kind, &str)) {
     let spec = &pod["spec"];
@@ -285,15 +296,7 @@ pub(crate) fn visit_configuration(pod: &Value, visit: &mut dyn FnMut(Kind, &str)
         see(Kind::ConfigMap, &volume["configMap"]["name"]);
         see(Kind::Secret, &volume["azureFile"]["secretName"]);
         see(Kind::Secret, &volume["csi"]["nodePublishSecretRef"]["name"]);
-        for plugin in [
-            "cephfs",
-            "cinder",
-            "flexVolume",
-            "iscsi",
-            "rbd",
-            "scaleIO",
-            "storageos",
-        ] {
+        for plugin in PLUGINS_WITH_SECRETS {
             see(Kind::Secret, &volume[plugin]["secretRef"]["name"]);
         }
         for source in items(&volume["projected"]["sources"]) {
@@ -317,16 +320,9 @@ fn volume_secrets(volume: &Value, claim: &str) -> Vec<(String, String)> {
         "nodeExpandSecretRef",
     ];
     let csi = csi.iter().map(|field| &spec["csi"][*field]);
-    let others = [
-        "cephfs",
-        "cinder",
-        "flexVolume",
-        "iscsi",
-        "rbd",
-        "scaleIO",
-        "storageos",
-    ];
-    let others = others.iter().map(|plugin| &spec[*plugin]["secretRef"]);
+    let others = PLUGINS_WITH_SECRETS
+        .iter()
+        .map(|plugin| &spec[*plugin]["secretRef"]);
     csi.chain(others)
         .filter_map(|secret| reference(secret, "namespace", "name"))
         .chain(reference(

@@ -5,6 +5,7 @@ use super::{
     Context, Key, batch,
     collections::{NODES, PODS},
     condition, pod,
+    taint::Taint,
 };
 use crate::kube::KubeError;
 use jiff::Timestamp;
@@ -134,10 +135,8 @@ async fn look(context: &Context, missing: &mut Missing) {
 }
 
 fn is_out_of_service(node: &Value) -> bool {
-    let taints = node["spec"]["taints"].as_array().into_iter().flatten();
-    let tainted = taints
-        .into_iter()
-        .any(|taint| taint["key"] == OUT_OF_SERVICE);
+    let mut taints = Taint::of(node).into_iter();
+    let tainted = taints.any(|taint| taint.key == OUT_OF_SERVICE);
     tainted && !condition::holds(&node["status"], "Ready")
 }
 

@@ -9,11 +9,11 @@
 mod filter;
 mod placement;
 mod pod;
+mod pod_affinity;
 mod preemption;
 mod queue;
 mod score;
 mod snapshot;
-mod terms;
 #[cfg(test)]
 mod tests;
 mod volumes;

@@ -2,20 +2,17 @@
 
 use super::{
     MANAGED_BY, SERVICE_NAME, TRIGGER_TIME, backend, labels,
-    plan::{Changes, Group, Template, ports_key},
-    plan::{of_other_types, plan},
+    plan::{Changes, Template, Wanted},
     slices::{managed, of_slices, write},
     without,
 };
 use crate::controllers::{
     Context, Controller, Failure, Key, Next, Watch,
     collections::{ENDPOINTS, SERVICES},
+    fields::items,
 };
 use serde_json::{Map, Value, json};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 /// Who these slices are managed by.
 const MANAGER: &str = "endpointslicemirroring-controller.k8s.io";
@@ -92,50 +89,24 @@ fn changes(endpoints: &Value, existing: &[Arc<Value>]) -> Changes {
         creates: true,
         placeholder: false,
     };
-    let mut by_type: BTreeMap<&str, BTreeMap<Vec<String>, Group>> = BTreeMap::new();
-    for subset in endpoints["subsets"].as_array().into_iter().flatten() {
-        let ports = subset["ports"].as_array().into_iter().flatten();
-        let ports: Vec<Value> = ports
+    let mut wanted = Wanted::default();
+    for subset in items(&endpoints["subsets"]) {
+        let ports: Vec<Value> = items(&subset["ports"])
             .map(|port| backend::endpoint_port(port, port["port"].as_u64().unwrap_or_default()))
             .collect();
         let mut left = MOST;
         for (field, ready) in [("addresses", true), ("notReadyAddresses", false)] {
-            for address in subset[field].as_array().into_iter().flatten() {
+            for address in items(&subset[field]) {
                 let Some(ip) = address["ip"].as_str().filter(|_| left > 0) else {
                     continue;
                 };
                 left -= 1;
-                let groups = by_type.entry(backend::family(ip)).or_default();
-                let group = groups.entry(ports_key(&ports)).or_insert_with(|| Group {
-                    ports: ports.clone(),
-                    endpoints: Vec::new(),
-                });
-                group.endpoints.push(endpoint(address, ip, ready));
+                let endpoint = endpoint(address, ip, ready);
+                wanted.add(backend::family(ip), ports.clone(), endpoint);
             }
         }
     }
-    let types: BTreeSet<&str> = by_type.keys().copied().collect();
-    let mut changes = Changes {
-        delete: of_other_types(existing, &types),
-        ..Changes::default()
-    };
-    for (address_type, groups) in by_type {
-        let same: Vec<Arc<Value>> = existing
-            .iter()
-            .filter(|s| s["addressType"] == address_type)
-            .cloned()
-            .collect();
-        let mut more = plan(
-            &template,
-            address_type,
-            &same,
-            groups.into_values().collect(),
-        );
-        changes.create.append(&mut more.create);
-        changes.update.append(&mut more.update);
-        changes.delete.append(&mut more.delete);
-    }
-    changes
+    wanted.changes(&template, existing)
 }
 
 fn endpoint(address: &Value, ip: &str, ready: bool) -> Value {

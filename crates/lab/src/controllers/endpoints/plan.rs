@@ -35,6 +35,45 @@ pub(super) struct Group {
     pub(super) endpoints: Vec<Value>,
 }
 
+/// Endpoints by address type and ports.
+#[derive(Default)]
+pub(super) struct Wanted(BTreeMap<&'static str, BTreeMap<Vec<String>, Group>>);
+
+impl Wanted {
+    /// Endpoints of these types, none yet; a type without endpoints has its placeholder.
+    pub(super) fn of_types(types: impl IntoIterator<Item = &'static str>) -> Self {
+        let groups = |address_type| (address_type, BTreeMap::new());
+        Self(types.into_iter().map(groups).collect())
+    }
+
+    pub(super) fn add(&mut self, address_type: &'static str, ports: Vec<Value>, endpoint: Value) {
+        let groups = self.0.entry(address_type).or_default();
+        let group = groups.entry(ports_key(&ports)).or_insert_with(|| Group {
+            ports,
+            endpoints: Vec::new(),
+        });
+        group.endpoints.push(endpoint);
+    }
+
+    /// What is to be written so that slices show them, and nothing else.
+    pub(super) fn changes(self, template: &Template, existing: &[Arc<Value>]) -> Changes {
+        let mut changes = Changes {
+            delete: of_other_types(existing, &self.0.keys().copied().collect()),
+            ..Changes::default()
+        };
+        for (address_type, groups) in self.0 {
+            let same = existing.iter().filter(|s| s["addressType"] == address_type);
+            let same: Vec<Arc<Value>> = same.cloned().collect();
+            let groups = groups.into_values().collect();
+            let mut more = plan(template, address_type, &same, groups);
+            changes.create.append(&mut more.create);
+            changes.update.append(&mut more.update);
+            changes.delete.append(&mut more.delete);
+        }
+        changes
+    }
+}
+
 /// What is to be written.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Changes {
@@ -44,7 +83,7 @@ pub(super) struct Changes {
 }
 
 /// Ports regardless of their order.
-pub(super) fn ports_key(ports: &[Value]) -> Vec<String> {
+fn ports_key(ports: &[Value]) -> Vec<String> {
     let mut key: Vec<String> = ports
         .iter()
         .map(|port| {
@@ -292,7 +331,7 @@ fn reuse(template: &Template, changes: &mut Changes) {
 }
 
 /// The slices of `existing` of an address type that is not shown any more.
-pub(super) fn of_other_types(existing: &[Arc<Value>], types: &BTreeSet<&str>) -> Vec<Value> {
+fn of_other_types(existing: &[Arc<Value>], types: &BTreeSet<&str>) -> Vec<Value> {
     let other = |slice: &&Arc<Value>| {
         !slice["addressType"]
             .as_str()

@@ -1,8 +1,8 @@
 //! `endpointslice-controller`: the slices of services with a selector.
 
 use super::{
-    HEADLESS, MANAGED_BY, SERVICE_NAME, backend, labels, of_pods, plan,
-    plan::{Changes, Group, Template, ports_key},
+    HEADLESS, MANAGED_BY, SERVICE_NAME, backend, labels, of_pods,
+    plan::{Changes, Template, Wanted},
     selected, selector,
     trigger::TriggerTimes,
     without,
@@ -11,17 +11,14 @@ use crate::{
     controllers::{
         Collection, Context, Controller, Failure, Key, Next, Watch,
         collections::{ENDPOINT_SLICES, NODES, PODS, SERVICES},
+        fields::items,
         pod,
         pod_control::is_going,
     },
     kube::KubeError,
 };
 use serde_json::{Value, json};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 /// The most endpoints in a slice.
 const MOST: usize = 100;
@@ -207,45 +204,20 @@ fn changes(
     existing: &[Arc<Value>],
 ) -> Changes {
     let types = address_types(service);
-    let mut changes = Changes {
-        delete: plan::of_other_types(existing, &types),
-        ..Changes::default()
-    };
+    let mut wanted = Wanted::of_types(types.iter().copied());
     for address_type in types {
-        let mut groups: BTreeMap<Vec<String>, Group> = BTreeMap::new();
         for (pod, node) in pods {
-            let Some(endpoint) = endpoint(service, pod, node, address_type) else {
-                continue;
-            };
-            let ports = ports(service, pod);
-            let group = groups.entry(ports_key(&ports)).or_insert_with(|| Group {
-                ports,
-                endpoints: Vec::new(),
-            });
-            group.endpoints.push(endpoint);
+            if let Some(endpoint) = endpoint(service, pod, node, address_type) {
+                wanted.add(address_type, ports(service, pod), endpoint);
+            }
         }
-        let same: Vec<Arc<Value>> = existing
-            .iter()
-            .filter(|s| s["addressType"] == address_type)
-            .cloned()
-            .collect();
-        let mut more = plan::plan(
-            template,
-            address_type,
-            &same,
-            groups.into_values().collect(),
-        );
-        changes.create.append(&mut more.create);
-        changes.update.append(&mut more.update);
-        changes.delete.append(&mut more.delete);
     }
-    changes
+    wanted.changes(template, existing)
 }
 
 /// The service's ports that the pod has.
 fn ports(service: &Value, pod: &Value) -> Vec<Value> {
-    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
-    ports
+    items(&service["spec"]["ports"])
         .filter_map(|port| {
             Some(backend::endpoint_port(
                 port,

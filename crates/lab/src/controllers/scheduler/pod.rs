@@ -1,8 +1,8 @@
 //! A pod as the scheduler sees it: read once, compared often.
 
 use super::{
+    pod_affinity::{PodTerm, with_own},
     snapshot::Node,
-    terms::{PodTerm, with_own},
 };
 use crate::{
     controllers::{

@@ -2,8 +2,8 @@
 
 use super::{
     pod::{Counts, Pod, Spread},
+    pod_affinity::PodTerm,
     snapshot::{Node, Snapshot},
-    terms::PodTerm,
 };
 use crate::controllers::fields::label;
 use std::{
