@@ -5,6 +5,7 @@
 //! does, so that it is whole without any.
 
 use crate::{
+    BuiltinControllers,
     authn::bootstrap::{BootstrapToken, NAMESPACE, SECRET_TYPE},
     lifecycle::own_target,
     meta,
@@ -89,13 +90,20 @@ pub(crate) async fn publish(registry: &Registry, address: SocketAddr, ca: &str) 
 }
 
 /// Signs the kubeconfig with the tokens there are, and removes tokens that have expired, until `shutdown`.
-pub(crate) async fn keep_signed(registry: Arc<Registry>, shutdown: CancellationToken) {
+pub(crate) async fn keep_signed(
+    registry: Arc<Registry>,
+    controllers: BuiltinControllers,
+    shutdown: CancellationToken,
+) {
+    if !controllers.bootstrap_signer && !controllers.token_cleaner {
+        return;
+    }
     let mut secrets = registry.storage.partition(&SECRETS).subscribe();
     let mut config_maps = registry.storage.partition(&CONFIG_MAPS).subscribe();
     loop {
         secrets.borrow_and_update();
         config_maps.borrow_and_update();
-        if let Err(status) = pass(&registry, meta::now_seconds()).await {
+        if let Err(status) = pass(&registry, controllers, meta::now_seconds()).await {
             tracing::warn!(%status, "the signatures of {PUBLIC}/{NAME} are out of date");
         }
         tokio::select! {
@@ -108,7 +116,7 @@ pub(crate) async fn keep_signed(registry: Arc<Registry>, shutdown: CancellationT
 }
 
 /// One look at the tokens.
-async fn pass(registry: &Registry, now: i64) -> Reply<()> {
+async fn pass(registry: &Registry, controllers: BuiltinControllers, now: i64) -> Reply<()> {
     let (secrets, _) = registry.storage.list(&SECRETS, NAMESPACE, None);
     let mut tokens = Vec::new();
     for secret in secrets {
@@ -120,10 +128,15 @@ async fn pass(registry: &Registry, now: i64) -> Reply<()> {
             continue;
         };
         if token.is_expired(now) {
-            remove(registry, &secret.key.name).await?;
+            if controllers.token_cleaner {
+                remove(registry, &secret.key.name).await?;
+            }
         } else if token.signs {
             tokens.push(token);
         }
+    }
+    if !controllers.bootstrap_signer {
+        return Ok(());
     }
     let key = Key::new(PUBLIC, NAME);
     let Some(info) = registry.storage.get(&CONFIG_MAPS, &key) else {

@@ -91,6 +91,12 @@ pub struct BuiltinControllers {
     pub root_ca_publisher: bool,
     /// Keeps aggregated cluster roles up to date (`clusterrole-aggregation-controller`).
     pub cluster_role_aggregation: bool,
+    /// Fills token secrets of service accounts in (`serviceaccount-token-controller`).
+    pub service_account_tokens: bool,
+    /// Signs `cluster-info` with bootstrap tokens (`bootstrap-signer-controller`).
+    pub bootstrap_signer: bool,
+    /// Removes bootstrap tokens that have expired (`token-cleaner-controller`).
+    pub token_cleaner: bool,
 }
 
 impl Default for BuiltinControllers {
@@ -101,6 +107,9 @@ impl Default for BuiltinControllers {
             service_account: true,
             root_ca_publisher: true,
             cluster_role_aggregation: true,
+            service_account_tokens: true,
+            bootstrap_signer: true,
+            token_cleaner: true,
         }
     }
 }

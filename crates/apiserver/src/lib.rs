@@ -173,15 +173,18 @@ impl ApiServer {
                 .map_err(StartError::Bootstrap)?;
             tokio::spawn(cluster_info::keep_signed(
                 registry.clone(),
+                config.controllers,
                 shutdown.child_token(),
             ));
         }
-        tokio::spawn(account_tokens::keep_filled(
-            registry.clone(),
-            Issuer::new(&config.issuer, &key)?,
-            config.root_ca.clone(),
-            shutdown.child_token(),
-        ));
+        if config.controllers.service_account_tokens {
+            tokio::spawn(account_tokens::keep_filled(
+                registry.clone(),
+                Issuer::new(&config.issuer, &key)?,
+                config.root_ca.clone(),
+                shutdown.child_token(),
+            ));
+        }
         let server = Arc::new(Server::new(
             registry.clone(),
             Authenticator::new(config.tokens, Issuer::new(&config.issuer, &key)?),

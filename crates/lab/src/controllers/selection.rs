@@ -64,6 +64,9 @@ pub(super) const NAMESPACE: &str = "namespace-controller";
 pub(super) const SERVICE_ACCOUNT: &str = "serviceaccount-controller";
 pub(super) const ROOT_CA_PUBLISHER: &str = "root-ca-certificate-publisher-controller";
 pub(super) const CLUSTER_ROLE_AGGREGATION: &str = "clusterrole-aggregation-controller";
+pub(super) const SERVICE_ACCOUNT_TOKEN: &str = "serviceaccount-token-controller";
+pub(super) const BOOTSTRAP_SIGNER: &str = "bootstrap-signer-controller";
+pub(super) const TOKEN_CLEANER: &str = "token-cleaner-controller";
 
 impl Selection {
     /// What the API server is to do itself.
@@ -73,6 +76,9 @@ impl Selection {
             service_account: self.includes(SERVICE_ACCOUNT),
             root_ca_publisher: self.includes(ROOT_CA_PUBLISHER),
             cluster_role_aggregation: self.includes(CLUSTER_ROLE_AGGREGATION),
+            service_account_tokens: self.includes(SERVICE_ACCOUNT_TOKEN),
+            bootstrap_signer: self.includes(BOOTSTRAP_SIGNER),
+            token_cleaner: self.includes(TOKEN_CLEANER),
         }
     }
 }
