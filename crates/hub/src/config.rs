@@ -1,211 +1,15 @@
-//! What the hub is told: flags (OpenYurt's names and defaults) and the checked configuration made of them.
+//! What the hub is told: flags (`args`) and the checked configuration made of them.
+
+mod args;
 
 use crate::deadline::parse_go_duration;
+pub use args::{HubArgs, UnusedArgs};
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
-
-/// Flags of `yurt hub`. Names and defaults are OpenYurt's; those without a meaning any more are accepted with a warning.
-#[derive(Clone, Debug, clap::Args)]
-pub struct HubArgs {
-    /// Address of the admin endpoints (/v1/healthz, /v1/readyz, /v1/status, /metrics).
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    pub bind_address: IpAddr,
-    /// Port of the admin endpoints; 0 or less: not served.
-    #[arg(long, default_value_t = 10267, allow_negative_numbers = true)]
-    pub serve_port: i32,
-    /// Address of the API proxy.
-    #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    pub bind_proxy_address: IpAddr,
-    /// Port of the plain API proxy; 0 or less: not served.
-    #[arg(long, default_value_t = 10261, allow_negative_numbers = true)]
-    pub proxy_port: i32,
-    /// Port of the TLS API proxy (needs --tls-cert and --tls-key); 0 or less: not served.
-    #[arg(long, default_value_t = 10268, allow_negative_numbers = true)]
-    pub proxy_secure_port: i32,
-    /// API servers of the cloud, separated by commas (https only; a missing scheme means https).
-    #[arg(long, value_delimiter = ',', required = true)]
-    pub server_addr: Vec<String>,
-    /// Name of this node.
-    #[arg(long, env = "NODE_NAME")]
-    pub node_name: String,
-    /// Pool of this node. No effect yet: pools are not built.
-    #[arg(long, default_value = "")]
-    pub nodepool_name: String,
-    /// How requests are spread over several API servers: rr or priority.
-    #[arg(long, default_value = "rr")]
-    pub lb_mode: String,
-    /// Where the cache lives.
-    #[arg(long, default_value = "/etc/kubernetes/cache/")]
-    pub disk_cache_path: PathBuf,
-    /// Where the hub keeps everything else.
-    #[arg(long, default_value = "/var/lib/yurthub")]
-    pub root_dir: PathBuf,
-    /// Certificate of the node towards the cloud (PEM).
-    #[arg(long)]
-    pub client_cert: Option<PathBuf>,
-    /// Private key of --client-cert (PEM, PKCS#8).
-    #[arg(long)]
-    pub client_key: Option<PathBuf>,
-    /// CA that the API servers' certificates must be signed by (PEM).
-    #[arg(long)]
-    pub ca_file: Option<PathBuf>,
-    /// Certificate of the TLS API proxy (PEM).
-    #[arg(long)]
-    pub tls_cert: Option<PathBuf>,
-    /// Private key of --tls-cert (PEM, PKCS#8).
-    #[arg(long)]
-    pub tls_key: Option<PathBuf>,
-    /// Most bytes of objects the cache may hold on disk (the least valuable go first).
-    #[arg(long, default_value_t = 512 << 20)]
-    pub cache_budget: u64,
-    /// Shortest length of a watch answered locally that names no timeout of its own (Go duration).
-    #[arg(long, default_value = "1800s")]
-    pub min_request_timeout: String,
-    /// edge, cloud or local; only edge is built.
-    #[arg(long, default_value = "edge")]
-    pub working_mode: String,
-    /// Address of this node. No effect yet: it serves nothing to other nodes.
-    #[arg(long)]
-    pub node_ip: Option<String>,
-    /// Serve on a dummy interface as well; not built yet: --bind-proxy-address is used.
-    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
-    pub enable_dummy_if: bool,
-
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub unused: UnusedArgs,
-}
-
-/// Flags of OpenYurt's hub that have no effect here (yet). Kept so that existing unit files and manifests go on working.
-#[derive(Clone, Debug, Default, clap::Args)]
-#[allow(missing_docs)]
-pub struct UnusedArgs {
-    #[arg(long, hide = true)]
-    pub namespace: Option<String>,
-    #[arg(long, hide = true)]
-    pub multiplexer_port: Option<String>,
-    #[arg(long, hide = true)]
-    pub heartbeat_interval_seconds: Option<String>,
-    #[arg(long, hide = true)]
-    pub heartbeat_timeout_seconds: Option<String>,
-    #[arg(long, hide = true)]
-    pub heartbeat_failed_retry: Option<String>,
-    #[arg(long, hide = true)]
-    pub heartbeat_healthy_threshold: Option<String>,
-    #[arg(long, hide = true)]
-    pub kubelet_health_grace_period: Option<String>,
-    #[arg(long, hide = true)]
-    pub gc_frequency: Option<String>,
-    #[arg(long, hide = true)]
-    pub host_control_plane_address: Option<String>,
-    #[arg(long, hide = true)]
-    pub bootstrap_mode: Option<String>,
-    #[arg(long, hide = true)]
-    pub bootstrap_file: Option<String>,
-    #[arg(long, hide = true)]
-    pub join_token: Option<String>,
-    #[arg(long, hide = true)]
-    pub hub_cert_organizations: Option<String>,
-    #[arg(long, hide = true)]
-    pub discovery_token_ca_cert_hash: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    pub discovery_token_unsafe_skip_ca_verification: Option<String>,
-    #[arg(long, hide = true)]
-    pub dummy_if_name: Option<String>,
-    #[arg(long, hide = true)]
-    pub dummy_if_ip: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    pub enable_resource_filter: Option<String>,
-    #[arg(long, hide = true)]
-    pub disabled_resource_filters: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    pub enable_node_pool: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    pub enable_pool_service_topology: Option<String>,
-    #[arg(long, hide = true)]
-    pub pool_scope_resources: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    pub profiling: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    pub enable_iptables: Option<String>,
-    #[arg(long, hide = true)]
-    pub max_requests_in_flight: Option<String>,
-    #[arg(long = "v", hide = true)]
-    pub verbosity: Option<String>,
-    #[arg(long, hide = true)]
-    pub vmodule: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    pub logtostderr: Option<String>,
-    #[arg(long, hide = true, num_args = 0..=1, default_missing_value = "true")]
-    pub alsologtostderr: Option<String>,
-    #[arg(long, hide = true)]
-    pub stderrthreshold: Option<String>,
-}
-
-impl UnusedArgs {
-    /// Names of the flags that were given.
-    fn given(&self) -> Vec<&'static str> {
-        [
-            ("namespace", &self.namespace),
-            ("multiplexer-port", &self.multiplexer_port),
-            (
-                "heartbeat-interval-seconds",
-                &self.heartbeat_interval_seconds,
-            ),
-            ("heartbeat-timeout-seconds", &self.heartbeat_timeout_seconds),
-            ("heartbeat-failed-retry", &self.heartbeat_failed_retry),
-            (
-                "heartbeat-healthy-threshold",
-                &self.heartbeat_healthy_threshold,
-            ),
-            (
-                "kubelet-health-grace-period",
-                &self.kubelet_health_grace_period,
-            ),
-            ("gc-frequency", &self.gc_frequency),
-            (
-                "host-control-plane-address",
-                &self.host_control_plane_address,
-            ),
-            ("bootstrap-mode", &self.bootstrap_mode),
-            ("bootstrap-file", &self.bootstrap_file),
-            ("join-token", &self.join_token),
-            ("hub-cert-organizations", &self.hub_cert_organizations),
-            (
-                "discovery-token-ca-cert-hash",
-                &self.discovery_token_ca_cert_hash,
-            ),
-            (
-                "discovery-token-unsafe-skip-ca-verification",
-                &self.discovery_token_unsafe_skip_ca_verification,
-            ),
-            ("dummy-if-name", &self.dummy_if_name),
-            ("dummy-if-ip", &self.dummy_if_ip),
-            ("enable-resource-filter", &self.enable_resource_filter),
-            ("disabled-resource-filters", &self.disabled_resource_filters),
-            ("enable-node-pool", &self.enable_node_pool),
-            (
-                "enable-pool-service-topology",
-                &self.enable_pool_service_topology,
-            ),
-            ("pool-scope-resources", &self.pool_scope_resources),
-            ("profiling", &self.profiling),
-            ("enable-iptables", &self.enable_iptables),
-            ("max-requests-in-flight", &self.max_requests_in_flight),
-            ("v", &self.verbosity),
-            ("vmodule", &self.vmodule),
-            ("logtostderr", &self.logtostderr),
-            ("alsologtostderr", &self.alsologtostderr),
-            ("stderrthreshold", &self.stderrthreshold),
-        ]
-        .into_iter()
-        .filter_map(|(name, value)| value.is_some().then_some(name))
-        .collect()
-    }
-}
+use yurt_wire::Gvr;
 
 /// What to say of a flag that was given in vain.
 fn in_vain(flag: &str) -> String {
@@ -213,9 +17,9 @@ fn in_vain(flag: &str) -> String {
         "v" | "vmodule" => {
             format!("flag --{flag} has no effect and is ignored: --log says what is logged")
         }
-        "dummy-if-name" | "dummy-if-ip" => {
+        flag if flag.starts_with("coordinator-") || flag == "enable-coordinator" => {
             format!(
-                "flag --{flag} has no effect and is ignored: the dummy interface is not built yet"
+                "flag --{flag} has no effect and is ignored: the coordinator is part of the hub and needs no server of its own"
             )
         }
         _ => format!("flag --{flag} has no effect and is ignored"),
@@ -246,6 +50,57 @@ pub enum LbMode {
     RoundRobin,
     /// The first of the list that is up.
     Priority,
+}
+
+/// Where the hub stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkingMode {
+    /// Behind a link that may be cut.
+    Edge,
+    /// Beside the API servers: nothing is cached, nothing answered without them.
+    Cloud,
+    /// On a node of a host cluster: forwards a tenant's service address, and is no proxy.
+    Local,
+}
+
+/// The interface that pods reach the hub on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DummyInterface {
+    /// Its name.
+    pub name: String,
+    /// Its address (a host prefix).
+    pub address: IpAddr,
+}
+
+/// How the node proves itself to the cloud the first time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bootstrap {
+    /// By a bootstrap token or a kubeconfig with bootstrap credentials.
+    Token {
+        /// `id.secret`, when given by flag.
+        token: Option<String>,
+        /// `sha256:HEX` of the public keys of CAs that discovery may trust.
+        ca_hashes: Vec<String>,
+        /// Trust whatever CA is shown.
+        unsafe_skip_ca_verification: bool,
+        /// The kubeconfig; need not exist.
+        file: PathBuf,
+    },
+    /// With the kubelet's own client certificate.
+    Kubelet,
+}
+
+/// How the node's heartbeat is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Between renewals.
+    pub interval: Duration,
+    /// For one renewal.
+    pub timeout: Duration,
+    /// Renewals tried before a round has failed.
+    pub tries: u32,
+    /// A kubelet silent for so long is dead; also the duration of the lease.
+    pub kubelet_grace: Duration,
 }
 
 /// Where the PEM files of one identity are.
@@ -299,8 +154,18 @@ impl Default for Bounds {
 /// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Where the hub stands.
+    pub working_mode: WorkingMode,
     /// Name of this node.
     pub node_name: String,
+    /// Its pool by flag; empty when only the Node's label says.
+    pub pool: String,
+    /// Its address by flag.
+    pub node_ip: Option<IpAddr>,
+    /// Of the hub's config maps.
+    pub namespace: String,
+    /// `host:port` of the host cluster's API server (local mode).
+    pub host_control_plane: Option<String>,
     /// API servers as `host:port`, in the order of the flag.
     pub servers: Vec<String>,
     /// How they share the load.
@@ -309,65 +174,84 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Plain API proxy.
     pub proxy: Option<SocketAddr>,
-    /// TLS API proxy.
+    /// TLS API proxy: on the dummy interface when there is one.
     pub secure_proxy: Option<SocketAddr>,
+    /// The interface that pods reach the hub on.
+    pub dummy: Option<DummyInterface>,
+    /// Plain API proxy on the dummy interface.
+    pub dummy_proxy: Option<SocketAddr>,
+    /// Port for the other nodes of the pool, on the node's address.
+    pub pool_port: Option<u16>,
+    /// Callers without credentials act as the node, whoever they are.
+    pub unsafe_open_proxy: bool,
     /// Directory of the cache.
     pub cache_dir: PathBuf,
     /// Directory of everything else.
     pub root_dir: PathBuf,
     /// Bytes of live objects the cache may hold.
     pub cache_budget: u64,
+    /// Between looks for what nobody needs any more.
+    pub gc_frequency: Duration,
     /// CA of the cloud.
     pub ca_file: PathBuf,
-    /// The node's identity towards the cloud; without one only callers with credentials of their own are served.
+    /// The node's identity towards the cloud, when somebody else keeps it.
     pub node_certificate: Option<KeyPairFiles>,
-    /// The identity of the TLS API proxy.
+    /// The identity of the TLS listeners, when somebody else keeps it.
     pub serving_certificate: Option<KeyPairFiles>,
+    /// How certificates are had that nobody else keeps; `None` when both are given as files.
+    pub bootstrap: Option<Bootstrap>,
+    /// Organizations of the client certificate beside the usual.
+    pub organizations: Vec<String>,
+    /// The node's heartbeat.
+    pub heartbeat: Heartbeat,
+    /// Whether what comes back is filtered.
+    pub filters: bool,
+    /// Filters not to be applied; `*` for all.
+    pub disabled_filters: Vec<String>,
+    /// Whether NodeBuckets name the nodes of the pool, instead of the NodePool.
+    pub node_buckets: bool,
+    /// Resources shared within the pool until a config map says otherwise, as `GROUP/VERSION/RESOURCE`.
+    pub pool_scope: Vec<Gvr>,
+    /// Whether debugging endpoints are served.
+    pub profiling: bool,
     /// Length of a local watch that names none (doubled at random).
     pub min_request_timeout: Duration,
     /// Sizes and times.
     pub bounds: Bounds,
     /// Warnings to log at start-up.
     pub warnings: Vec<String>,
-    /// What a usual command line asks for and is not built yet, to log at start-up.
-    pub notes: Vec<String>,
 }
+
+/// OpenYurt's address of the hub for pods.
+const DUMMY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
+const DUMMY_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 2, 1);
+/// Longest name of a network interface that Linux takes.
+const INTERFACE_NAME: usize = 15;
 
 impl TryFrom<HubArgs> for Config {
     type Error = ConfigError;
 
     fn try_from(args: HubArgs) -> Result<Self, ConfigError> {
         let mut warnings: Vec<String> = args.unused.given().into_iter().map(in_vain).collect();
-        let mut notes = Vec::new();
-        if args.enable_dummy_if {
-            notes.push(format!(
-                "--enable-dummy-if: the dummy interface is not built yet; clients are served on {} only",
-                args.bind_proxy_address
-            ));
-        }
-        if !args.nodepool_name.is_empty() {
-            notes.push("--nodepool-name has no effect yet: pools are not built".into());
-        }
-        if args.node_ip.is_some() {
-            notes.push("--node-ip has no effect yet: nothing is served to other nodes".into());
-        }
         if args.node_name.is_empty() {
             return Err(refuse("node-name", "must not be empty"));
         }
-        match args.working_mode.as_str() {
-            "edge" => {}
-            "cloud" | "local" => {
-                return Err(refuse(
-                    "working-mode",
-                    format!("{} is not built yet; only edge is", args.working_mode),
-                ));
-            }
+        let working_mode = match args.working_mode.as_str() {
+            "edge" => WorkingMode::Edge,
+            "cloud" => WorkingMode::Cloud,
+            "local" => WorkingMode::Local,
             other => {
                 return Err(refuse(
                     "working-mode",
                     format!("{other:?} is none of edge, cloud, local"),
                 ));
             }
+        };
+        if working_mode == WorkingMode::Local && args.host_control_plane_address.is_none() {
+            return Err(refuse(
+                "host-control-plane-address",
+                "is needed in local mode: address and port of the host cluster's API server",
+            ));
         }
         let lb_mode = match args.lb_mode.as_str() {
             "rr" => LbMode::RoundRobin,
@@ -380,12 +264,7 @@ impl TryFrom<HubArgs> for Config {
             }
         };
         let mut servers = Vec::new();
-        for server in args
-            .server_addr
-            .iter()
-            .map(|s| s.trim())
-            .filter(|s| !s.is_empty())
-        {
+        for server in trimmed(&args.server_addr) {
             let server = server_authority(server).map_err(|why| refuse("server-addr", why))?;
             if !servers.contains(&server) {
                 servers.push(server);
@@ -394,31 +273,82 @@ impl TryFrom<HubArgs> for Config {
         if servers.is_empty() {
             return Err(refuse("server-addr", "names no API server"));
         }
-        let ca_file = args.ca_file.ok_or_else(|| {
-            refuse(
-                "ca-file",
-                "is needed: the CA that signs the API servers' certificates",
-            )
-        })?;
         let node_certificate = pair(
             args.client_cert,
             args.client_key,
             "client-cert",
             "client-key",
         )?;
-        if node_certificate.is_none() {
-            warnings.push(
-                "no --client-cert: only callers with a bearer token of their own are served".into(),
-            );
-        }
         let serving_certificate = pair(args.tls_cert, args.tls_key, "tls-cert", "tls-key")?;
-        let secure_proxy = address(
-            args.bind_proxy_address,
-            args.proxy_secure_port,
-            "proxy-secure-port",
-        )?;
-        if serving_certificate.is_none() && secure_proxy.is_some() {
-            warnings.push("no --tls-cert: the TLS proxy is not served".into());
+        let by_others = node_certificate.is_some() && serving_certificate.is_some();
+        let bootstrap = match args.bootstrap_mode.as_str() {
+            _ if by_others => None,
+            "token" => {
+                let ca_hashes: Vec<String> = trimmed(&args.discovery_token_ca_cert_hash)
+                    .map(str::to_owned)
+                    .collect();
+                let skip = args.discovery_token_unsafe_skip_ca_verification;
+                if args.join_token.is_some() && ca_hashes.is_empty() && !skip {
+                    return Err(refuse(
+                        "discovery-token-ca-cert-hash",
+                        "is needed with --join-token, so that no other cluster is joined by mistake: sha256:HEX of the CA's \
+                         public key (or --discovery-token-unsafe-skip-ca-verification)",
+                    ));
+                }
+                if skip {
+                    warnings.push(
+                        "--discovery-token-unsafe-skip-ca-verification: whatever CA the cluster shows is trusted".into(),
+                    );
+                }
+                Some(Bootstrap::Token {
+                    token: args.join_token,
+                    ca_hashes,
+                    unsafe_skip_ca_verification: skip,
+                    file: args
+                        .bootstrap_file
+                        .unwrap_or_else(|| args.root_dir.join("bootstrap-hub.conf")),
+                })
+            }
+            "kubeletcertificate" => Some(Bootstrap::Kubelet),
+            other => {
+                return Err(refuse(
+                    "bootstrap-mode",
+                    format!("{other:?} is neither token nor kubeletcertificate"),
+                ));
+            }
+        };
+        let dummy = match (args.enable_dummy_if, working_mode) {
+            (true, WorkingMode::Edge | WorkingMode::Cloud) => Some(dummy_interface(
+                args.dummy_if_name,
+                args.dummy_if_ip,
+                args.bind_address,
+            )?),
+            _ => None,
+        };
+        let pod_address = dummy
+            .as_ref()
+            .map_or(args.bind_proxy_address, |d| d.address);
+        let mut pool_scope = Vec::new();
+        for text in ["/v1/services", "discovery.k8s.io/v1/endpointslices"]
+            .into_iter()
+            .chain(trimmed(&args.pool_scope_resources))
+        {
+            let gvr = pool_scope_resource(text).ok_or_else(|| {
+                refuse(
+                    "pool-scope-resources",
+                    format!("{text:?} is not GROUP/VERSION/RESOURCE"),
+                )
+            })?;
+            if !pool_scope.contains(&gvr) {
+                pool_scope.push(gvr);
+            }
+        }
+        if args.unsafe_open_proxy {
+            warnings.push(
+                "--unsafe-open-proxy: every process and pod that reaches a plain listener acts with this node's rights; take it \
+                 away as soon as your callers bring tokens"
+                    .into(),
+            );
         }
         let min_request_timeout = parse_go_duration(&args.min_request_timeout)
             .filter(|d| *d >= Duration::from_secs(1))
@@ -428,28 +358,122 @@ impl TryFrom<HubArgs> for Config {
                     "must be a duration of at least 1s, e.g. 1800s",
                 )
             })?;
+        let kubelet_grace = parse_go_duration(&args.kubelet_health_grace_period)
+            .filter(|d| *d >= Duration::from_secs(1))
+            .ok_or_else(|| {
+                refuse(
+                    "kubelet-health-grace-period",
+                    "must be a duration of at least 1s, e.g. 40s",
+                )
+            })?;
+        let seconds = |flag: &'static str, value: u32| match value {
+            0 => Err(refuse(flag, "must be at least 1")),
+            value => Ok(Duration::from_secs(value.into())),
+        };
         if args.cache_budget < 1 << 20 {
             return Err(refuse("cache-budget", "must be at least 1048576 bytes"));
         }
+        let port = |ip, port, flag| address(ip, port, flag);
         Ok(Self {
+            working_mode,
             node_name: args.node_name,
+            pool: args.nodepool_name,
+            node_ip: args.node_ip,
+            namespace: args.namespace,
+            host_control_plane: args.host_control_plane_address,
             servers,
             lb_mode,
-            admin: address(args.bind_address, args.serve_port, "serve-port")?,
-            proxy: address(args.bind_proxy_address, args.proxy_port, "proxy-port")?,
-            secure_proxy: secure_proxy.filter(|_| serving_certificate.is_some()),
+            admin: port(args.bind_address, args.serve_port, "serve-port")?,
+            proxy: port(args.bind_proxy_address, args.proxy_port, "proxy-port")?,
+            secure_proxy: port(pod_address, args.proxy_secure_port, "proxy-secure-port")?,
+            dummy_proxy: match &dummy {
+                Some(dummy) => port(dummy.address, args.proxy_port, "proxy-port")?,
+                None => None,
+            },
+            dummy,
+            pool_port: port(args.bind_address, args.multiplexer_port, "multiplexer-port")?
+                .map(|address| address.port()),
+            unsafe_open_proxy: args.unsafe_open_proxy,
             cache_dir: args.disk_cache_path,
+            ca_file: args
+                .ca_file
+                .unwrap_or_else(|| args.root_dir.join("pki/ca.crt")),
             root_dir: args.root_dir,
             cache_budget: args.cache_budget,
-            ca_file,
+            gc_frequency: seconds("gc-frequency", args.gc_frequency)? * 60,
             node_certificate,
             serving_certificate,
+            bootstrap,
+            organizations: trimmed(&args.hub_cert_organizations)
+                .map(str::to_owned)
+                .collect(),
+            heartbeat: Heartbeat {
+                interval: seconds(
+                    "heartbeat-interval-seconds",
+                    args.heartbeat_interval_seconds,
+                )?,
+                timeout: seconds("heartbeat-timeout-seconds", args.heartbeat_timeout_seconds)?,
+                tries: args.heartbeat_failed_retry.max(1),
+                kubelet_grace,
+            },
+            filters: args.enable_resource_filter,
+            disabled_filters: trimmed(&args.disabled_resource_filters)
+                .map(str::to_owned)
+                .collect(),
+            node_buckets: args.enable_pool_service_topology,
+            pool_scope,
+            profiling: args.profiling,
             min_request_timeout,
             bounds: Bounds::default(),
             warnings,
-            notes,
         })
     }
+}
+
+fn trimmed(texts: &[String]) -> impl Iterator<Item = &str> {
+    texts.iter().map(|s| s.trim()).filter(|s| !s.is_empty())
+}
+
+/// `GROUP/VERSION/RESOURCE`; the group is empty for the core.
+pub(crate) fn pool_scope_resource(text: &str) -> Option<Gvr> {
+    let mut parts = text.split('/');
+    let (group, version, resource) = (parts.next()?, parts.next()?, parts.next()?);
+    let whole = parts.next().is_none() && !version.is_empty() && !resource.is_empty();
+    whole.then(|| Gvr::new(group, version, resource))
+}
+
+/// The rules of OpenYurt for the dummy interface: a link-local address that no cloud and no kube-proxy uses.
+fn dummy_interface(
+    name: String,
+    address: Option<IpAddr>,
+    bind: IpAddr,
+) -> Result<DummyInterface, ConfigError> {
+    if name.is_empty() || name.len() > INTERFACE_NAME || name.contains(['/', ' ']) {
+        return Err(refuse(
+            "dummy-if-name",
+            format!("{name:?} is no name of an interface (1 to {INTERFACE_NAME} characters)"),
+        ));
+    }
+    let address = address.unwrap_or(match bind {
+        IpAddr::V4(_) => DUMMY_V4.into(),
+        IpAddr::V6(_) => DUMMY_V6.into(),
+    });
+    if let IpAddr::V4(v4) = address {
+        let octets = v4.octets();
+        if !v4.is_link_local() {
+            return Err(refuse(
+                "dummy-if-ip",
+                format!("{v4} is not in 169.254.0.0/16"),
+            ));
+        }
+        if octets[2] == 31 || v4 == Ipv4Addr::new(169, 254, 1, 1) {
+            return Err(refuse(
+                "dummy-if-ip",
+                format!("{v4} is taken by others (169.254.31.0/24 and 169.254.1.1 are)"),
+            ));
+        }
+    }
+    Ok(DummyInterface { name, address })
 }
 
 fn pair(
@@ -525,23 +549,36 @@ mod tests {
 
     #[test]
     fn defaults_are_openyurts() {
-        let config = config(&[
-            "--client-cert=c",
-            "--client-key=k",
-            "--tls-cert=c",
-            "--tls-key=k",
-        ])
-        .unwrap();
+        let config = config(&[]).unwrap();
+        assert_eq!(config.working_mode, WorkingMode::Edge);
         assert_eq!(config.admin.unwrap().to_string(), "127.0.0.1:10267");
         assert_eq!(config.proxy.unwrap().to_string(), "127.0.0.1:10261");
-        assert_eq!(config.secure_proxy.unwrap().to_string(), "127.0.0.1:10268");
+        assert_eq!(
+            config.secure_proxy.unwrap().to_string(),
+            "169.254.2.1:10268"
+        );
+        assert_eq!(config.dummy_proxy.unwrap().to_string(), "169.254.2.1:10261");
+        assert_eq!(config.dummy.unwrap().name, "hub-dummy0");
+        assert_eq!(config.pool_port, Some(10269));
         assert_eq!(config.servers, ["a:6443"]);
         assert_eq!(config.lb_mode, LbMode::RoundRobin);
         assert_eq!(config.min_request_timeout, Duration::from_secs(1800));
+        assert_eq!(config.heartbeat.kubelet_grace, Duration::from_secs(40));
+        assert_eq!(config.gc_frequency, Duration::from_secs(7200));
+        assert_eq!(config.namespace, "kube-system");
+        assert!(!config.unsafe_open_proxy);
+        assert_eq!(
+            config.pool_scope,
+            [
+                Gvr::new("", "v1", "services"),
+                Gvr::new("discovery.k8s.io", "v1", "endpointslices")
+            ]
+        );
+        assert!(matches!(
+            config.bootstrap,
+            Some(Bootstrap::Token { token: None, .. })
+        ));
         assert!(config.warnings.is_empty(), "{:?}", config.warnings);
-        // OpenYurt's default is to serve on a dummy interface.
-        assert_eq!(config.notes.len(), 1, "{:?}", config.notes);
-        assert!(config.notes[0].contains("--enable-dummy-if"));
     }
 
     #[test]
@@ -556,15 +593,20 @@ mod tests {
             "--bootstrap-file=/x",
             "--proxy-port=0",
             "--logtostderr",
+            "--disabled-resource-filters=*",
+            "--enable-node-pool=true",
         ])
         .unwrap();
         assert_eq!(config.proxy, None);
+        assert_eq!(config.pool, "hangzhou");
+        assert_eq!(config.secure_proxy.unwrap().to_string(), "127.0.0.1:10268");
+        assert_eq!((config.dummy, config.dummy_proxy), (None, None));
         for flag in [
             "--v ",
-            "--heartbeat-interval-seconds",
             "--enable-iptables",
-            "--bootstrap-file",
+            "--max-requests-in-flight",
             "--logtostderr",
+            "--enable-node-pool",
         ] {
             assert!(
                 config.warnings.iter().any(|w| w.contains(flag)),
@@ -572,8 +614,39 @@ mod tests {
                 config.warnings
             );
         }
-        assert_eq!(config.notes.len(), 1, "{:?}", config.notes);
-        assert!(config.notes[0].contains("--nodepool-name"));
+        assert_eq!(config.warnings.len(), 5, "{:?}", config.warnings);
+    }
+
+    #[test]
+    fn where_certificates_come_from() {
+        let files = [
+            "--client-cert=c",
+            "--client-key=k",
+            "--tls-cert=c",
+            "--tls-key=k",
+        ];
+        assert_eq!(config(&files).unwrap().bootstrap, None);
+        let kubelet = config(&["--bootstrap-mode=kubeletcertificate"]).unwrap();
+        assert_eq!(kubelet.bootstrap, Some(Bootstrap::Kubelet));
+        let token = config(&[
+            "--join-token=abcdef.0123456789abcdef",
+            "--discovery-token-ca-cert-hash=sha256:00, sha256:11",
+            "--root-dir=/r",
+        ])
+        .unwrap();
+        let Some(Bootstrap::Token {
+            ca_hashes, file, ..
+        }) = token.bootstrap
+        else {
+            panic!("{:?}", token.bootstrap)
+        };
+        assert_eq!(ca_hashes, ["sha256:00", "sha256:11"]);
+        assert_eq!(file, PathBuf::from("/r/bootstrap-hub.conf"));
+        let open = config(&[
+            "--join-token=abcdef.0123456789abcdef",
+            "--discovery-token-unsafe-skip-ca-verification",
+        ]);
+        assert_eq!(open.unwrap().warnings.len(), 1);
     }
 
     #[test]
@@ -584,7 +657,7 @@ mod tests {
             .filter(|flag| flag.is_hide_set())
             .filter_map(|flag| flag.get_long().map(str::to_owned))
             .collect();
-        assert!(hidden.len() > 20, "{hidden:?}");
+        assert!(hidden.len() >= 20, "{hidden:?}");
         for flag in hidden {
             let config = config(&[&format!("--{flag}=1")]).unwrap();
             assert!(
@@ -626,7 +699,28 @@ mod tests {
     fn refusals_name_the_flag() {
         for (extra, flag) in [
             (vec!["--lb-mode=random"], "lb-mode"),
-            (vec!["--working-mode=cloud"], "working-mode"),
+            (vec!["--working-mode=moon"], "working-mode"),
+            (vec!["--working-mode=local"], "host-control-plane-address"),
+            (vec!["--bootstrap-mode=magic"], "bootstrap-mode"),
+            (
+                vec!["--join-token=abcdef.0123456789abcdef"],
+                "discovery-token-ca-cert-hash",
+            ),
+            (vec!["--dummy-if-name=a-name-too-long0"], "dummy-if-name"),
+            (vec!["--dummy-if-ip=10.0.0.1"], "dummy-if-ip"),
+            (vec!["--dummy-if-ip=169.254.31.7"], "dummy-if-ip"),
+            (
+                vec!["--pool-scope-resources=v1/services"],
+                "pool-scope-resources",
+            ),
+            (
+                vec!["--kubelet-health-grace-period=never"],
+                "kubelet-health-grace-period",
+            ),
+            (
+                vec!["--heartbeat-interval-seconds=0"],
+                "heartbeat-interval-seconds",
+            ),
             (vec!["--client-cert=c"], "client-key"),
             (vec!["--tls-key=k"], "tls-cert"),
             (vec!["--proxy-port=70000"], "proxy-port"),

@@ -1,6 +1,6 @@
 //! Who a request comes from, and which headers it may carry to the cloud (design rule R4: identity is never lent).
 
-use crate::caller::Caller;
+use crate::caller::{Caller, Entrance};
 use base64::Engine;
 use http::{HeaderMap, HeaderName, header};
 use sha2::{Digest, Sha256};
@@ -22,7 +22,11 @@ pub struct Identity {
 
 /// Finds out who is calling. `401` when a request has no identity that may be used, `403` when it wants to impersonate
 /// without credentials of its own.
-pub fn identify(headers: &HeaderMap, peer: Option<&Peer>) -> Result<Identity, Box<Status>> {
+pub fn identify(
+    entrance: Entrance,
+    headers: &HeaderMap,
+    peer: Option<&Peer>,
+) -> Result<Identity, Box<Status>> {
     let impersonates = headers.keys().any(is_impersonation);
     if let Some(token) = bearer(headers)? {
         return Ok(Identity {
@@ -31,7 +35,8 @@ pub fn identify(headers: &HeaderMap, peer: Option<&Peer>) -> Result<Identity, Bo
         });
     }
     // The node's own certificate is for the node's own processes: plain text, from this machine.
-    let local = peer.is_some_and(|peer| !peer.tls && peer.addr.ip().to_canonical().is_loopback());
+    let local = entrance == Entrance::Plain
+        && peer.is_some_and(|peer| !peer.tls && peer.addr.ip().to_canonical().is_loopback());
     if !local {
         return Err(unauthorized(
             "Unauthorized: this listener serves callers with a bearer token of their own",
@@ -152,7 +157,8 @@ mod tests {
     #[test]
     fn the_nodes_identity_is_for_plain_loopback_only() {
         let none = headers(&[]);
-        let caller = |peer: Option<Peer>| identify(&none, peer.as_ref()).map(|i| i.caller);
+        let caller =
+            |peer: Option<Peer>| identify(Entrance::Plain, &none, peer.as_ref()).map(|i| i.caller);
         assert_eq!(caller(Some(peer("127.0.0.1:5", false))), Ok(Caller::Node));
         assert_eq!(caller(Some(peer("127.3.2.1:5", false))), Ok(Caller::Node));
         assert_eq!(caller(Some(peer("[::1]:5", false))), Ok(Caller::Node));
@@ -160,6 +166,8 @@ mod tests {
             caller(Some(peer("[::ffff:127.0.0.1]:5", false))),
             Ok(Caller::Node)
         );
+        let dummy = identify(Entrance::Dummy, &none, Some(&peer("127.0.0.1:5", false)));
+        assert_eq!(dummy.unwrap_err().reason, Reason::Unauthorized);
         for refused in [
             Some(peer("127.0.0.1:5", true)),
             Some(peer("10.0.0.8:5", false)),
@@ -172,19 +180,30 @@ mod tests {
     #[test]
     fn a_token_is_an_identity_of_its_own() {
         let peer = peer("127.0.0.1:5", false);
-        let one = identify(&headers(&[("authorization", "Bearer abc")]), Some(&peer)).unwrap();
+        let one = identify(
+            Entrance::Plain,
+            &headers(&[("authorization", "Bearer abc")]),
+            Some(&peer),
+        )
+        .unwrap();
         let Caller::Bearer(hash) = &one.caller else {
             panic!("{one:?}")
         };
         assert_eq!(hash, "ba7816bf8f01cfea414140de5dae2223");
         assert_eq!(
-            identify(&headers(&[("authorization", "bearer  abc ")]), None).unwrap(),
+            identify(
+                Entrance::Dummy,
+                &headers(&[("authorization", "bearer  abc ")]),
+                None
+            )
+            .unwrap(),
             one
         );
         // The websocket form of the same token.
         let websocket = "base64url.bearer.authorization.k8s.io.YWJj, v4.channel.k8s.io";
         assert_eq!(
             identify(
+                Entrance::Secure,
                 &headers(&[("sec-websocket-protocol", websocket)]),
                 Some(&peer)
             )
@@ -192,24 +211,37 @@ mod tests {
             one
         );
         for bad in ["Basic dTpw", "Bearer", "Bearer ", "x"] {
-            let refused = identify(&headers(&[("authorization", bad)]), Some(&peer)).unwrap_err();
+            let refused = identify(
+                Entrance::Plain,
+                &headers(&[("authorization", bad)]),
+                Some(&peer),
+            )
+            .unwrap_err();
             assert_eq!(refused.reason, Reason::Unauthorized, "{bad}");
         }
         let two = headers(&[("authorization", "Bearer a"), ("authorization", "Bearer b")]);
-        assert!(identify(&two, Some(&peer)).is_err());
+        assert!(identify(Entrance::Plain, &two, Some(&peer)).is_err());
     }
 
     #[test]
     fn impersonation_needs_own_credentials() {
         let peer = peer("127.0.0.1:5", false);
-        let refused =
-            identify(&headers(&[("impersonate-user", "admin")]), Some(&peer)).unwrap_err();
+        let refused = identify(
+            Entrance::Plain,
+            &headers(&[("impersonate-user", "admin")]),
+            Some(&peer),
+        )
+        .unwrap_err();
         assert_eq!(refused.reason, Reason::Forbidden);
         let own = headers(&[
             ("impersonate-extra-a", "b"),
             ("authorization", "Bearer abc"),
         ]);
-        assert!(identify(&own, Some(&peer)).unwrap().impersonates);
+        assert!(
+            identify(Entrance::Plain, &own, Some(&peer))
+                .unwrap()
+                .impersonates
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod upload;
 use crate::{
     backing::Backing,
     cache::Cache,
-    caller::Caller,
+    caller::{Caller, Entrance},
     config::Bounds,
     deadline,
     identity::{self, Identity},
@@ -17,6 +17,7 @@ use crate::{
     query::Query,
     relay::{self, Watched},
     route::{self, Facts, Mode, Way},
+    settings::Settings,
     tee::{Counted, Passing, Silence, Subject, Teacher, Tee},
     upgrade,
     upstream::{GRACE, Outgoing, OutgoingBody, SendError, Server, Upstreams},
@@ -71,6 +72,8 @@ pub struct Hub {
     pub min_request_timeout: Duration,
     /// Whether the cloud is there.
     pub mode: watch::Receiver<Mode>,
+    /// What config maps say.
+    pub settings: watch::Receiver<Arc<Settings>>,
     /// Whether younger writes must wait for older ones to be replayed.
     pub in_order: Arc<AtomicBool>,
     /// When each bearer's rules were asked for.
@@ -107,24 +110,54 @@ impl Hub {
         self.mode.clone()
     }
 
-    /// Answers one request.
-    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    /// Answers one request that came in by a listener.
+    pub async fn handle(
+        self: Arc<Self>,
+        entrance: Entrance,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let accept = parts.headers.get(header::ACCEPT).cloned();
-        match self.answer(parts, body).await {
+        let peer = parts.extensions.get::<Peer>();
+        let answer = match identity::identify(entrance, &parts.headers, peer) {
+            Ok(identity) => self.answer(identity, parts, Upload::Stream(body)).await,
+            Err(status) => Err(status),
+        };
+        self.answered(answer, accept.as_ref())
+    }
+
+    /// Answers a request of the hub's own, as the node's other components are answered.
+    pub async fn own(self: &Arc<Self>, request: Request<Bytes>) -> Response<Body> {
+        let (parts, body) = request.into_parts();
+        let accept = parts.headers.get(header::ACCEPT).cloned();
+        let identity = Identity {
+            caller: Caller::Node,
+            impersonates: false,
+        };
+        let answer = self.answer(identity, parts, Upload::Held(body)).await;
+        self.answered(answer, accept.as_ref())
+    }
+
+    fn answered(
+        &self,
+        answer: Result<Response<Body>, Box<Status>>,
+        accept: Option<&HeaderValue>,
+    ) -> Response<Body> {
+        match answer {
             Ok(response) => response,
             Err(status) => {
                 self.metrics.refused(status.reason.as_str());
                 tracing::debug!(code = status.code(), message = %status, "refused");
-                refusal(&status, accept.as_ref())
+                refusal(&status, accept)
             }
         }
     }
 
     async fn answer(
         self: &Arc<Self>,
+        identity: Identity,
         mut parts: Parts,
-        body: Incoming,
+        body: Upload,
     ) -> Result<Response<Body>, Box<Status>> {
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
         let agent = text(&parts.headers, header::USER_AGENT);
@@ -137,7 +170,6 @@ impl Hub {
             status.retry_after_seconds = Some(1);
             return Err(Box::new(status));
         }
-        let identity = identity::identify(&parts.headers, parts.extensions.get::<Peer>())?;
         let upgrade = upgrade::is_upgrade(&parts.headers);
         let options = match info.verb {
             Verb::List | Verb::Watch if info.is_resource => info.list_options()?,
@@ -186,10 +218,13 @@ impl Hub {
                 Ok(response)
             }
             Way::Local => {
-                let body = self.hold(&call.parts.headers, body).await?;
+                let body = match body {
+                    Upload::Stream(body) => self.hold(&call.parts.headers, body).await?,
+                    Upload::Held(bytes) => bytes,
+                };
                 self.locally_first(call, body).await
             }
-            Way::Cloud { fallback } => self.forward(call, Upload::Stream(body), fallback).await,
+            Way::Cloud { fallback } => self.forward(call, body, fallback).await,
         }
     }
 

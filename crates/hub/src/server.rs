@@ -5,6 +5,7 @@ pub mod admin;
 use crate::{
     backing::Backing,
     cache::{Cache, CacheConfig},
+    caller::Entrance,
     certificates,
     config::{Config, ConfigError},
     journal::{Journal, JournalConfig},
@@ -72,14 +73,18 @@ fn hint(error: &std::io::Error) -> &'static str {
 }
 
 /// The listeners of a hub, bound and not yet served.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Listeners {
     /// Admin endpoints.
     pub admin: Option<TcpListener>,
     /// Plain API proxy.
     pub proxy: Option<TcpListener>,
+    /// Plain API proxy on the dummy interface.
+    pub dummy_proxy: Option<TcpListener>,
     /// TLS API proxy.
     pub secure_proxy: Option<TcpListener>,
+    /// For the other nodes of the pool.
+    pub pool: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -88,7 +93,15 @@ impl Listeners {
         Ok(Self {
             admin: bind(config.admin, "admin endpoints").await?,
             proxy: bind(config.proxy, "API proxy").await?,
-            secure_proxy: bind(config.secure_proxy, "TLS API proxy").await?,
+            dummy_proxy: bind(config.dummy_proxy, "API proxy on the dummy interface").await?,
+            secure_proxy: bind(
+                config
+                    .secure_proxy
+                    .filter(|_| config.serving_certificate.is_some()),
+                "TLS API proxy",
+            )
+            .await?,
+            pool: None,
         })
     }
 }
@@ -125,9 +138,6 @@ pub async fn run_on(
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    for note in &config.notes {
-        tracing::info!("{note}");
-    }
     let config = Arc::new(config);
     // A listener that breaks stops the others as well.
     let stop = shutdown.child_token();
@@ -145,6 +155,7 @@ pub async fn run_on(
     let tasks = TaskTracker::new();
     let upstreams = Upstreams::new(&config.servers, config.lb_mode, &cloud_tls, metrics.clone());
     let (mode, modes) = watch::channel(Mode::Online);
+    let (_settings, settings) = watch::channel(Arc::default());
     let in_order = Arc::new(AtomicBool::new(true));
     let offline = Offline::new(cache.clone(), journal.clone(), &config.node_name)
         .with_list_budget(config.bounds.lists, metrics.clients_cut().clone());
@@ -176,6 +187,7 @@ pub async fn run_on(
         bounds: config.bounds.clone(),
         min_request_timeout: config.min_request_timeout,
         mode: modes,
+        settings,
         in_order: in_order.clone(),
         reviewed: Mutex::default(),
         tasks: tasks.clone(),
@@ -207,12 +219,29 @@ pub async fn run_on(
         ..ServeOptions::default()
     };
     if let Some(listener) = listeners.proxy {
-        serve_proxy(&mut serving, "API proxy", listener, None, &options, &hub);
+        serve_proxy(
+            &mut serving,
+            Entrance::Plain,
+            listener,
+            None,
+            &options,
+            &hub,
+        );
+    }
+    if let Some(listener) = listeners.dummy_proxy {
+        serve_proxy(
+            &mut serving,
+            Entrance::Dummy,
+            listener,
+            None,
+            &options,
+            &hub,
+        );
     }
     if let (Some(listener), Some(tls)) = (listeners.secure_proxy, serving_tls) {
         serve_proxy(
             &mut serving,
-            "TLS API proxy",
+            Entrance::Secure,
             listener,
             Some(tls),
             &options,
@@ -297,16 +326,16 @@ async fn open(config: &Arc<Config>) -> Result<(Cache, Journal), HubError> {
 
 fn serve_proxy(
     serving: &mut JoinSet<std::io::Result<()>>,
-    purpose: &str,
+    entrance: Entrance,
     listener: TcpListener,
     tls: Option<certificates::ServingTls>,
     options: &ServeOptions,
     hub: &Arc<Hub>,
 ) {
-    tracing::info!(address = ?listener.local_addr().ok(), "{purpose}");
+    tracing::info!(address = ?listener.local_addr().ok(), entrance = entrance.as_str(), "API proxy");
     let shutdown = hub.shutdown.clone();
     let hub = hub.clone();
-    let handler = move |request: Request<Incoming>| hub.clone().handle(request);
+    let handler = move |request: Request<Incoming>| hub.clone().handle(entrance, request);
     serving.spawn(yurt_transport::serve(
         listener,
         tls,

@@ -81,8 +81,8 @@ pub struct ServerStatus {
 impl Server {
     fn client(&self, caller: &Caller) -> Option<&Client> {
         match caller {
-            Caller::Node => self.node.as_ref(),
-            Caller::Bearer(_) => Some(&self.bearer),
+            Caller::Node | Caller::Peer(_) => self.node.as_ref(),
+            Caller::User(_) | Caller::Bearer(_) => Some(&self.bearer),
         }
     }
 

@@ -86,7 +86,7 @@ impl Grants {
     pub(crate) fn of_read(caller: &Caller, query: &Query) -> Query {
         match caller {
             Caller::Node => query.clone(),
-            Caller::Bearer(_) => match query.name() {
+            Caller::Peer(_) | Caller::User(_) | Caller::Bearer(_) => match query.name() {
                 Some(name) => Query::named(query.gvr.clone(), &query.namespace, name),
                 None => Query {
                     labels: LabelSelector::default(),
@@ -193,7 +193,7 @@ impl Grants {
 
     /// Whether the caller was ever accepted.
     pub(crate) fn knows(&self, caller: &Caller) -> bool {
-        matches!(caller, Caller::Node) || self.bearers.contains_key(caller)
+        !caller.has_token() || self.bearers.contains_key(caller)
     }
 
     /// Whether the caller may list or watch a query.

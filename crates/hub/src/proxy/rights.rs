@@ -37,7 +37,7 @@ impl Hub {
             self.cache
                 .learn_forbidden(caller, &Query::of_request(info, &options));
         }
-        if !matches!(caller, Caller::Bearer(_)) {
+        if !caller.has_token() {
             return;
         }
         if status == StatusCode::UNAUTHORIZED {

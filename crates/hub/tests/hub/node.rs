@@ -2,6 +2,7 @@
 
 use super::cloud::Trust;
 use bytes::Bytes;
+use clap::Parser;
 use http::{HeaderMap, Method, Request, Response, header};
 use http_body_util::BodyExt;
 use std::{
@@ -12,10 +13,11 @@ use std::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use yurt_hub::{
-    Config, HubError,
-    config::{Bounds, KeyPairFiles, LbMode},
+    Config, HubArgs, HubError,
+    config::KeyPairFiles,
     server::{Listeners, run_on},
 };
+use yurt_pki::KeyPairPem;
 use yurt_transport::{Client, ClientOptions, ResponseBody};
 
 /// How long anything may take before a test gives up on it.
@@ -53,30 +55,34 @@ pub(crate) fn config(directory: &Path, trust: &Trust, servers: &[SocketAddr]) ->
         std::fs::write(&path, text).unwrap();
         path
     };
+    let servers: Vec<String> = servers.iter().map(SocketAddr::to_string).collect();
+    let pair = |name: &str, pair: &KeyPairPem| KeyPairFiles {
+        cert: write(&format!("{name}.crt"), &pair.cert),
+        key: write(&format!("{name}.key"), &pair.key),
+    };
+    let args = Arguments::parse_from([
+        "hub",
+        "--node-name=edge-1",
+        "--lb-mode=priority",
+        "--enable-dummy-if=false",
+        &format!("--server-addr={}", servers.join(",")),
+    ]);
     Config {
-        node_name: "edge-1".into(),
-        servers: servers.iter().map(SocketAddr::to_string).collect(),
-        lb_mode: LbMode::Priority,
-        admin: None,
-        proxy: None,
-        secure_proxy: None,
         cache_dir: directory.join("cache"),
         root_dir: directory.to_owned(),
         cache_budget: 64 << 20,
         ca_file: write("ca.crt", &trust.ca.cert_pem()),
-        node_certificate: Some(KeyPairFiles {
-            cert: write("node.crt", &trust.node.cert),
-            key: write("node.key", &trust.node.key),
-        }),
-        serving_certificate: Some(KeyPairFiles {
-            cert: write("serving.crt", &trust.serving.cert),
-            key: write("serving.key", &trust.serving.key),
-        }),
-        min_request_timeout: Duration::from_secs(1800),
-        bounds: Bounds::default(),
-        warnings: Vec::new(),
-        notes: Vec::new(),
+        node_certificate: Some(pair("node", &trust.node)),
+        serving_certificate: Some(pair("serving", &trust.serving)),
+        bootstrap: None,
+        ..Config::try_from(args.hub).unwrap()
     }
+}
+
+#[derive(clap::Parser)]
+struct Arguments {
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 fn client(addr: SocketAddr) -> Client {
@@ -101,6 +107,7 @@ impl Node {
             admin: Some(admin),
             proxy: Some(proxy),
             secure_proxy: Some(secure),
+            ..Listeners::default()
         };
         let running = tokio::spawn(run_on(config, listeners, shutdown.clone()));
         Self {

@@ -82,7 +82,8 @@ pub(super) fn decide(
     };
     match caller {
         Caller::Node => Ok(kind),
-        Caller::Bearer(_) => Err(Refusal::BearerToken),
+        Caller::Peer(_) => Err(Refusal::NotOurs),
+        Caller::User(_) | Caller::Bearer(_) => Err(Refusal::BearerToken),
     }
 }
 
