@@ -4,6 +4,7 @@ mod args;
 
 use crate::deadline::parse_go_duration;
 pub use args::{HubArgs, UnusedArgs};
+use clap::Parser;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
@@ -430,6 +431,20 @@ impl TryFrom<HubArgs> for Config {
     }
 }
 
+impl Config {
+    /// The configuration of a command line (without the program's name), for those who run a hub within their own process.
+    pub fn parse<'a>(flags: impl IntoIterator<Item = &'a str>) -> Result<Self, ConfigError> {
+        #[derive(clap::Parser)]
+        struct CommandLine {
+            #[command(flatten)]
+            hub: HubArgs,
+        }
+        let line = CommandLine::try_parse_from(["hub"].into_iter().chain(flags))
+            .map_err(|error| refuse("", error.to_string()))?;
+        Self::try_from(line.hub)
+    }
+}
+
 fn trimmed(texts: &[String]) -> impl Iterator<Item = &str> {
     texts.iter().map(|s| s.trim()).filter(|s| !s.is_empty())
 }
@@ -524,27 +539,16 @@ fn server_authority(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        hub: HubArgs,
-    }
+    use clap::Args;
 
     fn config(extra: &[&str]) -> Result<Config, ConfigError> {
         let mut args = vec![
-            "hub",
             "--node-name=edge-1",
             "--server-addr=https://a:6443",
             "--ca-file=ca.crt",
         ];
         args.extend(extra);
-        Config::try_from(
-            Cli::try_parse_from(args)
-                .map_err(|e| refuse("parse", e.to_string()))?
-                .hub,
-        )
+        Config::parse(args)
     }
 
     #[test]
@@ -651,8 +655,7 @@ mod tests {
 
     #[test]
     fn every_hidden_flag_says_that_it_is_in_vain() {
-        use clap::CommandFactory;
-        let hidden: Vec<String> = Cli::command()
+        let hidden: Vec<String> = HubArgs::augment_args(clap::Command::new("hub"))
             .get_arguments()
             .filter(|flag| flag.is_hide_set())
             .filter_map(|flag| flag.get_long().map(str::to_owned))

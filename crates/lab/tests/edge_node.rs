@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use yurt_apiserver::{ApiServer, authn::User};
 use yurt_hub::{
     HubError,
-    config::{Bounds, KeyPairFiles, LbMode},
+    config::KeyPairFiles,
     server::{Listeners, run_on},
 };
 use yurt_lab::{
@@ -160,9 +160,8 @@ fn hub_on(
 ) -> (CancellationToken, JoinHandle<Result<(), HubError>>) {
     let stop = CancellationToken::new();
     let listeners = Listeners {
-        admin: None,
         proxy: Some(proxy),
-        secure_proxy: None,
+        ..Listeners::default()
     };
     let hub = tokio::spawn(run_on(config, listeners, stop.clone()));
     (stop, hub)
@@ -202,22 +201,18 @@ impl Lab {
         let ca_file = directory.path().join("ca.crt");
         std::fs::write(&ca_file, ca.cert_pem()).unwrap();
         let config = yurt_hub::Config {
-            node_name: "edge-1".into(),
-            servers: vec![link.address().to_string()],
-            lb_mode: LbMode::RoundRobin,
-            admin: None,
-            proxy: None,
-            secure_proxy: None,
             cache_dir: directory.path().join("cache"),
             root_dir: directory.path().to_owned(),
             cache_budget: 64 << 20,
             ca_file,
             node_certificate: Some(pair(directory.path(), "node", &ca.issue(&node).unwrap())),
-            serving_certificate: None,
-            min_request_timeout: Duration::from_secs(1800),
-            bounds: Bounds::default(),
-            warnings: Vec::new(),
-            notes: Vec::new(),
+            bootstrap: None,
+            ..yurt_hub::Config::parse([
+                "--node-name=edge-1",
+                "--enable-dummy-if=false",
+                &format!("--server-addr={}", link.address()),
+            ])
+            .unwrap()
         };
         let listener = TcpListener::bind(any).await.unwrap();
         let proxy = listener.local_addr().unwrap();

@@ -2,7 +2,6 @@
 
 use super::cloud::Trust;
 use bytes::Bytes;
-use clap::Parser;
 use http::{HeaderMap, Method, Request, Response, header};
 use http_body_util::BodyExt;
 use std::{
@@ -13,7 +12,7 @@ use std::{
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use yurt_hub::{
-    Config, HubArgs, HubError,
+    Config, HubError,
     config::KeyPairFiles,
     server::{Listeners, run_on},
 };
@@ -60,13 +59,12 @@ pub(crate) fn config(directory: &Path, trust: &Trust, servers: &[SocketAddr]) ->
         cert: write(&format!("{name}.crt"), &pair.cert),
         key: write(&format!("{name}.key"), &pair.key),
     };
-    let args = Arguments::parse_from([
-        "hub",
+    let flags = [
         "--node-name=edge-1",
         "--lb-mode=priority",
         "--enable-dummy-if=false",
         &format!("--server-addr={}", servers.join(",")),
-    ]);
+    ];
     Config {
         cache_dir: directory.join("cache"),
         root_dir: directory.to_owned(),
@@ -75,14 +73,8 @@ pub(crate) fn config(directory: &Path, trust: &Trust, servers: &[SocketAddr]) ->
         node_certificate: Some(pair("node", &trust.node)),
         serving_certificate: Some(pair("serving", &trust.serving)),
         bootstrap: None,
-        ..Config::try_from(args.hub).unwrap()
+        ..Config::parse(flags).unwrap()
     }
-}
-
-#[derive(clap::Parser)]
-struct Arguments {
-    #[command(flatten)]
-    hub: HubArgs,
 }
 
 fn client(addr: SocketAddr) -> Client {
