@@ -15,6 +15,8 @@ mod learner;
 mod model_test;
 mod open;
 pub(crate) mod record;
+mod sealed;
+mod shelf;
 pub(crate) mod state;
 mod stats;
 mod view;
@@ -23,6 +25,7 @@ mod writer;
 use crate::{caller::Caller, query::Query};
 use bytes::Bytes;
 use record::{Stored, index_key};
+use sealed::SealedStore;
 use serde_json::Value;
 use state::State;
 use std::{
@@ -32,11 +35,13 @@ use std::{
     time::Duration,
 };
 use tokio::sync::{broadcast, oneshot};
-use yurt_store::{Store, StoreError};
+use yurt_store::StoreError;
 use yurt_wire::{Gvk, Gvr, Object, watch::EventType};
 
 pub use learner::{ListLearner, WatchLearner};
 pub(crate) use open::tolerate;
+pub use sealed::Binding;
+pub use shelf::Shelf;
 pub use stats::{Counter, Stats};
 pub(crate) use view::Selection;
 pub use view::Uncovered;
@@ -57,6 +62,8 @@ pub struct CacheConfig {
     pub budget_bytes: u64,
     /// Bytes that may wait for the disk; beyond it new knowledge is dropped and its queries lose their completeness.
     pub queue_bytes: usize,
+    /// What the encryption of secrets is bound to.
+    pub binding: Binding,
 }
 
 impl Default for CacheConfig {
@@ -65,6 +72,7 @@ impl Default for CacheConfig {
         Self {
             budget_bytes: 256 << 20,
             queue_bytes: 8 << 20,
+            binding: Binding::default(),
         }
     }
 }
@@ -109,7 +117,7 @@ pub struct LocalChange {
 
 /// What the handles and the writing thread share.
 pub(crate) struct Shared {
-    pub(crate) store: Store,
+    pub(crate) store: SealedStore,
     pub(crate) config: CacheConfig,
     state: Mutex<State>,
     orders: Mutex<writer::Orders>,
@@ -144,18 +152,24 @@ impl Shared {
     }
 
     /// Adds what waits to be written of an object to a batch.
-    pub(crate) fn put_waiting(&self, batch: &mut yurt_store::Batch, gvr: &Gvr, key: &str) {
+    pub(crate) fn put_waiting(
+        &self,
+        batch: &mut yurt_store::Batch,
+        gvr: &Gvr,
+        key: &str,
+    ) -> Result<(), StoreError> {
         let record = record::object_record(record::OBJECTS, gvr, key);
         let waiting = self.lock().pending.get(&record).map(|p| p.value.clone());
         match waiting {
             Some(state::Value::Object(stored)) => {
-                batch.put(record, stored.encode());
+                self.store.put(batch, record, stored.encode())?;
             }
             Some(state::Value::Delete) => {
                 batch.delete(record);
             }
-            Some(state::Value::Raw(_)) | None => {}
+            Some(state::Value::Raw(_) | state::Value::Shelved(_)) | None => {}
         }
+        Ok(())
     }
 
     /// The cloud's state of an object, waiting writes first. A record that cannot be read is dropped.
@@ -166,7 +180,7 @@ impl Shared {
             if let Some(pending) = state.pending.get(&record) {
                 return match &pending.value {
                     state::Value::Object(stored) => Some(stored.clone()),
-                    state::Value::Raw(_) | state::Value::Delete => None,
+                    state::Value::Raw(_) | state::Value::Shelved(_) | state::Value::Delete => None,
                 };
             }
             state.resources.get(gvr)?.objects.get(key)?;

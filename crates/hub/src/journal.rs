@@ -373,7 +373,9 @@ impl Journal {
         let lazy = is_lease && durable_at.is_some_and(|at| at.elapsed() < LEASE_DURABLE_EVERY);
         if !lazy {
             let mut batch = Batch::default();
-            batch.put(record::object_record(record::JOURNAL, &gvr, &index), value);
+            let record = record::object_record(record::JOURNAL, &gvr, &index);
+            let store = &inner.cache.shared().store;
+            store.put(&mut batch, record, value.into())?;
             for (gvr, index) in &surplus {
                 batch.delete(record::object_record(record::JOURNAL, gvr, index));
             }
@@ -576,11 +578,15 @@ impl Journal {
         batch.delete(record::object_record(record::JOURNAL, &key.0, &key.1));
         // Together with the cloud's answer, which may still wait for the disk: a kill in between would show the state before
         // the write again.
-        self.inner
+        let waiting = self
+            .inner
             .cache
             .shared()
             .put_waiting(&mut batch, &key.0, &key.1);
-        if let Err(error) = self.commit(batch).await {
+        if let Err(error) = match waiting {
+            Ok(()) => self.commit(batch).await,
+            Err(error) => Err(error),
+        } {
             // It may come back after a restart; putting it on the fresh object again changes nothing then.
             tracing::warn!(%error, "a replayed write could not be struck out");
         }

@@ -4,7 +4,7 @@ pub mod admin;
 
 use crate::{
     backing::Backing,
-    cache::{Cache, CacheConfig},
+    cache::{Binding, Cache, CacheConfig},
     caller::Entrance,
     certificates,
     config::{Config, ConfigError},
@@ -305,6 +305,10 @@ async fn open(config: &Arc<Config>) -> Result<(Cache, Journal), HubError> {
                 budget_bytes: config.cache_budget,
                 // The initial events of a watch come as fast as the link brings them; the disk may be slower.
                 queue_bytes: 24 << 20,
+                binding: Binding::of_node(
+                    config.root_dir.join("pki").join("cache.key"),
+                    &config.node_name,
+                ),
             },
         )?;
         let journal = Journal::open(&cache, JournalConfig::default())?;

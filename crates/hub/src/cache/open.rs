@@ -4,6 +4,8 @@ use super::{
     Cache, CacheConfig, Handle, Shared,
     grants::Bearer,
     record::{self, FORMAT, FORMAT_KEY, Stored},
+    sealed::SealedStore,
+    shelf,
     state::{State, UNREAD},
     stats::Stats,
     writer,
@@ -49,6 +51,7 @@ pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery),
     };
     let stats = Arc::new(Stats::default());
     stats.corrupt.add(recovery.corrupt_records);
+    let binding = config.binding.clone();
     let mut state = State::new(config.queue_bytes, stats.clone());
     if recovery.corrupt_records > 0 {
         tracing::warn!(
@@ -57,6 +60,7 @@ pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery),
         );
         store = forget_lists(store, dir)?;
     }
+    let store = SealedStore::new(store, dir, &binding, &stats)?;
     load(&store, &mut state)?;
     if recovery.corrupt_records > 0 {
         // Nobody knows which objects they were. A list that lacks a pod would make the kubelet kill it; no list does not.
@@ -170,7 +174,7 @@ pub(crate) fn tolerate(scanned: Result<(), StoreError>) -> Result<(), StoreError
     }
 }
 
-fn load(store: &Store, state: &mut State) -> Result<(), StoreError> {
+fn load(store: &SealedStore, state: &mut State) -> Result<(), StoreError> {
     for key in store.keys(record::OBJECTS) {
         if let Some((gvr, object)) = record::parse_object_record(record::OBJECTS, &key) {
             state.resource(&gvr).objects.insert(object.into(), UNREAD);
@@ -222,6 +226,7 @@ fn load(store: &Store, state: &mut State) -> Result<(), StoreError> {
             state.documents.note(name.to_owned(), 64 << 10, clock);
         }
     }
+    unreadable.extend(shelf::load(store, state)?);
     if !unreadable.is_empty() {
         state.stats.corrupt.add(unreadable.len() as u64);
         let mut batch = Batch::default();

@@ -8,7 +8,9 @@
 //! | `b/CALLER` | a bearer that the cloud accepted: JSON of its rules |
 //! | `d/PATH#FORM` | a document: content type, newline, body |
 //! | `j/GROUP/VERSION/RESOURCE/NAMESPACE/NAME` | an entry of the journal |
+//! | `s/SHELF/KEY` | a record of a shelf ([`super::shelf`]) |
 //! | `m/format` | the number of this layout |
+//! | `m/seal` | the fingerprint of the key that sealed what is sealed ([`super::sealed`]) |
 
 use crate::{caller::Caller, query::Query};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -23,6 +25,8 @@ pub(crate) const GRANTS: &[u8] = b"g/";
 pub(crate) const BEARERS: &[u8] = b"b/";
 pub(crate) const DOCUMENTS: &[u8] = b"d/";
 pub(crate) const JOURNAL: &[u8] = b"j/";
+pub(crate) const SHELVES: &[u8] = b"s/";
+pub(crate) const SEAL_KEY: &[u8] = b"m/seal";
 
 /// The key of an object within its resource: `NAMESPACE/NAME`, which sorts as etcd does.
 pub(crate) fn index_key(namespace: &str, name: &str) -> Box<str> {

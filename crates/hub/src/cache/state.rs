@@ -7,6 +7,8 @@ use super::{
     grants::Grants,
     index::{self, Deletions, Entry, Key, Upsert, namespace_range},
     record::{self, Stored, index_key, split_index_key},
+    sealed::SealedStore,
+    shelf::Shelves,
     stats::Stats,
 };
 use crate::{caller::Caller, journal::change::Change, query::Query};
@@ -16,7 +18,6 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use yurt_store::Store;
 use yurt_wire::{Encoding, Gvr, Object, ObjectKey};
 
 /// A lease on disk is at most this old: losing a renewal costs nothing, writing each wears the flash.
@@ -51,6 +52,8 @@ pub(crate) struct Resource {
 pub(crate) enum Value {
     Object(Stored),
     Raw(Bytes),
+    /// Of a shelf, which has bounds of its own.
+    Shelved(Bytes),
     Delete,
 }
 
@@ -58,7 +61,7 @@ impl Value {
     fn len(&self) -> usize {
         match self {
             Self::Object(stored) => stored.object.bytes.len() + 64,
-            Self::Raw(bytes) => bytes.len() + 64,
+            Self::Raw(bytes) | Self::Shelved(bytes) => bytes.len() + 64,
             Self::Delete => 64,
         }
     }
@@ -88,6 +91,7 @@ pub(crate) struct State {
     pub(crate) resources: HashMap<Gvr, Resource>,
     pub(crate) grants: Grants,
     pub(crate) documents: Documents,
+    pub(crate) shelves: Shelves,
     pub(crate) pending: HashMap<Vec<u8>, Pending>,
     pub(crate) pending_bytes: usize,
     pub(crate) queue_bytes: usize,
@@ -112,6 +116,7 @@ impl State {
             resources: HashMap::new(),
             grants: Grants::default(),
             documents: Documents::default(),
+            shelves: Shelves::default(),
             pending: HashMap::new(),
             pending_bytes: 0,
             queue_bytes,
@@ -141,15 +146,15 @@ impl State {
         resource
     }
 
-    /// Queues a write. `false` when the queue is full (removals always fit).
+    /// Queues a write. `false` when the queue is full (removals and what is bounded elsewhere always fit).
     pub(crate) fn enqueue(&mut self, key: Vec<u8>, value: Value, delay: Duration) -> bool {
         let bytes = value.len() + key.len();
         let old = self
             .pending
             .get(&key)
             .map_or(0, |p| p.value.len() + key.len());
-        let removal = matches!(value, Value::Delete);
-        if !removal && self.pending_bytes - old + bytes > self.queue_bytes {
+        let fits = matches!(value, Value::Delete | Value::Shelved(_));
+        if !fits && self.pending_bytes - old + bytes > self.queue_bytes {
             return false;
         }
         self.pending_bytes = self.pending_bytes - old + bytes;
@@ -182,7 +187,7 @@ impl State {
     }
 
     /// The entry of an object, its record read when that did not happen since start.
-    pub(crate) fn resolve(&mut self, store: &Store, gvr: &Gvr, key: &str) -> Option<Entry> {
+    pub(crate) fn resolve(&mut self, store: &SealedStore, gvr: &Gvr, key: &str) -> Option<Entry> {
         let entry = *self.resources.get(gvr)?.objects.get(key)?;
         if entry.revision != 0 {
             return Some(entry);
@@ -313,7 +318,7 @@ impl State {
     /// Learns one object. `observed_at` as in [`index::upsert`].
     pub(crate) fn learn(
         &mut self,
-        store: &Store,
+        store: &SealedStore,
         gvr: &Gvr,
         id: &ObjectKey<'_>,
         revision: u64,
@@ -431,7 +436,7 @@ impl State {
     /// needed to keep an object that left a selector.
     pub(crate) fn leave(
         &mut self,
-        store: &Store,
+        store: &SealedStore,
         query: &Query,
         key: &str,
         revision: u64,
@@ -493,7 +498,7 @@ impl State {
     /// of the snapshot is not in the cache (it found no room in the queue), so that the query is not complete here.
     pub(crate) fn complete(
         &mut self,
-        store: &Store,
+        store: &SealedStore,
         query: &Query,
         kind: &str,
         revision: u64,
@@ -559,7 +564,7 @@ impl State {
     }
 
     /// A 404 for one name: as a complete query that found nothing, at no known revision.
-    pub(crate) fn absent(&mut self, store: &Store, query: &Query, key: &str) {
+    pub(crate) fn absent(&mut self, store: &SealedStore, query: &Query, key: &str) {
         if self.resolve(store, &query.gvr, key).is_some() {
             let revision = self.high;
             self.remove(&query.gvr, key, revision, true);

@@ -26,6 +26,8 @@ pub struct Stats {
     pub malformed: Counter,
     /// Records that could not be read back.
     pub corrupt: Counter,
+    /// Sealed records that this node has no key for, taken out at start.
+    pub unsealable: Counter,
     /// Reads that the disk refused for the moment.
     pub read_errors: Counter,
     /// Complete queries given up (overflow, corruption, eviction).

@@ -214,14 +214,16 @@ fn write(shared: &Shared, all: bool) -> Result<(), StoreError> {
     for item in items {
         let value = match item.value {
             Value::Object(stored) => Some(stored.encode()),
-            Value::Raw(raw) => Some(raw),
+            Value::Raw(raw) | Value::Shelved(raw) => Some(raw),
             Value::Delete => None,
         };
         bytes += item.key.len() + value.as_ref().map_or(0, |v| v.len());
         match value {
-            Some(value) => batch.put(item.key.clone(), value),
-            None => batch.delete(item.key.clone()),
-        };
+            Some(value) => shared.store.put(&mut batch, item.key.clone(), value)?,
+            None => {
+                batch.delete(item.key.clone());
+            }
+        }
         inside.push((item.key, item.generation));
         if bytes >= BATCH_BYTES {
             commit(shared, std::mem::take(&mut batch), &mut inside)?;
