@@ -165,6 +165,7 @@ impl Storage {
             sync: true,
             compress_from: 1024,
             queue_bytes: 64 << 20,
+            ..Options::default()
         };
         let (store, recovery) = Store::open(dir, options)?;
         let (queue, pending) = mpsc::unbounded_channel();

@@ -238,6 +238,7 @@ async fn secrets_of_an_older_hub_are_sealed_at_the_next_start() {
             .expect("read")
             .expect("a record");
         assert!(record.starts_with(&[0xc5, 1]));
+        assert!(!holds(&dir, &MARK.as_bytes()[..16]));
     }
 }
 

@@ -210,6 +210,22 @@ impl Compactor {
         Ok(rewritten)
     }
 
+    /// Rewrites every sealed segment that holds any garbage now. Says how many.
+    pub(crate) fn purge(&mut self, shared: &Shared) -> io::Result<usize> {
+        self.bury(shared)?;
+        let unclean: Vec<u32> = shared
+            .index_read()
+            .candidates()
+            .iter()
+            .filter(|candidate| candidate.garbage() > 0)
+            .map(|candidate| candidate.id)
+            .collect();
+        for segment in &unclean {
+            self.rewrite(shared, &[*segment])?;
+        }
+        Ok(unclean.len())
+    }
+
     /// Unlinks what is dead.
     fn bury(&mut self, shared: &Shared) -> io::Result<()> {
         while let Some(path) = self.doomed.first() {

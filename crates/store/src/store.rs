@@ -12,6 +12,7 @@ use crate::{
 };
 use bytes::Bytes;
 use std::{
+    io,
     path::Path,
     sync::{
         Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -39,6 +40,8 @@ pub struct Options {
     pub compress_from: usize,
     /// Bytes that may wait for the disk.
     pub queue_bytes: usize,
+    /// Begin a new segment at open rather than going on with the last, so that [`Store::purge`] reaches what is in it.
+    pub new_segment: bool,
 }
 
 impl Default for Options {
@@ -50,6 +53,7 @@ impl Default for Options {
             sync: true,
             compress_from: 512,
             queue_bytes: 8 << 20,
+            new_segment: false,
         }
     }
 }
@@ -141,7 +145,12 @@ impl Store {
             options.garbage_share.clamp(0.05, 1.0)
         };
         let dir = Directory::open(dir, options.sync)?;
-        let found = recover(&dir).map_err(|error| dir.io(error))?;
+        let mut found = recover(&dir).map_err(|error| dir.io(error))?;
+        if options.new_segment
+            && let Some(last) = found.active.take()
+        {
+            found.index.seal(last);
+        }
         if found.report.truncated_bytes > 0 || found.report.corrupt_records > 0 {
             tracing::warn!(
                 dir = dir.display(),
@@ -302,14 +311,25 @@ impl Store {
     /// Does at once what the background thread would do: rewrites segments with much garbage. Blocks; says how many
     /// segments were rewritten. Commits go on meanwhile.
     pub fn compact(&self) -> Result<usize, StoreError> {
+        self.maintain(Compactor::maintain)
+    }
+
+    /// As [`Store::compact`], for every segment that holds any garbage, apart from the one being appended to: of records that
+    /// were replaced or deleted nothing is left in them.
+    pub fn purge(&self) -> Result<usize, StoreError> {
+        self.maintain(Compactor::purge)
+    }
+
+    fn maintain(
+        &self,
+        rewrite: fn(&mut Compactor, &Shared) -> io::Result<usize>,
+    ) -> Result<usize, StoreError> {
         let shared = &self.handle.shared;
         let mut compactor = lock(&shared.compactor);
         if shared.maintenance.is_stopped() {
             return Err(StoreError::Closed);
         }
-        compactor
-            .maintain(shared)
-            .map_err(|error| shared.dir.io(error))
+        rewrite(&mut compactor, shared).map_err(|error| shared.dir.io(error))
     }
 
     /// Waits for what is queued, then stops the writer and releases the directory. Later commits fail with `Closed`; reads

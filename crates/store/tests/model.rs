@@ -564,3 +564,42 @@ fn an_empty_batch_is_a_barrier_and_large_values_pass() {
         Some(&value[..])
     );
 }
+
+#[test]
+fn nothing_is_left_of_what_was_replaced_after_a_purge() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let filled = |bytes: &[u8]| {
+        fs::read_dir(dir.path())
+            .expect("a directory")
+            .flatten()
+            .any(|file| {
+                let content = fs::read(file.path()).unwrap_or_default();
+                content.windows(bytes.len()).any(|window| window == bytes)
+            })
+    };
+    let (store, _) = Store::open(dir.path(), options(1 << 20)).expect("a store");
+    let mut batch = Batch::default();
+    batch.put("a", "in the clear").put("b", "kept".repeat(200));
+    store.commit(batch).wait().expect("written");
+    let mut batch = Batch::default();
+    batch.put("a", "sealed");
+    store.commit(batch).wait().expect("written");
+    store.close().expect("closed");
+    drop(store);
+    let fresh = Options {
+        new_segment: true,
+        ..options(1 << 20)
+    };
+    let (store, _) = Store::open(dir.path(), fresh).expect("a store");
+    assert!(filled(b"in the clear"));
+    assert_eq!(store.purge().expect("purged"), 1);
+    assert!(!filled(b"in the clear"));
+    assert_eq!(
+        store.get(b"a").expect("read").as_deref(),
+        Some(&b"sealed"[..])
+    );
+    drop(store);
+    let (store, recovery) = Store::open(dir.path(), options(1 << 20)).expect("a store");
+    assert_eq!(recovery.records, 2);
+    assert_eq!(store.get(b"b").expect("read").map(|b| b.len()), Some(800));
+}

@@ -60,7 +60,7 @@ pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery),
         );
         store = forget_lists(store, dir)?;
     }
-    let store = SealedStore::new(store, dir, &binding, &stats)?;
+    let store = SealedStore::new(store, dir, options(), &binding, &stats)?;
     load(&store, &mut state)?;
     if recovery.corrupt_records > 0 {
         // Nobody knows which objects they were. A list that lacks a pod would make the kubelet kill it; no list does not.

@@ -25,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
-use yurt_store::{Batch, Commit, Store, StoreError, Usage};
+use yurt_store::{Batch, Commit, Options, Store, StoreError, Usage};
 
 const MAGIC: [u8; 2] = [0xc5, 1];
 const KEY_BYTES: usize = 32;
@@ -58,8 +58,8 @@ impl Binding {
         }
     }
 
-    /// The key of a cache, made when there is none. A file that holds no key is put aside; one that cannot be read now is an
-    /// error, because the key in it may be needed.
+    /// The key of a cache, made when there is none or what the file holds is none. A file that cannot be read now is an error,
+    /// because the key in it may be needed.
     fn key(&self, dir: &Path) -> Result<Seal, StoreError> {
         let file = match &self.key_file {
             Some(file) => file.clone(),
@@ -214,6 +214,7 @@ impl SealedStore {
     pub(super) fn new(
         store: Store,
         dir: &Path,
+        options: Options,
         binding: &Binding,
         stats: &Stats,
     ) -> Result<Self, StoreError> {
@@ -222,13 +223,28 @@ impl SealedStore {
             seal: Arc::new(binding.key(dir)?),
         };
         let known = sealed.store.get(record::SEAL_KEY).ok().flatten();
-        if known.as_deref() != Some(&sealed.seal.fingerprint) {
-            sealed.adopt(stats)?;
+        if known.as_deref() == Some(&sealed.seal.fingerprint) || !sealed.adopt(stats)? {
+            return Ok(sealed);
         }
-        Ok(sealed)
+        // What was in the clear must not stay in the files.
+        sealed.store.close()?;
+        let seal = sealed.seal.clone();
+        drop(sealed);
+        let (store, _) = Store::open(
+            dir,
+            Options {
+                new_segment: true,
+                ..options
+            },
+        )?;
+        if let Err(error) = store.purge() {
+            tracing::warn!(%error, "secrets that were kept in the clear are still in the files of the cache for a while");
+        }
+        Ok(Self { store, seal })
     }
 
-    fn adopt(&self, stats: &Stats) -> Result<(), StoreError> {
+    /// Brings the sealed records under the key. `true` when some were in the clear.
+    fn adopt(&self, stats: &Stats) -> Result<bool, StoreError> {
         let (mut lost, mut clear) = (0u64, 0u64);
         let mut batch = Batch::default();
         let keys: Vec<Vec<u8>> = [record::OBJECTS, record::JOURNAL, record::SHELVES]
@@ -278,7 +294,8 @@ impl SealedStore {
             tracing::info!(records = clear, "cached secrets are encrypted from now on");
         }
         batch.put(record::SEAL_KEY, self.seal.fingerprint.to_vec());
-        self.store.commit(batch).wait()
+        self.store.commit(batch).wait()?;
+        Ok(clear > 0)
     }
 
     fn io(&self, source: io::Error) -> StoreError {
