@@ -5,6 +5,7 @@
 //! be written. `coverage` and `index` decide (pure), `state` applies, `learner` feeds, `view` answers, `writer` is the thread
 //! to the disk; `record` documents the layout of the store.
 
+pub(crate) mod agents;
 mod coverage;
 mod documents;
 mod eviction;

@@ -6,7 +6,7 @@ mod upload;
 
 use crate::{
     backing::Backing,
-    cache::Cache,
+    cache::{Cache, agents},
     caller::{Caller, Entrance},
     config::Bounds,
     deadline,
@@ -264,11 +264,13 @@ impl Hub {
             HeaderValue::from_static("identity"),
         );
         let representation = call.representation.as_ref();
-        let learnable = route::is_cacheable(&call.info, call.identity.impersonates)
+        let taught = self.learns_from(&call.parts.headers);
+        let learnable = taught
+            && route::is_cacheable(&call.info, call.identity.impersonates)
             && representation.is_some_and(|r| r.shape == yurt_wire::media::Shape::Full);
         let watched = Watched {
             query: learnable.then(|| Query::of_request(&call.info, &call.options)),
-            view: route::is_view(&call.info, representation, call.identity.impersonates),
+            view: taught && route::is_view(&call.info, representation, call.identity.impersonates),
             caller: call.identity.caller,
             info: call.info,
             parts: call.parts,
@@ -311,11 +313,13 @@ impl Hub {
         let mut headers = call.parts.headers.clone();
         identity::clean_request(&mut headers, false);
         let subject = self.subject(&call);
-        let view = route::is_view(
-            &call.info,
-            call.representation.as_ref(),
-            call.identity.impersonates,
-        );
+        let taught = self.learns_from(&call.parts.headers);
+        let view = taught
+            && route::is_view(
+                &call.info,
+                call.representation.as_ref(),
+                call.identity.impersonates,
+            );
         if subject.is_some() || call.parts.method.is_safe() {
             // What the cache reads must be in an encoding that it knows; the client gets no other than it accepts.
             let gzip = text(&headers, header::ACCEPT_ENCODING)
@@ -369,7 +373,7 @@ impl Hub {
         let subject = match status {
             _ if call.parts.method == Method::HEAD => None,
             StatusCode::OK | StatusCode::CREATED | StatusCode::ACCEPTED => subject,
-            StatusCode::NOT_FOUND => {
+            StatusCode::NOT_FOUND if taught => {
                 route::teaches_not_found(&call.info, call.identity.impersonates)
             }
             _ => None,
@@ -396,6 +400,14 @@ impl Hub {
             .map(Box::new)
     }
 
+    /// Whether the cache learns from what the sender of these headers reads.
+    fn learns_from(&self, headers: &HeaderMap) -> bool {
+        agents::is_cached(
+            &self.settings.borrow().cache_agents,
+            text(headers, header::USER_AGENT),
+        )
+    }
+
     /// What a successful answer would teach.
     fn subject(&self, call: &Call) -> Option<Subject> {
         if !call.info.is_resource {
@@ -405,6 +417,9 @@ impl Hub {
                 path: document_key(&call.info.path),
                 content_type: String::new(),
             });
+        }
+        if !self.learns_from(&call.parts.headers) {
+            return None;
         }
         route::teaches(
             &call.info,
