@@ -46,7 +46,7 @@ pub fn not_after(der: &[u8]) -> Result<i64, PkiError> {
     Ok(parse(der)?.validity().not_after.timestamp())
 }
 
-fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PkiError> {
+pub(crate) fn parse(der: &[u8]) -> Result<X509Certificate<'_>, PkiError> {
     let (rest, certificate) =
         X509Certificate::from_der(der).map_err(|error| PkiError::invalid("certificate", error))?;
     if !rest.is_empty() {

@@ -7,14 +7,19 @@
 mod authority;
 mod identity;
 mod key;
+mod leaf;
 mod request;
 mod tls;
 
 pub use authority::Ca;
 pub use identity::{Identity, identity_of, not_after};
 pub use key::{KeyPem, key_pem};
+pub use leaf::{Leaf, public_key_digest};
 pub use request::{Request, SigningRequest, UnknownUsages, Usages, request};
-pub use tls::{certs_from_pem, client_config, server_config, unverified_client_config};
+pub use tls::{
+    Callers, certs_from_pem, client_config, distrustful_client_config, server_config,
+    server_config_for, server_config_without_certificate, unverified_client_config,
+};
 
 use std::{net::IpAddr, path::Path};
 

@@ -8,7 +8,8 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::CryptoProvider,
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
@@ -48,26 +49,54 @@ fn roots(ca: &str) -> Result<Arc<RootCertStore>, PkiError> {
     Ok(Arc::new(roots))
 }
 
-/// A TLS server configuration (ALPN h2, http/1.1). `client_ca`: client certificates are asked for and, when given,
-/// must verify against it; a client without one is let in (bearer token or anonymous). No session tickets: identity must never
-/// outlive a rotation.
+/// What a TLS server wants of its clients.
+#[derive(Clone, Copy, Debug)]
+pub enum Callers<'a> {
+    /// No certificate is asked for.
+    Unasked,
+    /// A certificate is asked for and, when given, must verify against this CA bundle (PEM); a client without one is let in
+    /// (bearer token or anonymous).
+    Invited(&'a str),
+    /// Nobody gets in without a certificate of this CA bundle (PEM).
+    Certified(&'a str),
+}
+
+/// [`server_config_for`] of [`Callers::Invited`], or [`Callers::Unasked`] without a CA.
 pub fn server_config(
     own: &KeyPairPem,
     client_ca: Option<&str>,
     alpn_h2: bool,
 ) -> Result<Arc<ServerConfig>, PkiError> {
+    let callers = client_ca.map_or(Callers::Unasked, Callers::Invited);
+    server_config_for(own, callers, alpn_h2)
+}
+
+/// A TLS server configuration (ALPN h2 when wanted, http/1.1). No session tickets: identity must never outlive a rotation.
+pub fn server_config_for(
+    own: &KeyPairPem,
+    callers: Callers<'_>,
+    alpn_h2: bool,
+) -> Result<Arc<ServerConfig>, PkiError> {
     let invalid = |error: rustls::Error| PkiError::invalid("server certificate", error);
-    let builder = ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13, &TLS12])
-        .map_err(invalid)?;
-    let builder = match client_ca {
-        None => builder.with_no_client_auth(),
-        Some(ca) => builder.with_client_cert_verifier(
-            WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider())
+    let verifier = |ca| {
+        Ok::<_, PkiError>(WebPkiClientVerifier::builder_with_provider(
+            roots(ca)?,
+            provider(),
+        ))
+    };
+    let unusable = |error| PkiError::invalid("client CA", error);
+    let builder = server_builder()?;
+    let builder = match callers {
+        Callers::Unasked => builder.with_no_client_auth(),
+        Callers::Invited(ca) => builder.with_client_cert_verifier(
+            verifier(ca)?
                 .allow_unauthenticated()
                 .build()
-                .map_err(|error| PkiError::invalid("client CA", error))?,
+                .map_err(unusable)?,
         ),
+        Callers::Certified(ca) => {
+            builder.with_client_cert_verifier(verifier(ca)?.build().map_err(unusable)?)
+        }
     };
     let mut config = builder
         .with_single_cert(certs_from_pem(&own.cert)?, key_from_pem(&own.key)?)
@@ -78,6 +107,38 @@ pub fn server_config(
         config.alpn_protocols.push(b"h2".to_vec());
     }
     config.alpn_protocols.push(b"http/1.1".to_vec());
+    Ok(Arc::new(config))
+}
+
+fn server_builder() -> Result<rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier>, PkiError>
+{
+    ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(|error| PkiError::invalid("server certificate", error))
+}
+
+/// A TLS server that has no certificate yet: every handshake fails.
+pub fn server_config_without_certificate() -> Result<Arc<ServerConfig>, PkiError> {
+    #[derive(Debug)]
+    struct Nothing;
+    impl ResolvesServerCert for Nothing {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            None
+        }
+    }
+    let config = server_builder()?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Nothing));
+    Ok(Arc::new(config))
+}
+
+/// A TLS client that has no CA yet: it believes no server.
+pub fn distrustful_client_config() -> Result<Arc<ClientConfig>, PkiError> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(|error| PkiError::invalid("client certificate", error))?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
     Ok(Arc::new(config))
 }
 

@@ -281,13 +281,18 @@ impl Client {
         self.inner.pool().reset();
     }
 
-    /// Replaces the TLS configuration for new connections. Requests that are under way end on their old connections; no new ones
-    /// are sent there. Does not turn a plain client into a TLS client.
+    /// Replaces the TLS configuration for new connections. Requests that are under way end on their old connections (see
+    /// [`Client::end_retired`]); no new ones are sent there. Does not turn a plain client into a TLS client.
     pub fn set_tls(&self, tls: Arc<rustls::ClientConfig>) {
         if self.inner.tls.load().is_some() {
             self.inner.tls.store(Some(tls));
             self.inner.pool().retire();
         }
+    }
+
+    /// Breaks connections that are in use only by requests from before the last [`Client::set_tls`]: their certificate ends.
+    pub fn end_retired(&self) {
+        self.inner.pool().end_retired();
     }
 }
 

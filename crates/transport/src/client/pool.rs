@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 /// Streams we put on one HTTP/2 connection at most, whatever the peer allows: together their windows fit into the connection's
 /// window, so that stalled streams cannot starve a live one.
 pub(super) const MAX_STREAMS: usize = 100;
+/// Changes of the TLS configuration whose connections may still be in use. Those of an older one are broken.
+const RETIRED: usize = 4;
 /// Servers close idle connections; one that was idle for long is not worth a lost request.
 const MAX_IDLE_TIME: Duration = Duration::from_secs(20);
 
@@ -95,6 +97,8 @@ pub(super) struct Pool {
     pub(super) exclusive: bool,
     /// Cancelled by a reset.
     pub(super) token: CancellationToken,
+    /// Of the connections before a change of the TLS configuration.
+    retired: VecDeque<CancellationToken>,
     /// Counts resets and changes of the TLS configuration; connections of an older epoch are not pooled any more.
     pub(super) epoch: u64,
 }
@@ -146,19 +150,28 @@ impl Pool {
         });
     }
 
-    /// Forgets all connections; those in use go on until their streams end.
+    /// Forgets all connections; those in use go on until their streams end, or [`Pool::end_retired`].
     pub(super) fn retire(&mut self) {
         self.epoch += 1;
         self.shared.clear();
         self.idle.clear();
         self.dialing = None;
         self.exclusive = false;
+        self.retired.push_back(std::mem::take(&mut self.token));
+        while self.retired.len() > RETIRED {
+            self.retired.pop_front().inspect(CancellationToken::cancel);
+        }
+    }
+
+    /// Breaks the connections that were retired.
+    pub(super) fn end_retired(&mut self) {
+        self.retired.drain(..).for_each(|token| token.cancel());
     }
 
     /// Forgets all connections and breaks them.
     pub(super) fn reset(&mut self) {
         self.retire();
-        std::mem::take(&mut self.token).cancel();
+        self.end_retired();
     }
 
     /// Open HTTP/2 connections and idle HTTP/1.1 ones.

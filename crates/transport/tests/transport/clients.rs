@@ -405,6 +405,25 @@ async fn a_new_certificate_counts_from_the_next_request() {
 }
 
 #[tokio::test]
+async fn connections_of_an_old_certificate_can_be_ended_alone() {
+    let server = Server::tls(ServeOptions::default()).await;
+    let (one, two) = (client_pair("one"), client_pair("two"));
+    let client = server.client(Some(client_tls(Some(&one), &["h2"])));
+    let (_, mut old) = watch(&client).await;
+    client.set_tls(client_tls(Some(&two), &["h2"]));
+    let (_, mut new) = watch(&client).await;
+    client.end_retired();
+    assert!(matches!(next(&mut old).await, Some(Err(_))));
+    assert!(
+        timeout(Duration::from_millis(50), new.frame())
+            .await
+            .is_err(),
+        "still open"
+    );
+    assert!(text(&client, "/who").await.starts_with("two "));
+}
+
+#[tokio::test]
 async fn urls_and_headers_fit_the_protocol() {
     let (plain, tls) = (
         Server::plain(ServeOptions::default()).await,
