@@ -250,10 +250,10 @@ pub async fn run_on(
     }
     if let Some(listener) = listeners.admin {
         tracing::info!(address = ?listener.local_addr().ok(), "admin endpoints");
-        let admin = Arc::new(Admin::new(hub.clone(), telemetry));
+        let admin = Arc::new(Admin::new(hub.clone(), telemetry, config.profiling));
         let handler = move |request: Request<Incoming>| {
             let admin = admin.clone();
-            async move { admin.handle(&request) }
+            async move { admin.handle(request).await }
         };
         serving.spawn(yurt_transport::serve(
             listener,

@@ -4,6 +4,6 @@ mod logging;
 mod metrics;
 mod process;
 
-pub use logging::init_logging;
+pub use logging::{LogFilterError, init_logging, log_filter, set_log_filter};
 pub use metrics::Metrics;
 pub use process::{ProcessUsage, process_usage};

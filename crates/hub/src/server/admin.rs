@@ -1,156 +1,263 @@
-//! The admin endpoints: is it alive, is it ready, what does it see, what did it count.
+//! The admin endpoints: is it alive, is it ready, what does it see, what did it count. One line of [`ENDPOINTS`] and one arm of
+//! `Admin::serve` for each; what they answer is in a file per noun beside.
 
-use crate::{proxy::Hub, route::Mode, upstream::ServerStatus};
+mod debug;
+mod health;
+mod status;
+
+use crate::proxy::Hub;
+use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
-use serde::Serialize;
-use std::{sync::Arc, time::Instant};
-use yurt_transport::Body;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use yurt_transport::{Body, Peer};
+
+/// Largest body of a request.
+const MOST_BODY: usize = 64 << 10;
+/// How long a request's body may take to come.
+const BODY_WAIT: Duration = Duration::from_secs(10);
+
+/// What is served here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Endpoint {
+    Healthz,
+    Readyz,
+    Status,
+    Metrics,
+    LogLevel,
+}
+
+/// Path, methods (GET stands for HEAD too), endpoint.
+const ENDPOINTS: [(&str, &[Method], Endpoint); 5] = [
+    ("/v1/healthz", &[Method::GET], Endpoint::Healthz),
+    ("/v1/readyz", &[Method::GET], Endpoint::Readyz),
+    ("/v1/status", &[Method::GET], Endpoint::Status),
+    ("/metrics", &[Method::GET], Endpoint::Metrics),
+    (
+        "/debug/loglevel",
+        &[Method::GET, Method::PUT],
+        Endpoint::LogLevel,
+    ),
+];
+
+/// One request to an admin endpoint, its body read.
+#[derive(Debug)]
+pub(crate) struct Ask {
+    /// Method; GET for HEAD as well.
+    pub(crate) method: Method,
+    /// Body; empty for GET.
+    pub(crate) body: Bytes,
+    /// Who is at the other end.
+    pub(crate) peer: Option<Peer>,
+}
+
+/// Why a caller may not use an endpoint that changes something or shows what is not for everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAllowed {
+    /// It comes from another machine.
+    #[error("only processes of this node may do that")]
+    Remote,
+}
+
+impl From<NotAllowed> for Response<Body> {
+    fn from(refused: NotAllowed) -> Self {
+        refuse(StatusCode::FORBIDDEN, format!("{refused}\n"))
+    }
+}
 
 /// Serves the admin endpoints.
 #[derive(Debug)]
 pub struct Admin {
     hub: Arc<Hub>,
     telemetry: yurt_telemetry::Metrics,
+    profiling: bool,
     started: Instant,
 }
 
-/// The body of `/v1/status`.
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct HubStatus {
-    node: String,
-    version: &'static str,
-    uptime_seconds: f64,
-    /// `online` or `offline`.
-    mode: &'static str,
-    servers: Vec<ServerStatus>,
-    cache: CacheStatus,
-    journal: JournalStatus,
-    watches: WatchStatus,
-    in_flight_requests: i64,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct CacheStatus {
-    objects: usize,
-    records: u64,
-    live_bytes: u64,
-    disk_bytes: u64,
-    corrupt_records: u64,
-    read_errors: u64,
-    write_errors: u64,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct JournalStatus {
-    pending: usize,
-    replayed: u64,
-    dropped: u64,
-}
-
-#[derive(Clone, Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct WatchStatus {
-    open: i64,
-    local: i64,
-    resumed: u64,
-}
-
 impl Admin {
-    /// Of a hub.
-    pub fn new(hub: Arc<Hub>, telemetry: yurt_telemetry::Metrics) -> Self {
+    /// Of a hub; with `profiling`, debugging endpoints are served too.
+    pub fn new(hub: Arc<Hub>, telemetry: yurt_telemetry::Metrics, profiling: bool) -> Self {
         Self {
             hub,
             telemetry,
+            profiling,
             started: Instant::now(),
         }
     }
 
     /// Answers one request.
-    pub fn handle<B>(&self, request: &Request<B>) -> Response<Body> {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return answer(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "text/plain",
-                "only GET is served here\n",
-            );
-        }
-        match request.uri().path() {
-            // yurtadm compares the body.
-            "/v1/healthz" => answer(StatusCode::OK, "text/plain", "OK"),
-            // Autonomy must not end with the link or a certificate: what is served here needs neither, and everything else
-            // was opened before the listener.
-            "/v1/readyz" => answer(StatusCode::OK, "text/plain", "OK"),
-            "/metrics" => {
-                let cache = &self.hub.cache;
-                self.hub
-                    .metrics
-                    .sizes(self.hub.journal.pending(), cache.usage(), cache.stats());
-                let (text, content_type) = self.telemetry.render();
-                answer(StatusCode::OK, content_type, text)
+    pub async fn handle<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send,
+        B::Error: std::fmt::Display,
+    {
+        let (parts, body) = request.into_parts();
+        let method = match parts.method {
+            Method::HEAD => Method::GET,
+            method => method,
+        };
+        let endpoint = match find(&method, parts.uri.path()) {
+            Ok(endpoint) => endpoint,
+            Err(refusal) => return *refusal,
+        };
+        let body = if method == Method::GET {
+            Bytes::new()
+        } else {
+            match read(body).await {
+                Ok(body) => body,
+                Err(refusal) => return *refusal,
             }
-            "/v1/status" => match serde_json::to_vec_pretty(&self.status()) {
-                Ok(mut body) => {
-                    body.push(b'\n');
-                    answer(StatusCode::OK, "application/json", body)
-                }
-                Err(error) => answer(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    "text/plain",
-                    error.to_string(),
-                ),
-            },
-            _ => answer(
-                StatusCode::NOT_FOUND,
-                "text/plain",
-                "there are /v1/healthz, /v1/readyz, /v1/status and /metrics\n",
-            ),
+        };
+        let ask = Ask {
+            method,
+            body,
+            peer: parts.extensions.get::<Peer>().cloned(),
+        };
+        self.serve(endpoint, ask).await
+    }
+
+    #[allow(
+        clippy::unused_async,
+        reason = "what changes something waits for its effect"
+    )]
+    async fn serve(&self, endpoint: Endpoint, ask: Ask) -> Response<Body> {
+        match endpoint {
+            Endpoint::Healthz => health::alive(),
+            Endpoint::Readyz => health::ready(),
+            Endpoint::Status => status::status(self),
+            Endpoint::Metrics => status::metrics(self),
+            Endpoint::LogLevel => self.debugging(&ask, || debug::log_level(&ask)),
         }
     }
 
-    fn status(&self) -> HubStatus {
-        let hub = &self.hub;
-        let usage = hub.cache.usage();
-        HubStatus {
-            node: hub.node_name.clone(),
-            version: env!("CARGO_PKG_VERSION"),
-            uptime_seconds: self.started.elapsed().as_secs_f64(),
-            mode: match hub.mode() {
-                Mode::Online => "online",
-                Mode::Offline => "offline",
-            },
-            servers: hub.upstreams.status(),
-            cache: CacheStatus {
-                objects: hub.cache.object_count(),
-                records: usage.records,
-                live_bytes: usage.live_bytes,
-                disk_bytes: usage.disk_bytes,
-                corrupt_records: hub.cache.stats().corrupt.get(),
-                read_errors: hub.cache.stats().read_errors.get(),
-                write_errors: hub.cache.stats().write_errors.get(),
-            },
-            journal: JournalStatus {
-                pending: hub.journal.pending(),
-                replayed: hub.journal.replayed(),
-                dropped: hub.journal.dropped(),
-            },
-            watches: WatchStatus {
-                open: hub.metrics.watches().get(),
-                local: hub.metrics.watches_local().get(),
-                resumed: hub.metrics.watches_resumed().get(),
-            },
-            in_flight_requests: hub.metrics.in_flight(),
+    /// Debugging endpoints are for processes of the node, where the flags allow them at all.
+    fn debugging(&self, ask: &Ask, answer: impl FnOnce() -> Response<Body>) -> Response<Body> {
+        if !self.profiling {
+            return refuse(StatusCode::NOT_FOUND, "--profiling=false\n");
+        }
+        match self.may_change(ask.peer.as_ref()) {
+            Ok(()) => answer(),
+            Err(refused) => refused.into(),
+        }
+    }
+
+    /// Whether a peer may use an endpoint that changes something: a process of this machine.
+    pub fn may_change(&self, peer: Option<&Peer>) -> Result<(), NotAllowed> {
+        match peer {
+            Some(peer) if peer.addr.ip().to_canonical().is_loopback() => Ok(()),
+            _ => Err(NotAllowed::Remote),
         }
     }
 }
 
-fn answer(status: StatusCode, content_type: &str, body: impl Into<bytes::Bytes>) -> Response<Body> {
+/// The endpoint of a method and path, or the 404 or 405 that says what there is.
+fn find(method: &Method, path: &str) -> Result<Endpoint, Box<Response<Body>>> {
+    let Some((_, methods, endpoint)) = ENDPOINTS.iter().find(|(known, ..)| *known == path) else {
+        let paths: Vec<&str> = ENDPOINTS.iter().map(|(path, ..)| *path).collect();
+        let text = format!("there are {}\n", paths.join(", "));
+        return Err(Box::new(refuse(StatusCode::NOT_FOUND, text)));
+    };
+    if methods.contains(method) {
+        return Ok(*endpoint);
+    }
+    let allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
+    let allowed = allowed.join(", ");
+    let text = format!("only {allowed} is served here\n");
+    let mut response = refuse(StatusCode::METHOD_NOT_ALLOWED, text);
+    if let Ok(value) = allowed.parse() {
+        response.headers_mut().insert(header::ALLOW, value);
+    }
+    Err(Box::new(response))
+}
+
+async fn read<B>(body: B) -> Result<Bytes, Box<Response<Body>>>
+where
+    B: http_body::Body<Data = Bytes>,
+    B::Error: std::fmt::Display,
+{
+    use http_body_util::BodyExt;
+    let mut body = std::pin::pin!(body);
+    let mut read = Vec::new();
+    let all = async {
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
+            read.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if read.len() > MOST_BODY {
+                let text = format!("more than {MOST_BODY} bytes");
+                return Err((StatusCode::PAYLOAD_TOO_LARGE, text));
+            }
+        }
+        Ok(())
+    };
+    match tokio::time::timeout(BODY_WAIT, all).await {
+        Ok(Ok(())) => Ok(read.into()),
+        Ok(Err((status, text))) => Err(Box::new(refuse(status, text + "\n"))),
+        Err(_) => Err(Box::new(refuse(
+            StatusCode::REQUEST_TIMEOUT,
+            "the body did not come\n",
+        ))),
+    }
+}
+
+/// A refusal in plain text, as OpenYurt's hub words them.
+pub(crate) fn refuse(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
+    answer(status, "text/plain", text)
+}
+
+/// JSON for people and programs.
+pub(crate) fn json(value: &impl serde::Serialize) -> Response<Body> {
+    match serde_json::to_vec_pretty(value) {
+        Ok(mut body) => {
+            body.push(b'\n');
+            answer(StatusCode::OK, "application/json", body)
+        }
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+    }
+}
+
+/// An answer.
+pub(crate) fn answer(
+    status: StatusCode,
+    content_type: &str,
+    body: impl Into<Bytes>,
+) -> Response<Body> {
     let mut response = Response::new(yurt_transport::full(body));
     *response.status_mut() = status;
     if let Ok(value) = content_type.parse() {
         response.headers_mut().insert(header::CONTENT_TYPE, value);
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_takes_its_methods_only() {
+        assert_eq!(find(&Method::GET, "/metrics").unwrap(), Endpoint::Metrics);
+        for (path, methods, endpoint) in ENDPOINTS {
+            for method in methods {
+                assert_eq!(find(method, path).unwrap(), endpoint);
+            }
+            let refused = find(&Method::DELETE, path).unwrap_err();
+            assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            assert!(refused.headers().contains_key(header::ALLOW));
+        }
+        for path in ["/", "/v1/healthz/", "/v1//healthz", "/metricsx"] {
+            let refused = find(&Method::GET, path).unwrap_err();
+            assert_eq!(refused.status(), StatusCode::NOT_FOUND, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_has_a_bound() {
+        let large = yurt_transport::full(vec![b'x'; MOST_BODY + 1]);
+        let refused = read(large).await.unwrap_err();
+        assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        let fits = yurt_transport::full(vec![b'x'; MOST_BODY]);
+        assert_eq!(read(fits).await.unwrap().len(), MOST_BODY);
+    }
 }

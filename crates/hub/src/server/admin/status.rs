@@ -1,0 +1,102 @@
+//! What the hub sees and counts.
+
+use super::{Admin, answer, json};
+use crate::{route::Mode, upstream::ServerStatus};
+use http::{Response, StatusCode};
+use serde::Serialize;
+use yurt_transport::Body;
+
+/// `/v1/status`.
+pub(super) fn status(admin: &Admin) -> Response<Body> {
+    json(&look(admin))
+}
+
+/// `/metrics`.
+pub(super) fn metrics(admin: &Admin) -> Response<Body> {
+    let cache = &admin.hub.cache;
+    admin
+        .hub
+        .metrics
+        .sizes(admin.hub.journal.pending(), cache.usage(), cache.stats());
+    let (text, content_type) = admin.telemetry.render();
+    answer(StatusCode::OK, content_type, text)
+}
+
+/// The body of `/v1/status`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct HubStatus {
+    node: String,
+    version: &'static str,
+    uptime_seconds: f64,
+    /// `online` or `offline`.
+    mode: &'static str,
+    servers: Vec<ServerStatus>,
+    cache: CacheStatus,
+    journal: JournalStatus,
+    watches: WatchStatus,
+    in_flight_requests: i64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct CacheStatus {
+    objects: usize,
+    records: u64,
+    live_bytes: u64,
+    disk_bytes: u64,
+    corrupt_records: u64,
+    read_errors: u64,
+    write_errors: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct JournalStatus {
+    pending: usize,
+    replayed: u64,
+    dropped: u64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WatchStatus {
+    open: i64,
+    local: i64,
+    resumed: u64,
+}
+
+fn look(admin: &Admin) -> HubStatus {
+    let hub = &admin.hub;
+    let usage = hub.cache.usage();
+    HubStatus {
+        node: hub.node_name.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: admin.started.elapsed().as_secs_f64(),
+        mode: match hub.mode() {
+            Mode::Online => "online",
+            Mode::Offline => "offline",
+        },
+        servers: hub.upstreams.status(),
+        cache: CacheStatus {
+            objects: hub.cache.object_count(),
+            records: usage.records,
+            live_bytes: usage.live_bytes,
+            disk_bytes: usage.disk_bytes,
+            corrupt_records: hub.cache.stats().corrupt.get(),
+            read_errors: hub.cache.stats().read_errors.get(),
+            write_errors: hub.cache.stats().write_errors.get(),
+        },
+        journal: JournalStatus {
+            pending: hub.journal.pending(),
+            replayed: hub.journal.replayed(),
+            dropped: hub.journal.dropped(),
+        },
+        watches: WatchStatus {
+            open: hub.metrics.watches().get(),
+            local: hub.metrics.watches_local().get(),
+            resumed: hub.metrics.watches_resumed().get(),
+        },
+        in_flight_requests: hub.metrics.in_flight(),
+    }
+}
