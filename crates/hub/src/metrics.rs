@@ -1,5 +1,8 @@
 //! What the hub counts. Names of OpenYurt's hub are kept where they mean the same; label values are bounded.
 
+mod pool;
+
+pub use pool::PoolMetrics;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -57,6 +60,10 @@ struct Inner {
     server_healthy: Family<ServerLabel, Gauge>,
     server_rtt: Family<ServerLabel, Gauge<f64, AtomicU64>>,
     server_down: Family<ServerLabel, Counter>,
+    connections: Family<ServerLabel, Gauge>,
+    cache_healthy: Gauge,
+    cache_failures: Gauge,
+    pool: PoolMetrics,
     offline: Gauge,
     offline_seconds: Counter<f64, AtomicU64>,
     local: Family<ReasonLabel, Counter>,
@@ -142,6 +149,22 @@ impl Metrics {
             "How often the link to the API server went down",
             m.server_down.clone(),
         );
+        hub.register(
+            "closable_conns_collector",
+            "Connections to the API server",
+            m.connections.clone(),
+        );
+        hub.register(
+            "error_keys_persistency_status",
+            "1 while what the cache is to keep reaches the disk",
+            m.cache_healthy.clone(),
+        );
+        hub.register(
+            "error_keys_count",
+            "Objects and batches that the cache could not keep since start",
+            m.cache_failures.clone(),
+        );
+        m.pool.register(hub);
         hub.register(
             "offline",
             "1 while no API server answers",
@@ -304,6 +327,22 @@ impl Metrics {
         }
     }
 
+    /// How many connections there are to a server.
+    pub fn server_connections(&self, server: &str, connections: usize) {
+        let label = ServerLabel {
+            server: server.to_owned(),
+        };
+        self.inner
+            .connections
+            .get_or_create(&label)
+            .set(i64::try_from(connections).unwrap_or(i64::MAX));
+    }
+
+    /// Of the pool.
+    pub fn pool(&self) -> &PoolMetrics {
+        &self.inner.pool
+    }
+
     /// The round trip to a server.
     pub fn server_rtt(&self, server: &str, seconds: f64) {
         let label = ServerLabel {
@@ -407,6 +446,12 @@ impl Metrics {
         self.inner.cache_records.set(number(usage.records));
         self.inner.cache_bytes.set(number(usage.live_bytes));
         self.inner.cache_disk_bytes.set(number(usage.disk_bytes));
+        let failures = stats.write_errors.get() + stats.overflowed.get();
+        // Healthy again when a look finds no new failure.
+        let before = self.inner.cache_failures.set(number(failures));
+        self.inner
+            .cache_healthy
+            .set(i64::from(before == number(failures)));
         // Counted elsewhere; they only grow there too.
         for (counter, count) in [
             (&self.inner.cache_corrupt, stats.corrupt.get()),

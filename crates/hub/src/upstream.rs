@@ -371,6 +371,15 @@ impl Upstreams {
         self.servers.iter().map(|server| server.status()).collect()
     }
 
+    /// Counts what is open to every server, for metrics.
+    pub fn count_connections(&self) {
+        for server in &self.servers {
+            let clients = server.node.iter().chain([&server.bearer, &server.second]);
+            let open = clients.map(Client::connections).sum();
+            self.metrics.server_connections(&server.authority, open);
+        }
+    }
+
     /// Servers to try, in order.
     fn candidates(&self) -> Vec<Arc<Server>> {
         let states: Vec<State> = self.servers.iter().map(|server| server.state()).collect();

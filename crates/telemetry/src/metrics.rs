@@ -34,6 +34,25 @@ impl Metrics {
                     "git_version".to_owned(),
                     format!("v{}", env!("CARGO_PKG_VERSION")),
                 ),
+                (
+                    "git_commit".to_owned(),
+                    option_env!("YURT_GIT_COMMIT")
+                        .unwrap_or("unknown")
+                        .to_owned(),
+                ),
+                (
+                    "build_date".to_owned(),
+                    option_env!("YURT_BUILD_DATE")
+                        .unwrap_or("unknown")
+                        .to_owned(),
+                ),
+                // Dashboards of the original group by it; there is no Go in this binary.
+                ("go_version".to_owned(), "none".to_owned()),
+                ("compiler".to_owned(), "rustc".to_owned()),
+                (
+                    "nodepoollabelkey".to_owned(),
+                    "apps.openyurt.io/nodepool".to_owned(),
+                ),
                 ("platform".to_owned(), platform()),
             ]),
         );

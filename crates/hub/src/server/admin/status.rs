@@ -14,6 +14,7 @@ pub(super) fn status(admin: &Admin) -> Response<Body> {
 /// `/metrics`.
 pub(super) fn metrics(admin: &Admin) -> Response<Body> {
     let cache = &admin.hub.cache;
+    admin.hub.upstreams.count_connections();
     admin
         .hub
         .metrics
