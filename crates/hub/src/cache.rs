@@ -14,6 +14,7 @@ mod index;
 mod learner;
 #[cfg(test)]
 mod model_test;
+pub mod needs;
 mod open;
 pub(crate) mod record;
 mod sealed;
@@ -21,6 +22,7 @@ mod shelf;
 pub(crate) mod state;
 mod stats;
 mod view;
+mod worth;
 mod writer;
 
 use crate::{caller::Caller, query::Query};
@@ -59,7 +61,7 @@ pub struct Cache {
 /// Settings.
 #[derive(Clone, Debug)]
 pub struct CacheConfig {
-    /// Live bytes the cache may hold on disk; beyond it the least valuable objects go (never those of the node itself).
+    /// Live bytes the cache may hold on disk; beyond it the least valuable objects go, never what this node's pods need.
     pub budget_bytes: u64,
     /// Bytes that may wait for the disk; beyond it new knowledge is dropped and its queries lose their completeness.
     pub queue_bytes: usize,

@@ -264,3 +264,150 @@ async fn a_burst_larger_than_the_queue_is_complete_when_it_takes_its_time() {
         Some(1000)
     );
 }
+
+fn in_namespace(mut split: SplitList, namespace: &str) -> SplitList {
+    for item in &mut split.items {
+        let mut value = item.to_json_value().expect("JSON");
+        value["metadata"]["namespace"] = namespace.into();
+        *item = Object::from_json_value(&value, Encoding::Json).expect("JSON");
+    }
+    split
+}
+
+fn listed(cache: &Cache, caller: &Caller, path: &str) -> Option<usize> {
+    cache.list(caller, &query(path)).map(|l| l.items.len())
+}
+
+/// Fairness: who reads a lot loses what only it reads, before who reads little loses anything.
+#[tokio::test]
+async fn a_greedy_reader_loses_before_modest_ones() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = CacheConfig {
+        budget_bytes: 200 << 10,
+        ..CacheConfig::default()
+    };
+    let (cache, _) = Cache::open(dir.path(), config).expect("a cache");
+    let [modest, greedy] = ["modest", "greedy"].map(|name| Caller::User(name.into()));
+    let (few, many) = (
+        "/api/v1/namespaces/few/services",
+        "/api/v1/namespaces/many/services",
+    );
+    // The modest one read first, and its objects are the older ones.
+    learn(
+        &cache,
+        &modest,
+        few,
+        in_namespace(services(30, 400, 1000), "few"),
+    );
+    learn(
+        &cache,
+        &greedy,
+        many,
+        in_namespace(services(300, 500, 1000), "many"),
+    );
+    // What both read is kept as what the modest one reads.
+    learn(
+        &cache,
+        &greedy,
+        few,
+        in_namespace(services(30, 510, 1000), "few"),
+    );
+    cache.flush().await.expect("flush");
+    cache.keep_budget();
+    cache.flush().await.expect("flush");
+    assert!(cache.usage().live_bytes <= 200 << 10, "{:?}", cache.usage());
+    assert_eq!(listed(&cache, &modest, few), Some(30));
+    assert_eq!(listed(&cache, &greedy, many), None);
+}
+
+fn pod_with_config(name: &str, node: &str, config: &str) -> Object {
+    Object {
+        encoding: Encoding::Json,
+        bytes: json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "default", "resourceVersion": "300"},
+            "spec": {"nodeName": node, "volumes": [{"name": "c", "configMap": {"name": config}}]},
+        })
+        .to_string()
+        .into(),
+    }
+}
+
+fn config_map(name: &str, revision: u64) -> Object {
+    Object {
+        encoding: Encoding::Json,
+        bytes: json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": name, "namespace": "default", "resourceVersion": revision.to_string()},
+            "data": {"padding": random(1000)},
+        })
+        .to_string()
+        .into(),
+    }
+}
+
+/// An agent without a token on this node, which reads everything there is, pushes nothing out that pods of the node need.
+#[tokio::test]
+async fn one_huge_reader_pushes_out_nothing_that_pods_need() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let config = CacheConfig {
+        budget_bytes: 150 << 10,
+        binding: yurt_hub::cache::Binding {
+            node_name: "edge-1".into(),
+            ..Default::default()
+        },
+        ..CacheConfig::default()
+    };
+    let (cache, _) = Cache::open(dir.path(), config).expect("a cache");
+    let split = |kind: &str, items: Vec<Object>| SplitList {
+        gvk: Gvk::from_api_version("v1", kind),
+        resource_version: "600".into(),
+        continue_token: String::new(),
+        remaining: None,
+        items,
+    };
+    let pods = "/api/v1/pods?fieldSelector=spec.nodeName%3Dedge-1";
+    let mine = vec![pod_with_config("mine", "edge-1", "needed")];
+    learn(&cache, &Caller::Node, pods, split("PodList", mine));
+    let maps = Gvr::new("", "v1", "configmaps");
+    cache.learn_object(&Caller::Node, &maps, &config_map("needed", 10));
+    cache.learn_object(&Caller::Node, &maps, &config_map("asked-once", 11));
+    learn(
+        &cache,
+        &Caller::Node,
+        "/api/v1/services",
+        services(20, 500, 100),
+    );
+    // All pods and all config maps of the cluster, as the node.
+    let all: Vec<_> = (0..100)
+        .map(|i| pod_with_config(&format!("p{i}"), "edge-2", "none"))
+        .chain([pod_with_config("mine", "edge-1", "needed")])
+        .collect();
+    learn(&cache, &Caller::Node, "/api/v1/pods", split("PodList", all));
+    let all: Vec<_> = (0..200)
+        .map(|i| config_map(&format!("m{i}"), 100 + i))
+        .chain([config_map("needed", 10), config_map("asked-once", 11)])
+        .collect();
+    learn(
+        &cache,
+        &Caller::Node,
+        "/api/v1/configmaps",
+        split("ConfigMapList", all),
+    );
+    cache.flush().await.expect("flush");
+    assert!(cache.usage().live_bytes > 150 << 10);
+    cache.keep_budget();
+    cache.flush().await.expect("flush");
+    assert!(cache.usage().live_bytes <= 150 << 10, "{:?}", cache.usage());
+    assert_eq!(listed(&cache, &Caller::Node, pods), Some(1));
+    for name in ["needed", "asked-once"] {
+        let got = cache.get(&Caller::Node, &maps, "default", name);
+        assert!(matches!(got, Lookup::Found(_)), "{name}: {got:?}");
+    }
+    assert_eq!(listed(&cache, &Caller::Node, "/api/v1/services"), Some(20));
+    assert_eq!(listed(&cache, &Caller::Node, "/api/v1/configmaps"), None);
+    let gone = cache.get(&Caller::Node, &maps, "default", "m0");
+    assert!(matches!(gone, Lookup::Unknown), "{gone:?}");
+}

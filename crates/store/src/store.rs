@@ -244,6 +244,12 @@ impl Store {
         self.handle.shared.index_read().location(key).is_some()
     }
 
+    /// Bytes that the record of a key takes on disk, without reading it.
+    pub fn record_bytes(&self, key: &[u8]) -> Option<u32> {
+        let location = self.handle.shared.index_read().location(key)?;
+        Some(location.len)
+    }
+
     /// The keys with a prefix, in order.
     pub fn keys(&self, prefix: &[u8]) -> Vec<Vec<u8>> {
         self.handle

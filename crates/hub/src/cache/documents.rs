@@ -38,6 +38,26 @@ impl Documents {
         gone
     }
 
+    /// Takes one out.
+    pub(crate) fn remove(&mut self, name: &str) {
+        if let Some((bytes, _)) = self.sizes.remove(name) {
+            self.total -= bytes;
+        }
+    }
+
+    /// The names of all.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.sizes.keys().map(String::as_str)
+    }
+
+    /// The names of those whose form clients can do without: neither plain JSON nor the aggregated form of today.
+    pub(crate) fn other_forms(&self) -> Vec<String> {
+        self.names()
+            .filter(|name| !name.ends_with("#json") && !name.ends_with("#aggregated-v2"))
+            .map(str::to_owned)
+            .collect()
+    }
+
     /// The forms known of a path.
     pub(crate) fn forms(&self, path: &str) -> Vec<String> {
         let prefix = format!("{path}#");

@@ -233,6 +233,16 @@ impl Grants {
             })
     }
 
+    /// Who was seen to read a resource, and what of it.
+    pub(crate) fn readers<'a>(
+        &'a self,
+        gvr: &'a Gvr,
+    ) -> impl Iterator<Item = (&'a Caller, &'a [Query])> {
+        self.observed
+            .iter()
+            .filter_map(move |(caller, of)| Some((caller, of.get(gvr)?.as_slice())))
+    }
+
     /// What a caller was seen to read of a resource.
     pub(crate) fn observed(&self, caller: &Caller, gvr: &Gvr) -> &[Query] {
         self.observed

@@ -223,7 +223,8 @@ fn load(store: &SealedStore, state: &mut State) -> Result<(), StoreError> {
     for key in store.keys(record::DOCUMENTS) {
         if let Ok(name) = std::str::from_utf8(&key[record::DOCUMENTS.len()..]) {
             let clock = state.tick();
-            state.documents.note(name.to_owned(), 64 << 10, clock);
+            let bytes = store.record_bytes(&key).unwrap_or(0) as usize;
+            state.documents.note(name.to_owned(), bytes, clock);
         }
     }
     unreadable.extend(shelf::load(store, state)?);

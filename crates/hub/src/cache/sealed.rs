@@ -364,6 +364,11 @@ impl SealedStore {
         scanned.and(unopened)
     }
 
+    /// As [`Store::record_bytes`].
+    pub(crate) fn record_bytes(&self, key: &[u8]) -> Option<u32> {
+        self.store.record_bytes(key)
+    }
+
     /// As [`Store::keys`].
     pub(crate) fn keys(&self, prefix: &[u8]) -> Vec<Vec<u8>> {
         self.store.keys(prefix)

@@ -228,6 +228,11 @@ impl State {
         self.stats.corrupt.add(1);
         tracing::warn!(resource = %gvr, object = key, "cached object cannot be read; dropped");
         self.lose(gvr, key);
+        self.forget_object(gvr, key);
+    }
+
+    /// Takes an object out of memory and off the disk, as if it had never been seen.
+    pub(crate) fn forget_object(&mut self, gvr: &Gvr, key: &str) {
         if let Some(resource) = self.resources.get_mut(gvr) {
             resource.objects.remove(key);
         }
@@ -424,11 +429,7 @@ impl State {
                 .flatten()
                 .map(|(key, _)| key.clone())
         }) {
-            if let Some(resource) = self.resources.get_mut(gvr) {
-                resource.objects.remove(&key);
-            }
-            let record = record::object_record(record::OBJECTS, gvr, &key);
-            self.enqueue(record, Value::Delete, Duration::ZERO);
+            self.forget_object(gvr, &key);
         }
     }
 

@@ -41,6 +41,7 @@ pub(crate) fn run(shared: &Arc<Shared>) {
     let mut last_pass = Instant::now() - PASS;
     let mut last_check = Instant::now();
     let mut not_before = Instant::now();
+    let mut fits = true;
     loop {
         let (flush, close) = wait(shared, last_pass, not_before);
         last_pass = Instant::now();
@@ -61,7 +62,13 @@ pub(crate) fn run(shared: &Arc<Shared>) {
         }
         if last_check.elapsed() >= BUDGET_CHECK {
             last_check = Instant::now();
-            eviction::keep_budget(shared);
+            let fitted = std::mem::replace(&mut fits, eviction::keep_budget(shared));
+            if fitted && !fits {
+                tracing::warn!(
+                    budget_bytes = shared.config.budget_bytes,
+                    "what this node's pods need is more than the cache's budget; it is kept all the same"
+                );
+            }
         }
     }
 }
