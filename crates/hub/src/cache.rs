@@ -2,11 +2,14 @@
 //! revision (design rule R2). Durable through `yurt-store`. Feeding it never blocks the stream that feeds it.
 //!
 //! Memory holds revisions, completeness and grants only; contents are read from the store when asked for, except what waits to
-//! be written. `coverage` and `index` decide (pure), `state` applies, `learner` feeds, `view` answers, `writer` is the thread
+//! be written. `coverage` and `index` decide (pure), `state` applies, `learner` feeds, `view` answers, `derived` and `corrections` keep what
+//! shows instead of the cloud's state apart from it, `writer` is the thread
 //! to the disk; `record` documents the layout of the store.
 
 pub(crate) mod agents;
+mod corrections;
 mod coverage;
+mod derived;
 mod documents;
 mod eviction;
 mod grants;
@@ -37,7 +40,7 @@ use std::{
     thread::JoinHandle,
     time::Duration,
 };
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{broadcast, oneshot, watch};
 use yurt_store::StoreError;
 use yurt_wire::{Gvk, Gvr, Object, watch::EventType};
 
@@ -126,6 +129,8 @@ pub(crate) struct Shared {
     orders: Mutex<writer::Orders>,
     pub(crate) wake: Condvar,
     pub(crate) changes: broadcast::Sender<LocalChange>,
+    /// The number of the latest correction.
+    pub(crate) corrected: watch::Sender<u64>,
     pub(crate) stats: Arc<Stats>,
 }
 

@@ -14,7 +14,7 @@ use crate::{
     cache::{
         Cache,
         record::{self, index_key},
-        state::Overlay,
+        state::{Layer, Overlay},
         tolerate,
     },
     caller::Caller,
@@ -190,55 +190,68 @@ impl std::fmt::Debug for Journal {
 
 fn overlay_of(cache: &Cache, entry: &Entry) -> Option<Overlay> {
     match &entry.write {
-        Write::Create { object } => {
+        Write::Create { object, uid, .. } => {
             let mut object = object.clone();
-            fill_created(&mut object, cache.high_revision(), entry.at, entry.order);
+            fill_created(&mut object, uid, cache.high_revision(), entry.at);
             let encoded = Object::from_json_value(&object, Encoding::Protobuf)
                 .or_else(|_| Object::from_json_value(&object, Encoding::Json))
                 .ok()?;
             Some(Overlay {
                 object: encoded,
-                change: None,
+                layer: Layer::Created,
             })
         }
         Write::Change { change, .. } => {
             let stored = cache.view(&entry.gvr(), &entry.namespace, &entry.name)?;
             Some(Overlay {
                 object: change.rebase(&stored)?,
-                change: Some(Arc::new(change.clone())),
+                layer: Layer::Changed(Arc::new(change.clone())),
+            })
+        }
+        Write::Delete { uid, .. } => {
+            let object = cache.view(&entry.gvr(), &entry.namespace, &entry.name)?;
+            let same = object.meta().is_ok_and(|meta| meta.uid == *uid);
+            same.then(|| Overlay {
+                object,
+                layer: Layer::Deleted { uid: uid.clone() },
             })
         }
     }
 }
 
-/// Gives an object that was created here what a server fills in. The revision is one that the cloud knows. The uid follows from
-/// name and moment, so that it is the same after a restart.
-pub(crate) fn fill_created(object: &mut serde_json::Value, high: u64, at: i64, order: u64) {
+/// The uid of an object that was created here: follows from its name and the moment, so that it is the same after a restart.
+fn local_uid(name: &str, at: i64, order: u64) -> String {
     use sha2::{Digest, Sha256};
-    let digest = {
-        let mut hash = Sha256::new();
-        hash.update(
-            object
-                .pointer("/metadata/name")
-                .and_then(|name| name.as_str())
-                .unwrap_or_default(),
-        );
-        hash.update(at.to_le_bytes());
-        hash.update(order.to_le_bytes());
-        hash.finalize()
-    };
+    let mut hash = Sha256::new();
+    hash.update(name);
+    hash.update(at.to_le_bytes());
+    hash.update(order.to_le_bytes());
+    let digest = hash.finalize();
     let hex: String = digest[..16]
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    let uid = format!(
+    format!(
         "{}-{}-8{}-a{}-{}",
         &hex[..8],
         &hex[8..12],
         &hex[13..16],
         &hex[17..20],
         &hex[20..32]
-    );
+    )
+}
+
+/// Gives an entry that creates something a uid for it, unless it has one.
+fn name_uid(entry: &mut Entry) {
+    if let Write::Create { uid, .. } = &mut entry.write
+        && uid.is_empty()
+    {
+        *uid = local_uid(&entry.name, entry.at, entry.order);
+    }
+}
+
+/// Gives an object that was created here what a server fills in. The revision is one that the cloud knows.
+pub(crate) fn fill_created(object: &mut serde_json::Value, uid: &str, high: u64, at: i64) {
     if let Some(metadata) = object
         .get_mut("metadata")
         .and_then(serde_json::Value::as_object_mut)
@@ -260,7 +273,8 @@ impl Journal {
             .store
             .scan(record::JOURNAL, &mut |key, value| {
                 match serde_json::from_slice::<Entry>(&value) {
-                    Ok(entry) => {
+                    Ok(mut entry) => {
+                        name_uid(&mut entry);
                         entries.order = entries.order.max(entry.order);
                         let index = index_key(&entry.namespace, &entry.name);
                         let kept = Kept {
@@ -331,6 +345,21 @@ impl Journal {
         self.inner.replayed.load(Ordering::Relaxed)
     }
 
+    /// Whether an object exists only here so far.
+    pub(crate) fn creates(&self, gvr: &Gvr, namespace: &str, name: &str) -> bool {
+        let key = (gvr.clone(), index_key(namespace, name));
+        let entries = self.entries();
+        let kept = entries.map.get(&key);
+        kept.is_some_and(|kept| matches!(kept.entry.write, Write::Create { .. }))
+    }
+
+    /// The objects of a resource (`NAMESPACE/NAME`) that were written here and wait for the cloud.
+    pub(crate) fn waiting_keys(&self, gvr: &Gvr) -> Vec<Box<str>> {
+        let entries = self.entries();
+        let of = entries.map.keys().filter(|(of, _)| of == gvr);
+        of.map(|(_, key)| key.clone()).collect()
+    }
+
     /// Taken by a write for as long as it reads, decides and appends.
     pub(crate) async fn begin_write(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.inner.writing.lock().await
@@ -348,7 +377,7 @@ impl Journal {
         let index = index_key(&new.namespace, &new.name);
         let key = (gvr.clone(), index.clone());
         let is_lease = new.resource == "leases";
-        let (entry, durable_at, surplus, value) = {
+        let prepared = {
             let mut entries = self.entries();
             let known = entries.map.get(&key);
             let others = entries.map.len() - entries.events;
@@ -359,14 +388,22 @@ impl Journal {
             let known = known.map(|kept| kept.entry.clone());
             entries.order += 1;
             new.order = entries.order;
-            let entry = coalesce(known.clone(), new);
-            let value = serde_json::to_vec(&entry)?;
-            let surplus = if entry.is_event() && known.is_none() {
-                entries.surplus(&inner.config, value.len())
-            } else {
-                Vec::new()
-            };
-            (entry, durable_at, surplus, value)
+            match coalesce(known.clone(), new) {
+                None => None,
+                Some(mut entry) => {
+                    name_uid(&mut entry);
+                    let value = serde_json::to_vec(&entry)?;
+                    let surplus = if entry.is_event() && known.is_none() {
+                        entries.surplus(&inner.config, value.len())
+                    } else {
+                        Vec::new()
+                    };
+                    Some((entry, durable_at, surplus, value))
+                }
+            }
+        };
+        let Some((entry, durable_at, surplus, value)) = prepared else {
+            return self.undo(key).await;
         };
         let view = overlay(&entry);
         let bytes = value.len();
@@ -413,6 +450,19 @@ impl Journal {
         Ok(())
     }
 
+    /// Takes an entry back whose object the cloud never had.
+    async fn undo(&self, key: (Gvr, Box<str>)) -> Result<(), AppendError> {
+        let mut batch = Batch::default();
+        batch.delete(record::object_record(record::JOURNAL, &key.0, &key.1));
+        self.commit(batch).await?;
+        self.entries().remove(&key);
+        let (gvr, index) = key;
+        let (namespace, name) = record::split_index_key(&index);
+        let shown = self.inner.cache.view(&gvr, namespace, name);
+        self.inner.cache.end_overlay(&gvr, &index, Some(shown));
+        Ok(())
+    }
+
     /// Commits without blocking the runtime when the disk's queue is full.
     async fn commit(&self, batch: Batch) -> Result<(), StoreError> {
         let store = self.inner.cache.shared().store.clone();
@@ -429,9 +479,9 @@ impl Journal {
         result
     }
 
-    /// Brings what waits to the cloud, in the order of the last writes. A cloud that cannot be reached, or takes nothing for the
-    /// moment, stops it; what fails for reasons of its own waits while the others go on. Killed in the middle and begun again
-    /// it does no harm.
+    /// Brings what waits to the cloud: events last, everything else in the order of the last writes. A cloud that cannot be reached,
+    /// or takes nothing for the moment, stops it; what fails for reasons of its own waits while the others go on. Killed in the
+    /// middle and begun again it does no harm.
     pub async fn replay(&self, cloud: &dyn Cloud) -> ReplayReport {
         let _alone = self.inner.replaying.lock().await;
         let mut report = ReplayReport::default();
@@ -441,17 +491,25 @@ impl Journal {
             .values()
             .map(|kept| kept.entry.clone())
             .collect();
-        queue.sort_by_key(|entry| entry.order);
+        // Clients follow soon whether it is over or not: services must be right by then, what was told about them need not.
+        queue.sort_by_key(|entry| (entry.is_event(), entry.order));
         for entry in queue {
             if !self.still_waits(&entry) {
                 continue;
             }
-            match self.replay_one(cloud, &entry).await {
+            let gone = match self.replay_one(cloud, &entry).await {
                 Next::Done(object) => {
+                    // Another object of its name shows from now on.
+                    let shown =
+                        matches!(entry.write, Write::Delete { .. }).then(|| self.view(&entry));
                     self.learn(&entry, object);
+                    self.strike(&entry, shown).await;
+                    false
+                }
+                Next::Gone => {
+                    self.learn_absent(&entry);
                     self.strike(&entry, None).await;
-                    self.inner.replayed.fetch_add(1, Ordering::Relaxed);
-                    report.applied += 1;
+                    true
                 }
                 Next::Drop { reason, gone } => {
                     let what = format!(
@@ -459,21 +517,14 @@ impl Journal {
                         entry.resource, entry.namespace, entry.name
                     );
                     tracing::warn!(write = %what, "an offline write is dropped");
-                    let shown = self
-                        .inner
-                        .cache
-                        .view(&entry.gvr(), &entry.namespace, &entry.name);
+                    let shown = self.view(&entry);
                     if gone {
-                        self.inner.cache.learn_absent(
-                            &Caller::Node,
-                            &entry.gvr(),
-                            &entry.namespace,
-                            &entry.name,
-                        );
+                        self.learn_absent(&entry);
                     }
                     self.strike(&entry, Some(shown)).await;
                     self.inner.dropped.fetch_add(1, Ordering::Relaxed);
                     report.dropped.push(what);
+                    continue;
                 }
                 Next::Later(reason) => {
                     tracing::info!(%reason, entry = %entry.path(false), "the replay of offline writes waits");
@@ -483,13 +534,28 @@ impl Journal {
                 Next::LaterAlone(reason) => {
                     tracing::info!(%reason, entry = %entry.path(false), "an offline write waits");
                     report.stopped.get_or_insert(reason);
+                    continue;
                 }
                 // `replay_one` ends with a decision.
                 Next::Send(_) => break,
-            }
+            };
+            tracing::debug!(entry = %entry.path(false), gone, "an offline write is in the cloud");
+            self.inner.replayed.fetch_add(1, Ordering::Relaxed);
+            report.applied += 1;
         }
         report.kept = self.pending();
         report
+    }
+
+    /// What the node shows of the object of an entry.
+    fn view(&self, entry: &Entry) -> Option<Object> {
+        let cache = &self.inner.cache;
+        cache.view(&entry.gvr(), &entry.namespace, &entry.name)
+    }
+
+    fn learn_absent(&self, entry: &Entry) {
+        let cache = &self.inner.cache;
+        cache.learn_absent(&Caller::Node, &entry.gvr(), &entry.namespace, &entry.name);
     }
 
     async fn replay_one(&self, cloud: &dyn Cloud, entry: &Entry) -> Next {

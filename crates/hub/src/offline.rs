@@ -86,8 +86,10 @@ impl Offline {
 
     /// Whether a write is one that is kept while the cloud is away and brought to it later.
     pub fn keeps(&self, caller: &Caller, info: &RequestInfo) -> bool {
-        matches!(info.verb, Verb::Create | Verb::Update | Verb::Patch)
-            && write::keeps(caller, &self.node_name, info)
+        matches!(
+            info.verb,
+            Verb::Create | Verb::Update | Verb::Patch | Verb::Delete
+        ) && write::keeps(caller, &self.node_name, info)
     }
 
     /// Answers a request.
@@ -152,14 +154,14 @@ impl Offline {
                 self.lists.admit(list?).await
             }
             Verb::Watch => self.stream(caller, info, parts),
-            Verb::Create | Verb::Update | Verb::Patch => {
+            Verb::Create | Verb::Update | Verb::Patch | Verb::Delete => {
                 self.write(caller, info, parts, body).await
             }
             Verb::Get | Verb::List => Err(self.refused(
                 info,
                 "cannot be answered from the cache while the cloud is away",
             )),
-            Verb::Delete | Verb::DeleteCollection | Verb::Proxy | Verb::Connect | Verb::Other => {
+            Verb::DeleteCollection | Verb::Proxy | Verb::Connect | Verb::Other => {
                 Err(self.refused(info, "is not accepted while the cloud is away"))
             }
         }

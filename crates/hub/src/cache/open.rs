@@ -19,7 +19,7 @@ use std::{
     sync::{Arc, Condvar, Mutex},
     time::{SystemTime, UNIX_EPOCH},
 };
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use yurt_store::{Batch, Options, Recovery, Store, StoreError};
 
 fn options() -> Options {
@@ -76,6 +76,7 @@ pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery),
         orders: Mutex::default(),
         wake: Condvar::new(),
         changes: broadcast::channel(super::CHANGES).0,
+        corrected: watch::Sender::new(0),
         stats,
     });
     let of_thread = shared.clone();

@@ -2,6 +2,7 @@
 //! touches no disk, except [`State::resolve`], which reads a record that was not read since start.
 
 use super::{
+    corrections::Corrections,
     coverage::{self, Coverages, Leave},
     documents::Documents,
     grants::Grants,
@@ -18,6 +19,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use tokio::sync::Notify;
 use yurt_wire::{Encoding, Gvr, Object, ObjectKey};
 
 /// A lease on disk is at most this old: losing a renewal costs nothing, writing each wears the flash.
@@ -25,13 +27,49 @@ const LEASE_DELAY: Duration = Duration::from_secs(300);
 /// Events kept; the cloud keeps them for an hour only.
 pub(crate) const MAX_EVENTS: usize = 1000;
 
-/// A local write on top of the cloud's state.
+/// What the node shows of an object on top of the cloud's state.
 #[derive(Clone, Debug)]
 pub(crate) struct Overlay {
-    /// The object as the node sees it.
+    /// The object as the node sees it; as it was seen last when it was deleted here.
     pub(crate) object: Object,
-    /// What was changed, to be put on a newer cloud state; `None` when the object was created here.
-    pub(crate) change: Option<Arc<Change>>,
+    /// Why it is seen so.
+    pub(crate) layer: Layer,
+}
+
+/// Where the node's view of an object comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Layer {
+    /// Created here.
+    Created,
+    /// Changed here, by what is to be put on a newer cloud state.
+    Changed(Arc<Change>),
+    /// Deleted here, when it had this uid: nothing shows.
+    Deleted { uid: String },
+    /// Worked out from the cloud's state at this revision and from what changed here.
+    Derived { base: u64 },
+}
+
+impl Overlay {
+    /// What is left of it on a newer state of the cloud.
+    fn on_newer(&self, object: &Object) -> Option<Self> {
+        match &self.layer {
+            // Replayed, or created by somebody else meanwhile: the cloud's word holds.
+            Layer::Created => None,
+            Layer::Changed(change) => Some(Self {
+                object: change.rebase(object)?,
+                layer: self.layer.clone(),
+            }),
+            Layer::Deleted { uid } => {
+                let same = object.meta().is_ok_and(|meta| meta.uid == *uid);
+                same.then(|| Self {
+                    object: object.clone(),
+                    layer: self.layer.clone(),
+                })
+            }
+            // Whoever worked it out does so again.
+            Layer::Derived { .. } => Some(self.clone()),
+        }
+    }
 }
 
 /// All that is known of one resource.
@@ -43,6 +81,8 @@ pub(crate) struct Resource {
     pub(crate) deletions: Deletions,
     pub(crate) coverages: Coverages,
     pub(crate) overlays: BTreeMap<Key, Overlay>,
+    /// What was shown of it and the cloud never had.
+    pub(crate) corrections: Corrections,
     /// When it was last read or learned (a counter).
     pub(crate) used: u64,
 }
@@ -105,6 +145,8 @@ pub(crate) struct State {
     pub(crate) high: u64,
     pub(crate) clock: u64,
     pub(crate) stats: Arc<Stats>,
+    /// Told when the cloud's state of pods, services and their endpoints changes.
+    pub(crate) endpoints: Arc<Notify>,
 }
 
 /// How long the revision of a coverage on disk may lag behind; being behind is harmless, it only makes a resumed watch repeat.
@@ -126,6 +168,16 @@ impl State {
             high: 0,
             clock: 0,
             stats,
+            endpoints: Arc::default(),
+        }
+    }
+
+    fn concerns(&self, gvr: &Gvr) {
+        if matches!(
+            gvr.resource.as_str(),
+            "pods" | "services" | "endpointslices" | "endpoints"
+        ) {
+            self.endpoints.notify_one();
         }
     }
 
@@ -395,25 +447,16 @@ impl State {
             },
         );
         if let Some(overlay) = resource.overlays.get(&key) {
-            match overlay.change.clone() {
-                // Replayed, or created by somebody else meanwhile: the cloud's word holds.
-                None => {
-                    resource.overlays.remove(&key);
-                }
-                Some(change) => match change.rebase(&object) {
-                    Some(object) => {
-                        let overlay = Overlay {
-                            object,
-                            change: Some(change),
-                        };
-                        resource.overlays.insert(key.clone(), overlay);
-                    }
-                    None => {
-                        resource.overlays.remove(&key);
-                    }
-                },
-            }
+            match overlay.on_newer(&object) {
+                Some(overlay) => resource.overlays.insert(key.clone(), overlay),
+                None => resource.overlays.remove(&key),
+            };
         }
+        if existing.is_none_or(|e| e.revision < revision) {
+            // Whoever knows less is told by the cloud.
+            resource.corrections.forget(&key);
+        }
+        self.concerns(gvr);
         self.bound_events(gvr);
         Upsert::Store
     }
@@ -490,7 +533,9 @@ impl State {
     pub(crate) fn remove(&mut self, gvr: &Gvr, key: &str, revision: u64, certain: bool) {
         let resource = self.resource(gvr);
         resource.objects.remove(key);
+        resource.corrections.forget(key);
         resource.deletions.record(key, revision, certain);
+        self.concerns(gvr);
         let record = record::object_record(record::OBJECTS, gvr, key);
         self.enqueue(record, Value::Delete, Duration::ZERO);
     }

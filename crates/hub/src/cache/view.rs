@@ -4,7 +4,7 @@ use super::{
     Cache, Listing, LocalChange, Lookup, Shared,
     index::{Key, namespace_range},
     record::{index_key, split_index_key},
-    state::Overlay,
+    state::{Layer, Overlay},
 };
 use crate::{caller::Caller, query::Query};
 use std::collections::HashSet;
@@ -41,16 +41,19 @@ pub(crate) struct Deleted {
 
 impl Shared {
     /// The object as the node sees it, and whether it carries an exclusion for the query.
-    fn read_view(&self, gvr: &Gvr, key: &str, query: Option<&Query>) -> Option<Object> {
+    pub(super) fn read_view(&self, gvr: &Gvr, key: &str, query: Option<&Query>) -> Option<Object> {
         let overlay = {
             let state = self.lock();
             let resource = state.resources.get(gvr)?;
             let entry = resource.objects.get(key);
             match (entry, resource.overlays.get(key)) {
                 (None, None) => return None,
+                (_, Some(overlay)) if matches!(overlay.layer, Layer::Deleted { .. }) => {
+                    return None;
+                }
                 // A change of something that is gone shows nothing.
                 (None, Some(overlay)) => {
-                    return overlay.change.is_none().then(|| overlay.object.clone());
+                    return (overlay.layer == Layer::Created).then(|| overlay.object.clone());
                 }
                 (Some(entry), Some(overlay)) if !entry.excluded => {
                     return Some(overlay.object.clone());
@@ -83,11 +86,12 @@ impl Cache {
         let object = shared.read_view(gvr, &key, None);
         let state = shared.lock();
         // What the node wrote itself it may read.
-        let own = *caller == Caller::Node
-            && state
-                .resources
-                .get(gvr)
-                .is_some_and(|resource| resource.overlays.contains_key(&key));
+        let overlay = state
+            .resources
+            .get(gvr)
+            .and_then(|resource| resource.overlays.get(&key));
+        let own = *caller == Caller::Node && overlay.is_some();
+        let deleted = overlay.is_some_and(|o| matches!(o.layer, Layer::Deleted { .. }));
         let allowed = own
             || state
                 .grants
@@ -96,12 +100,13 @@ impl Cache {
             Some(object) if allowed => Lookup::Found(object),
             Some(_) => Lookup::Forbidden,
             None => {
-                let absent = state.resources.get(gvr).is_some_and(|resource| {
-                    resource
-                        .coverages
-                        .absent_at(&query.namespace, name)
-                        .is_some()
-                });
+                let absent = deleted
+                    || state.resources.get(gvr).is_some_and(|resource| {
+                        resource
+                            .coverages
+                            .absent_at(&query.namespace, name)
+                            .is_some()
+                    });
                 match (absent, allowed) {
                     (true, true) => Lookup::KnownAbsent,
                     (true, false) => Lookup::Forbidden,
@@ -206,7 +211,7 @@ impl Cache {
                     .collect();
                 let created: Vec<Key> = namespace_range(&resource.overlays, &query.namespace)
                     .filter(|(key, overlay)| {
-                        overlay.change.is_none() && !resource.objects.contains_key(*key)
+                        overlay.layer == Layer::Created && !resource.objects.contains_key(*key)
                     })
                     .map(|(key, _)| key.clone())
                     .collect();
@@ -268,31 +273,46 @@ impl Cache {
         query.matches(namespace, name, &object).then_some(object)
     }
 
-    /// The revision of an object in the index, and the deletions after a revision.
+    /// The revision of an object in the index, and the deletions after a revision. What was shown here and the cloud never had
+    /// counts as changed.
     pub(crate) fn changes_since(&self, query: &Query, revision: u64) -> (Vec<Key>, Vec<Deleted>) {
         let shared = self.shared();
         let state = shared.lock();
         let Some(resource) = state.resources.get(&query.gvr) else {
             return (Vec::new(), Vec::new());
         };
-        let newer = namespace_range(&resource.objects, &query.namespace)
-            .filter(|(key, entry)| {
-                entry.revision > revision || resource.overlays.contains_key(*key)
-            })
-            .map(|(key, entry)| (entry.revision, key.clone()));
-        let mut newer: Vec<_> = newer.collect();
+        let mut newer = Vec::new();
+        let mut deleted = Vec::new();
+        for (key, entry) in namespace_range(&resource.objects, &query.namespace) {
+            match resource.overlays.get(key).map(|overlay| &overlay.layer) {
+                Some(Layer::Deleted { .. }) => deleted.push(Deleted {
+                    key: key.clone(),
+                    revision: entry.revision,
+                }),
+                Some(_) => newer.push((entry.revision, key.clone())),
+                None if entry.revision > revision || resource.corrections.concern(key) => {
+                    newer.push((entry.revision, key.clone()));
+                }
+                None => {}
+            }
+        }
         // In the order in which they happened.
         newer.sort();
-        let deleted = resource
-            .deletions
-            .since(revision)
-            .into_iter()
-            .filter(|(key, _)| {
-                let (namespace, name) = split_index_key(key);
-                query.in_scope(namespace, name)
-            })
-            .map(|(key, revision)| Deleted { key, revision })
-            .collect();
+        let gone = resource.deletions.since(revision).into_iter();
+        deleted.extend(gone.map(|(key, revision)| Deleted { key, revision }));
+        let phantoms = resource.corrections.phantoms();
+        deleted.extend(
+            phantoms
+                .filter(|key| !resource.objects.contains_key(*key))
+                .map(|key| Deleted {
+                    key: key.clone(),
+                    revision,
+                }),
+        );
+        deleted.retain(|gone| {
+            let (namespace, name) = split_index_key(&gone.key);
+            query.in_scope(namespace, name)
+        });
         (newer.into_iter().map(|(_, key)| key).collect(), deleted)
     }
 
@@ -324,28 +344,24 @@ impl Cache {
         let object = overlay.object.clone();
         let id = object.key().unwrap_or_default();
         let seen = id.revision();
-        let change = overlay.change.clone();
+        let layer = overlay.layer.clone();
         let mut state = shared.lock();
         let resource = state.resource(gvr);
         if resource.kind.is_empty() {
             resource.kind = id.kind.into_owned();
         }
         resource.overlays.insert(key.into(), overlay);
-        if tell {
+        let now = match &layer {
+            Layer::Deleted { .. } => None,
+            _ => Some(object),
+        };
+        if tell && let Some(change) = local_change(gvr, previous, now) {
             // Under the lock: watchers see changes in the order in which they were applied. Nobody listening is no error.
-            let _listeners = shared.changes.send(LocalChange {
-                gvr: gvr.clone(),
-                kind: match previous {
-                    Some(_) => EventType::Modified,
-                    None => EventType::Added,
-                },
-                object,
-                previous,
-            });
+            let _listeners = shared.changes.send(change);
         }
         drop(state);
         // The cloud's state may have moved on since the write was computed on it.
-        let (Some(change), Some(stored)) = (change, shared.read_stored(gvr, key)) else {
+        let (Layer::Changed(change), Some(stored)) = (&layer, shared.read_stored(gvr, key)) else {
             return;
         };
         if seen.is_some_and(|seen| stored.revision > seen)
@@ -353,7 +369,7 @@ impl Cache {
         {
             let mut state = shared.lock();
             if let Some(overlay) = state.resource(gvr).overlays.get_mut(key)
-                && overlay.change.as_ref() == Some(&change)
+                && overlay.layer == layer
             {
                 overlay.object = object;
             }
@@ -374,19 +390,31 @@ impl Cache {
             return;
         };
         let now = shared.read_view(gvr, key, None);
-        let (kind, object) = match (&previous, now) {
-            (Some(before), Some(now)) if *before == now => return,
-            (_, Some(now)) => (EventType::Modified, now),
-            (Some(before), None) => (EventType::Deleted, before.clone()),
-            (None, None) => return,
-        };
-        let _listeners = shared.changes.send(LocalChange {
-            gvr: gvr.clone(),
-            kind,
-            object,
-            previous,
-        });
+        if let Some(change) = local_change(gvr, previous, now) {
+            shared.correct(change, key);
+        }
     }
+}
+
+/// The change between two views of an object; `None` when they are the same.
+pub(super) fn local_change(
+    gvr: &Gvr,
+    previous: Option<Object>,
+    now: Option<Object>,
+) -> Option<LocalChange> {
+    let (kind, object) = match (&previous, now) {
+        (Some(before), Some(now)) if *before == now => return None,
+        (Some(_), Some(now)) => (EventType::Modified, now),
+        (None, Some(now)) => (EventType::Added, now),
+        (Some(before), None) => (EventType::Deleted, before.clone()),
+        (None, None) => return None,
+    };
+    Some(LocalChange {
+        gvr: gvr.clone(),
+        kind,
+        object,
+        previous,
+    })
 }
 
 impl super::state::Resource {

@@ -1,7 +1,7 @@
 //! What to send to the cloud for an entry, and what its answers mean. Pure.
 
-use super::entry::{Entry, Write};
-use serde_json::Value;
+use super::entry::{Entry, MIRROR, Write};
+use serde_json::{Value, json};
 
 /// Attempts to write on a fresh object before the entry waits for the next time.
 pub(crate) const MAX_CONFLICTS: u32 = 5;
@@ -15,6 +15,8 @@ pub(crate) enum Stage {
     Update,
     /// The object was created.
     Create,
+    /// The object was deleted.
+    Delete,
 }
 
 /// A request.
@@ -33,6 +35,8 @@ pub(crate) enum Next {
     Send(Send),
     /// In the cloud; this is its state of the object, when known.
     Done(Option<Value>),
+    /// Deleted: the cloud does not have the object any more.
+    Gone,
     /// It can never be applied.
     Drop {
         /// Why.
@@ -56,11 +60,31 @@ fn fetch(entry: &Entry) -> Next {
 }
 
 fn create(entry: &Entry, object: &Value) -> Next {
+    let mut object = object.clone();
+    if entry.has_status()
+        && let Some(object) = object.as_object_mut()
+    {
+        // Brought through its own door once the object is there.
+        object.remove("status");
+    }
     Next::Send(Send {
         stage: Stage::Create,
         method: http::Method::POST,
         path: entry.path(true),
-        body: Some(object.clone()),
+        body: Some(object),
+    })
+}
+
+/// Deletes at once, as whoever ran it says that nothing of it is left; only the object of this uid.
+fn delete(entry: &Entry, uid: &str) -> Next {
+    Next::Send(Send {
+        stage: Stage::Delete,
+        method: http::Method::DELETE,
+        path: entry.path(false),
+        body: Some(json!({
+            "apiVersion": "v1", "kind": "DeleteOptions", "gracePeriodSeconds": 0,
+            "preconditions": {"uid": uid},
+        })),
     })
 }
 
@@ -76,8 +100,13 @@ fn update(entry: &Entry, object: Value) -> Next {
 /// The first step.
 pub(crate) fn begin(entry: &Entry) -> Next {
     match &entry.write {
-        Write::Create { object } => create(entry, object),
-        Write::Change { .. } => fetch(entry),
+        Write::Create {
+            replaces: Some(uid),
+            ..
+        }
+        | Write::Delete { uid, last: None } => delete(entry, uid),
+        Write::Create { object, .. } => create(entry, object),
+        Write::Change { .. } | Write::Delete { .. } => fetch(entry),
     }
 }
 
@@ -92,20 +121,27 @@ pub(crate) fn after(entry: &Entry, stage: Stage, code: u16, body: &Value, confli
     match (stage, code) {
         (_, 500) => Next::LaterAlone(format!("{code}: {}", message(body))),
         (_, 401 | 408 | 425 | 429 | 501..) => Next::Later(format!("{code}: {}", message(body))),
+        (Stage::Delete, _) => on_delete(entry, code, body, conflicts),
         (Stage::Fetch, 200) => on_fresh(entry, body),
         (Stage::Fetch | Stage::Update, 404) => match &entry.write {
             Write::Change {
                 recreate: Some(object),
                 ..
             }
-            | Write::Create { object } => create(entry, object),
+            | Write::Create { object, .. } => create(entry, object),
             Write::Change { recreate: None, .. } => Next::Drop {
                 reason: "the object is gone in the cloud".into(),
                 gone: true,
             },
+            Write::Delete { .. } => Next::Gone,
         },
-        (Stage::Update | Stage::Create, 200..=202) => Next::Done(Some(body.clone())),
+        (Stage::Create, 200..=202) if entry.has_status() => on_fresh(entry, body),
         (Stage::Update, 409) if conflicts < MAX_CONFLICTS => fetch(entry),
+        (Stage::Update, code) if code != 409 && deleted(entry).is_some() => {
+            // A status that is refused for good does not keep the object.
+            delete(entry, deleted(entry).unwrap_or_default())
+        }
+        (Stage::Update | Stage::Create, 200..=202) => Next::Done(Some(body.clone())),
         (Stage::Create, 409) if entry.is_event() => Next::Done(None),
         (Stage::Create, 409) if conflicts < MAX_CONFLICTS => fetch(entry),
         (_, 409) => Next::LaterAlone(format!("still in conflict: {}", message(body))),
@@ -120,25 +156,98 @@ pub(crate) fn after(entry: &Entry, stage: Stage, code: u16, body: &Value, confli
     }
 }
 
+/// The uid of the object that an entry deletes.
+fn deleted(entry: &Entry) -> Option<&str> {
+    match &entry.write {
+        Write::Delete { uid, .. } => Some(uid),
+        Write::Create { .. } | Write::Change { .. } => None,
+    }
+}
+
+fn on_delete(entry: &Entry, code: u16, body: &Value, conflicts: u32) -> Next {
+    match (&entry.write, code) {
+        // Gone, or another object has its name: then ours is gone too, or in the way, which its creation will tell.
+        (Write::Create { object, .. }, 200..=202 | 404 | 409) => create(entry, object),
+        (_, 404) => Next::Gone,
+        (_, 200..=202) => {
+            let finalizers = body.pointer("/metadata/finalizers");
+            let stays = finalizers
+                .and_then(Value::as_array)
+                .is_some_and(|finalizers| !finalizers.is_empty());
+            if stays {
+                Next::Done(Some(body.clone()))
+            } else {
+                Next::Gone
+            }
+        }
+        // Of another uid, as a rule: the fresh object tells.
+        (_, 409) if conflicts < MAX_CONFLICTS => fetch(entry),
+        (_, 409) => Next::LaterAlone(format!("still in conflict: {}", message(body))),
+        _ => Next::Drop {
+            reason: format!(
+                "the cloud refuses its deletion with {code}: {}",
+                message(body)
+            ),
+            gone: false,
+        },
+    }
+}
+
 fn on_fresh(entry: &Entry, fresh: &Value) -> Next {
+    let another = || Next::Drop {
+        reason: "another object has its name in the cloud".into(),
+        gone: false,
+    };
     let changed = match &entry.write {
         Write::Change { change, recreate } => match (change.apply(fresh), recreate) {
             (Some(changed), _) => changed,
             // Another lease of the same name: ours is the newer word.
             (None, Some(object)) => on_other(fresh, object),
-            (None, None) => {
-                return Next::Drop {
-                    reason: "another object has its name in the cloud".into(),
-                    gone: false,
-                };
-            }
+            (None, None) => return another(),
         },
-        Write::Create { object } => on_other(fresh, object),
+        Write::Create { object, .. } if entry.has_status() => {
+            if mirrored(fresh) != mirrored(object) {
+                return another();
+            }
+            with_status(fresh, object)
+        }
+        Write::Create { object, .. } => on_other(fresh, object),
+        Write::Delete { uid, last } => {
+            if fresh.pointer("/metadata/uid").and_then(Value::as_str) != Some(uid) {
+                return Next::Done(Some(fresh.clone()));
+            }
+            match last.as_ref().and_then(|last| last.apply(fresh)) {
+                Some(changed) if changed != *fresh => changed,
+                _ => return delete(entry, uid),
+            }
+        }
     };
     if changed == *fresh || renewed_later(fresh, &changed) {
         return Next::Done(Some(fresh.clone()));
     }
     update(entry, changed)
+}
+
+/// What makes two mirror pods of one name the same.
+fn mirrored(pod: &Value) -> Option<&Value> {
+    pod.get("metadata")?.get("annotations")?.get(MIRROR)
+}
+
+/// A pod with the status that was reported of it here.
+fn with_status(fresh: &Value, ours: &Value) -> Value {
+    let mut out = fresh.clone();
+    if let (Some(out), Some(ours)) = (
+        out.as_object_mut(),
+        ours.get("status").and_then(Value::as_object),
+    ) {
+        let status = out.entry("status").or_insert_with(|| json!({}));
+        if let Some(status) = status.as_object_mut() {
+            for (key, value) in ours {
+                status.insert(key.clone(), value.clone());
+            }
+        }
+    }
+    out
 }
 
 /// Whether a lease was renewed in the cloud after it was renewed here. The times are RFC 3339 in UTC with microseconds, which
@@ -172,7 +281,6 @@ fn on_other(fresh: &Value, ours: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::{super::change::Change, *};
-    use serde_json::json;
 
     fn pod_entry() -> Entry {
         let base = json!({"metadata": {"uid": "u"}, "status": {"phase": "Pending"}});
@@ -273,9 +381,7 @@ mod tests {
     fn events_exist_once() {
         let entry = Entry {
             resource: "events".into(),
-            write: Write::Create {
-                object: json!({"metadata": {"name": "e"}}),
-            },
+            write: Write::create(json!({"metadata": {"name": "e"}})),
             ..pod_entry()
         };
         assert!(matches!(
@@ -318,5 +424,139 @@ mod tests {
             after(&entry, Stage::Fetch, 200, &older, 0),
             Next::Send(_)
         ));
+    }
+
+    fn sent(next: &Next) -> Option<(&http::Method, &str)> {
+        match next {
+            Next::Send(send) => Some((&send.method, send.path.as_str())),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_deletion_brings_the_last_status_first_and_spares_other_uids() {
+        const POD: &str = "/api/v1/namespaces/default/pods/web";
+        let Write::Change { change, .. } = pod_entry().write else {
+            panic!("a change")
+        };
+        let plain = Entry {
+            write: Write::Delete {
+                uid: "u".into(),
+                last: None,
+            },
+            ..pod_entry()
+        };
+        let Next::Send(first) = begin(&plain) else {
+            panic!("no request")
+        };
+        assert_eq!(
+            (&first.method, first.path.as_str()),
+            (&http::Method::DELETE, POD)
+        );
+        let body = first.body.unwrap_or_default();
+        assert_eq!(body["preconditions"], json!({"uid": "u"}));
+        assert_eq!(body["gracePeriodSeconds"], 0);
+        let after_delete = |code, body: &Value| after(&plain, Stage::Delete, code, body, 0);
+        assert_eq!(after_delete(200, &json!({})), Next::Gone);
+        assert_eq!(after_delete(404, &json!({})), Next::Gone);
+        let held =
+            json!({"metadata": {"uid": "u", "finalizers": ["batch.kubernetes.io/job-tracking"]}});
+        assert_eq!(after_delete(200, &held), Next::Done(Some(held.clone())));
+        assert!(matches!(
+            after_delete(403, &json!({})),
+            Next::Drop { gone: false, .. }
+        ));
+        // another uid: nothing is deleted, and the other one shows
+        assert_eq!(
+            sent(&after_delete(409, &json!({}))),
+            Some((&http::Method::GET, POD))
+        );
+        let other = json!({"metadata": {"uid": "w"}});
+        assert_eq!(
+            after(&plain, Stage::Fetch, 200, &other, 1),
+            Next::Done(Some(other))
+        );
+
+        let last = Entry {
+            write: Write::Delete {
+                uid: "u".into(),
+                last: Some(change),
+            },
+            ..pod_entry()
+        };
+        assert_eq!(sent(&begin(&last)), Some((&http::Method::GET, POD)));
+        let fresh = json!({"metadata": {"uid": "u"}, "status": {"phase": "Pending"}});
+        let next = after(&last, Stage::Fetch, 200, &fresh, 0);
+        let status = format!("{POD}/status");
+        assert_eq!(sent(&next), Some((&http::Method::PUT, status.as_str())));
+        for code in [200, 422] {
+            let next = after(&last, Stage::Update, code, &json!({}), 0);
+            assert_eq!(sent(&next), Some((&http::Method::DELETE, POD)), "{code}");
+        }
+    }
+
+    #[test]
+    fn a_mirror_pod_is_created_once_with_its_status() {
+        let ours = json!({"metadata": {"name": "web", "annotations": {MIRROR: "hash"}},
+            "status": {"phase": "Running"}});
+        let entry = Entry {
+            write: Write::create(ours.clone()),
+            ..pod_entry()
+        };
+        let Next::Send(first) = begin(&entry) else {
+            panic!("no request")
+        };
+        assert_eq!(first.method, http::Method::POST);
+        assert_eq!(first.body.unwrap_or_default().get("status"), None);
+        let made = json!({"metadata": {"name": "web", "uid": "c", "annotations": {MIRROR: "hash"}},
+            "status": {"phase": "Pending", "qosClass": "BestEffort"}});
+        let Next::Send(second) = after(&entry, Stage::Create, 201, &made, 0) else {
+            panic!("no status")
+        };
+        assert_eq!(second.method, http::Method::PUT);
+        assert_eq!(
+            second.body.unwrap_or_default()["status"],
+            json!({"phase": "Running", "qosClass": "BestEffort"})
+        );
+        // it exists: the same mirror is ours, another is not
+        assert!(matches!(
+            after(&entry, Stage::Create, 409, &json!({}), 0),
+            Next::Send(Send {
+                stage: Stage::Fetch,
+                ..
+            })
+        ));
+        let mut same = made.clone();
+        same["status"]["phase"] = "Running".into();
+        assert_eq!(
+            after(&entry, Stage::Fetch, 200, &same, 1),
+            Next::Done(Some(same))
+        );
+        let mut other = made;
+        other["metadata"]["annotations"][MIRROR] = "another".into();
+        assert!(matches!(
+            after(&entry, Stage::Fetch, 200, &other, 1),
+            Next::Drop { gone: false, .. }
+        ));
+        // the predecessor goes first
+        let replacing = Entry {
+            write: Write::Create {
+                object: ours,
+                uid: String::new(),
+                replaces: Some("old".into()),
+            },
+            ..entry
+        };
+        let Next::Send(first) = begin(&replacing) else {
+            panic!("no request")
+        };
+        assert_eq!(first.method, http::Method::DELETE);
+        for code in [200, 404, 409] {
+            let next = after(&replacing, Stage::Delete, code, &json!({}), 0);
+            assert_eq!(
+                sent(&next),
+                Some((&http::Method::POST, "/api/v1/namespaces/default/pods"))
+            );
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Writes without the cloud: validated, applied to the node's view, journalled, acknowledged. What is taken and what is refused is
 //! the table of `docs/offline.md`; `rules` is that table.
 
+mod removal;
 mod rules;
 
 use super::{
@@ -8,12 +9,15 @@ use super::{
     represent::{Wanted, malformed},
 };
 use crate::{
-    cache::{Lookup, state::Overlay},
+    cache::{
+        Lookup,
+        state::{Layer, Overlay},
+    },
     caller::Caller,
     journal::{
         AppendError,
         change::Change,
-        entry::{Entry, Write},
+        entry::{Entry, MIRROR, Write},
         fill_created,
     },
 };
@@ -62,8 +66,9 @@ impl Offline {
             }
         };
         let _write = self.journal.begin_write().await;
-        let (code, object) = match info.verb {
-            Verb::Create => self.create(kind, caller, info, parts, &body).await?,
+        let (code, object) = match (kind, info.verb) {
+            (Kind::PodRemoval, _) => self.remove(caller, info, parts, &body).await?,
+            (_, Verb::Create) => self.create(kind, caller, info, parts, &body).await?,
             _ => self.modify(kind, caller, info, parts, &body).await?,
         };
         let gvk = super::gvk_of(&object)?;
@@ -110,11 +115,16 @@ impl Offline {
         body: &Bytes,
     ) -> Result<(StatusCode, Object), Box<Status>> {
         let mut object = decode_object(parts, body)?;
+        if kind == Kind::MirrorPod && !self.is_own_mirror(&object) {
+            self.known_already(caller, info, parts, body)?;
+            return Err(self.refused(info, Refusal::NotWhileAway.why()));
+        }
         let gvk = Gvk {
             group: info.group.clone(),
             version: info.version.clone(),
             kind: match kind {
                 Kind::NodeLease => "Lease".into(),
+                Kind::MirrorPod => "Pod".into(),
                 _ => "Event".into(),
             },
         };
@@ -180,20 +190,23 @@ impl Offline {
                 &name,
             )));
         }
-        let object = bare(&object);
+        let mut object = bare(&object);
+        if kind == Kind::MirrorPod {
+            object["status"] = json!({"phase": "Pending"});
+        }
         // What cannot be sent later must not be taken now.
         let encoding = Encoding::from_content_type(&media_type(parts)).unwrap_or(Encoding::Json);
         encode_like(&object, encoding)?;
         let entry = Entry {
-            write: Write::Create {
-                object: object.clone(),
-            },
+            write: Write::create(object.clone()),
             ..self.entry(info, &gvk, &name)
         };
         let high = self.cache.high_revision();
         let show = |entry: &Entry| {
             let mut shown = object.clone();
-            fill_created(&mut shown, high, entry.at, entry.order);
+            if let Write::Create { uid, .. } = &entry.write {
+                fill_created(&mut shown, uid, high, entry.at);
+            }
             shown
         };
         if is_dry_run(info) {
@@ -207,7 +220,7 @@ impl Offline {
                 answer = Some(shown.clone());
                 Some(Overlay {
                     object: shown,
-                    change: None,
+                    layer: Layer::Created,
                 })
             })
             .await;
@@ -241,14 +254,8 @@ impl Offline {
         let current = current_object
             .to_json_value()
             .map_err(|error| malformed(&error))?;
-        if kind == Kind::PodStatus {
-            let node = current
-                .pointer("/spec/nodeName")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
-            if node != &*self.node_name {
-                return Err(self.refused(info, Refusal::NotOurs.why()));
-            }
+        if kind == Kind::PodStatus && !self.is_bound_here(&current) {
+            return Err(self.refused(info, Refusal::NotOurs.why()));
         }
         let sent = match info.verb {
             Verb::Patch => patched(&gvk, &current, parts, body)?,
@@ -269,7 +276,12 @@ impl Offline {
         if is_dry_run(info) {
             return Ok((StatusCode::OK, object));
         }
-        let recreate = matches!(kind, Kind::Event | Kind::NodeLease).then(|| bare(&next));
+        let only_here = || {
+            self.journal
+                .creates(&info.gvr(), &info.namespace, &info.name)
+        };
+        let recreate =
+            (matches!(kind, Kind::Event | Kind::NodeLease) || only_here()).then(|| bare(&next));
         let change = Change::between(&current, &next);
         let entry = Entry {
             write: Write::Change { change, recreate },
@@ -278,13 +290,13 @@ impl Offline {
         let shown = object.clone();
         self.journal
             .append(entry, |entry| {
-                let change = match &entry.write {
-                    Write::Create { .. } => None,
-                    Write::Change { change, .. } => Some(Arc::new(change.clone())),
+                let layer = match &entry.write {
+                    Write::Change { change, .. } => Layer::Changed(Arc::new(change.clone())),
+                    Write::Create { .. } | Write::Delete { .. } => Layer::Created,
                 };
                 Some(Overlay {
                     object: shown,
-                    change,
+                    layer,
                 })
             })
             .await
@@ -308,10 +320,20 @@ impl Offline {
             namespace,
             name: name.to_owned(),
             at: now(),
-            write: Write::Create {
-                object: Value::Null,
-            },
+            write: Write::create(Value::Null),
         }
+    }
+
+    /// Whether a pod is the image of a static pod of this node.
+    fn is_own_mirror(&self, pod: &Value) -> bool {
+        pod.pointer("/metadata/annotations")
+            .is_some_and(|annotations| annotations.get(MIRROR).is_some())
+            && self.is_bound_here(pod)
+    }
+
+    fn is_bound_here(&self, pod: &Value) -> bool {
+        let node = pod.pointer("/spec/nodeName").and_then(Value::as_str);
+        node == Some(&*self.node_name)
     }
 }
 

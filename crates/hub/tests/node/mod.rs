@@ -1,6 +1,8 @@
 //! A node without its network: the cache, the journal and what answers from them, fed from recordings of a real API server.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod twin;
+
 use bytes::Bytes;
 use http::{Method, Request, header};
 use http_body_util::BodyExt;

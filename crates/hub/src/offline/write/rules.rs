@@ -26,6 +26,10 @@ pub(super) enum Kind {
     NodeLease,
     /// Events.
     Event,
+    /// The image of a static pod, which the kubelet runs whether it is there or not.
+    MirrorPod,
+    /// A pod of which the kubelet says that nothing is left.
+    PodRemoval,
 }
 
 /// Why a write is not taken.
@@ -70,13 +74,18 @@ pub(super) fn decide(
         ("", "pods", "status") if modify => Kind::PodStatus,
         ("", "nodes", "status") if modify && ours => Kind::NodeStatus,
         ("", "nodes", "") if info.verb == Verb::Patch && ours => Kind::NodeMetadata,
-        ("coordination.k8s.io", "leases", "") if info.namespace == NODE_LEASES => {
+        ("coordination.k8s.io", "leases", "")
+            if info.namespace == NODE_LEASES && info.verb != Verb::Delete =>
+        {
             if info.verb != Verb::Create && !ours {
                 return Err(Refusal::NotOurs);
             }
             Kind::NodeLease
         }
-        ("" | "events.k8s.io", "events", "") => Kind::Event,
+        ("" | "events.k8s.io", "events", "") if info.verb != Verb::Delete => Kind::Event,
+        // Which of them are taken, the object tells.
+        ("", "pods", "") if info.verb == Verb::Create => Kind::MirrorPod,
+        ("", "pods", "") if info.verb == Verb::Delete => Kind::PodRemoval,
         ("", "nodes", "status" | "") if modify && !ours => return Err(Refusal::NotOurs),
         _ => return Err(Refusal::NotWhileAway),
     };
@@ -190,6 +199,7 @@ pub(super) fn take(kind: Kind, current: &Value, sent: &Value) -> Value {
     };
     match kind {
         Kind::PodStatus | Kind::NodeStatus => set("status"),
+        Kind::MirrorPod | Kind::PodRemoval => {}
         Kind::NodeLease => set("spec"),
         Kind::Event => {
             let keys: std::collections::BTreeSet<String> = current
@@ -354,9 +364,25 @@ mod tests {
                 "/apis/events.k8s.io/v1/namespaces/d/events/e",
                 Ok(Kind::Event),
             ),
+            ("POST", "/api/v1/namespaces/d/pods", Ok(Kind::MirrorPod)),
+            (
+                "DELETE",
+                "/api/v1/namespaces/d/pods/p",
+                Ok(Kind::PodRemoval),
+            ),
+            (
+                "DELETE",
+                "/api/v1/namespaces/d/events/e",
+                Err(Refusal::NotWhileAway),
+            ),
+            (
+                "DELETE",
+                "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge-1",
+                Err(Refusal::NotWhileAway),
+            ),
             (
                 "POST",
-                "/api/v1/namespaces/d/pods",
+                "/api/v1/namespaces/d/pods/p/eviction",
                 Err(Refusal::NotWhileAway),
             ),
             (

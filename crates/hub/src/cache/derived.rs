@@ -1,0 +1,112 @@
+//! Objects that show otherwise than the cloud has them because of what changed on the node: worked out, never written anywhere.
+
+use super::{
+    Cache,
+    index::{Key, namespace_range},
+    record::Stored,
+    state::{Layer, Overlay},
+    view::local_change,
+};
+use std::sync::Arc;
+use tokio::sync::Notify;
+use yurt_wire::{Gvr, Object};
+
+impl Cache {
+    /// The cloud's state of an object.
+    pub(crate) fn stored(&self, gvr: &Gvr, key: &str) -> Option<Stored> {
+        self.shared().read_stored(gvr, key)
+    }
+
+    /// The objects of a resource in one namespace.
+    pub(crate) fn keys_in(&self, gvr: &Gvr, namespace: &str) -> Vec<Key> {
+        let state = self.shared().lock();
+        state
+            .resources
+            .get(gvr)
+            .into_iter()
+            .flat_map(|resource| namespace_range(&resource.objects, namespace))
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
+    /// The objects of a resource that show a derived state.
+    pub(crate) fn derived(&self, gvr: &Gvr) -> Vec<Key> {
+        let state = self.shared().lock();
+        state
+            .resources
+            .get(gvr)
+            .into_iter()
+            .flat_map(|resource| &resource.overlays)
+            .filter(|(_, overlay)| matches!(overlay.layer, Layer::Derived { .. }))
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
+    /// Whether an object was deleted here and the cloud does not know yet.
+    pub(crate) fn is_deleted_here(&self, gvr: &Gvr, key: &str) -> bool {
+        let state = self.shared().lock();
+        state
+            .resources
+            .get(gvr)
+            .and_then(|resource| resource.overlays.get(key))
+            .is_some_and(|overlay| matches!(overlay.layer, Layer::Deleted { .. }))
+    }
+
+    /// Told when the cloud's state of pods, services and their endpoints changes.
+    pub(crate) fn endpoints_changed(&self) -> Arc<Notify> {
+        self.shared().lock().endpoints.clone()
+    }
+
+    /// Shows an object worked out from the cloud's state at revision `base`, and tells the watchers. Nothing is shown when the cloud's
+    /// state is another by now: it will be worked out anew.
+    pub(crate) fn show_derived(&self, gvr: &Gvr, key: &str, base: u64, object: Object) {
+        let shared = self.shared();
+        let previous = shared.read_view(gvr, key, None);
+        let mut state = shared.lock();
+        let resource = state.resource(gvr);
+        let current = resource.objects.get(key).map(|entry| entry.revision);
+        if current.is_none_or(|revision| revision != base && revision != 0) {
+            return;
+        }
+        let overlay = Overlay {
+            object: object.clone(),
+            layer: Layer::Derived { base },
+        };
+        resource.overlays.insert(key.into(), overlay);
+        if let Some(change) = local_change(gvr, previous, Some(object)) {
+            // Under the lock, as all changes. Nobody listening is no error.
+            let _listeners = shared.changes.send(change);
+        }
+    }
+
+    /// The cloud's state shows again.
+    pub(crate) fn end_derived(&self, gvr: &Gvr, key: &str) {
+        let shared = self.shared();
+        let shown = {
+            let mut state = shared.lock();
+            let overlays = &mut state.resource(gvr).overlays;
+            match overlays.get(key).map(|overlay| &overlay.layer) {
+                Some(Layer::Derived { base }) => {
+                    let base = *base;
+                    overlays.remove(key).map(|shown| (shown.object, base))
+                }
+                _ => None,
+            }
+        };
+        let Some((previous, base)) = shown else {
+            return;
+        };
+        let now = shared.read_stored(gvr, key);
+        let newer = now.as_ref().is_none_or(|stored| stored.revision > base);
+        let Some(change) = local_change(gvr, Some(previous), now.map(|stored| stored.object))
+        else {
+            return;
+        };
+        if newer {
+            // Whose stream comes from the cloud is told by it.
+            let _listeners = shared.changes.send(change);
+        } else {
+            shared.correct(change, key);
+        }
+    }
+}
