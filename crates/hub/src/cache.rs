@@ -299,16 +299,23 @@ impl Cache {
         shared.wake.notify_one();
     }
 
-    /// The cloud answered 403: what the caller was once allowed of this it is not allowed any more.
-    pub fn learn_forbidden(&self, caller: &Caller, query: &Query) {
+    /// The cloud answered 403: what the caller was once allowed of this it is not allowed any more. `true` when its rules said
+    /// otherwise: they are forgotten, and should be asked for again.
+    pub fn learn_forbidden(&self, caller: &Caller, query: &Query) -> bool {
         let shared = self.shared();
         let mut state = shared.lock();
-        for grant in state.grants.revoke(caller, query) {
-            let record = record::grant_record(caller, &grant);
+        let caller = state.grants.who(caller).clone();
+        for grant in state.grants.revoke(&caller, query) {
+            let record = record::grant_record(&caller, &grant);
             state.enqueue(record, state::Value::Delete, Duration::ZERO);
+        }
+        let without = state.grants.contradict(&caller, query);
+        if let Some(bearer) = &without {
+            state.store_bearer(&caller, bearer);
         }
         drop(state);
         shared.wake.notify_one();
+        without.is_some()
     }
 
     /// Begins to learn a list; all its pages must go through the one learner.
@@ -344,6 +351,35 @@ impl Cache {
         shared.wake.notify_one();
     }
 
+    /// The bearer turned out to be a user: what it was allowed, the user is.
+    pub fn adopt(&self, bearer: &Caller, user: &Caller) {
+        let shared = self.shared();
+        shared.lock().adopt(bearer, user);
+        shared.wake.notify_one();
+    }
+
+    /// Whether a caller may do something by the rules that the cloud told of it. `resource` is group and resource, perhaps with a
+    /// subresource (`pods/log`).
+    pub fn permits(
+        &self,
+        caller: &Caller,
+        verb: &str,
+        resource: (&str, &str),
+        namespace: &str,
+        name: Option<&str>,
+    ) -> bool {
+        let state = self.shared().lock();
+        state
+            .grants
+            .permits(caller, verb, resource, namespace, name)
+    }
+
+    /// Whether a caller was allowed to read what a query asks for.
+    pub fn may_read(&self, caller: &Caller, query: &Query) -> bool {
+        let state = self.shared().lock();
+        state.grants.allows(caller, query) || state.grants.allows_object(caller, query, || None)
+    }
+
     /// Whether the caller was ever accepted (the node itself always is).
     pub fn knows(&self, caller: &Caller) -> bool {
         self.shared().lock().grants.knows(caller)
@@ -359,12 +395,13 @@ impl Cache {
     pub fn learn_namespace_rules(&self, caller: &Caller, namespace: &str, rules: &Value) {
         let shared = self.shared();
         let mut state = shared.lock();
-        state.accept(caller);
+        let caller = state.grants.who(caller).clone();
+        state.accept(&caller);
         if let Some(bearer) = state
             .grants
-            .set_rules(caller, namespace, grants::parse_rules(rules))
+            .set_rules(&caller, namespace, grants::parse_rules(rules))
         {
-            state.store_bearer(caller, &bearer);
+            state.store_bearer(&caller, &bearer);
         }
         drop(state);
         shared.wake.notify_one();

@@ -2,7 +2,7 @@
 
 use crate::caller::{Caller, Entrance};
 use base64::Engine;
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use sha2::{Digest, Sha256};
 use yurt_transport::Peer;
 use yurt_wire::{Reason, Status};
@@ -71,6 +71,44 @@ pub fn hash(token: &str) -> String {
             let _ = write!(text, "{byte:02x}");
             text
         })
+}
+
+/// The bearer token of a request, if it has one.
+pub fn token(headers: &HeaderMap) -> Option<String> {
+    bearer(headers).ok().flatten()
+}
+
+/// Puts another bearer token where a request carries its own; `false` when it carries none, or the other cannot be carried so.
+pub fn set_token(headers: &mut HeaderMap, token: &str) -> bool {
+    if headers.contains_key(header::AUTHORIZATION) {
+        let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}")) else {
+            return false;
+        };
+        value.set_sensitive(true);
+        headers.insert(header::AUTHORIZATION, value);
+        return true;
+    }
+    let encoded = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(token);
+    let mut carried = false;
+    let mut protocols = Vec::new();
+    for value in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
+        for protocol in value.to_str().unwrap_or_default().split(',') {
+            let protocol = protocol.trim();
+            if !carried && protocol.starts_with(WEBSOCKET_BEARER) {
+                carried = true;
+                protocols.push(format!("{WEBSOCKET_BEARER}{encoded}"));
+            } else {
+                protocols.push(protocol.to_owned());
+            }
+        }
+    }
+    match HeaderValue::from_str(&protocols.join(", ")) {
+        Ok(value) if carried => {
+            headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+            true
+        }
+        _ => false,
+    }
 }
 
 fn bearer(headers: &HeaderMap) -> Result<Option<String>, Box<Status>> {
@@ -221,6 +259,27 @@ mod tests {
         }
         let two = headers(&[("authorization", "Bearer a"), ("authorization", "Bearer b")]);
         assert!(identify(Entrance::Plain, &two, Some(&peer)).is_err());
+    }
+
+    #[test]
+    fn a_token_is_replaced_where_it_is() {
+        let mut plain = headers(&[("authorization", "Bearer abc")]);
+        assert!(set_token(&mut plain, "xyz"));
+        assert_eq!(plain["authorization"], "Bearer xyz");
+        let mut websocket = headers(&[(
+            "sec-websocket-protocol",
+            "base64url.bearer.authorization.k8s.io.YWJj, v4.channel.k8s.io",
+        )]);
+        assert!(set_token(&mut websocket, "xyz"));
+        assert_eq!(token(&websocket).as_deref(), Some("xyz"));
+        assert!(
+            websocket["sec-websocket-protocol"]
+                .to_str()
+                .unwrap()
+                .ends_with(", v4.channel.k8s.io")
+        );
+        assert!(!set_token(&mut headers(&[]), "xyz"));
+        assert!(!set_token(&mut plain, "x\nyz"));
     }
 
     #[test]

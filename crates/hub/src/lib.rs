@@ -26,6 +26,7 @@ pub mod route;
 pub mod server;
 pub mod settings;
 pub mod tee;
+pub mod tokens;
 pub mod upgrade;
 pub mod upstream;
 

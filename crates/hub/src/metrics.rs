@@ -89,6 +89,9 @@ struct Inner {
     cache_write_errors: Counter,
     cache_overflowed: Counter,
     cache_evicted: Counter,
+    tokens: Family<ReasonLabel, Counter>,
+    tokens_given: Family<ReasonLabel, Counter>,
+    tokens_exchanged: Family<ReasonLabel, Counter>,
 }
 
 /// Why an answer did not reach the cache.
@@ -281,6 +284,21 @@ impl Metrics {
             "Objects given up to keep the cache's budget",
             m.cache_evicted.clone(),
         );
+        hub.register(
+            "bearer_tokens",
+            "Bearer tokens looked at, by how their user is known or why it is not",
+            m.tokens.clone(),
+        );
+        hub.register(
+            "tokens_given",
+            "Tokens of service accounts given without the cloud, by whose they are",
+            m.tokens_given.clone(),
+        );
+        hub.register(
+            "tokens_exchanged",
+            "Tokens of this node exchanged for tokens of the cloud, by what came of it",
+            m.tokens_exchanged.clone(),
+        );
         metrics
     }
 
@@ -371,6 +389,24 @@ impl Metrics {
             .refused
             .get_or_create(&ReasonLabel { reason })
             .inc();
+    }
+
+    /// A bearer token was looked at.
+    pub fn token(&self, verdict: &'static str) {
+        let label = ReasonLabel { reason: verdict };
+        self.inner.tokens.get_or_create(&label).inc();
+    }
+
+    /// A token of a service account was given without the cloud.
+    pub fn token_given(&self, whose: &'static str) {
+        let label = ReasonLabel { reason: whose };
+        self.inner.tokens_given.get_or_create(&label).inc();
+    }
+
+    /// A token of this node was to be exchanged for one of the cloud.
+    pub fn token_exchanged(&self, outcome: &'static str) {
+        let label = ReasonLabel { reason: outcome };
+        self.inner.tokens_exchanged.get_or_create(&label).inc();
     }
 
     /// A request goes to another server.

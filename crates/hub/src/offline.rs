@@ -5,17 +5,22 @@ mod discovery;
 mod lists;
 mod page;
 mod represent;
+mod review;
+mod token;
 mod watch;
 mod write;
 
 use crate::{
     cache::{Cache, Lookup, Uncovered},
     caller::Caller,
+    identity,
     journal::Journal,
+    metrics::Metrics,
     query::Query,
+    tokens::{Tokens, Verdict, question::Question},
 };
 use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header, request::Parts};
 use lists::Lists;
 use represent::{Wanted, malformed, refuse};
 use std::{
@@ -47,6 +52,7 @@ pub struct Offline {
     /// Seconds since the epoch; 0 when not told.
     away_since: Arc<AtomicI64>,
     lists: Lists,
+    tokens: Tokens,
 }
 
 /// Bytes of lists that wait for their clients, unless told otherwise.
@@ -58,6 +64,7 @@ impl Offline {
     /// What answers for a node.
     pub fn new(cache: Cache, journal: Journal, node_name: &str) -> Self {
         Self {
+            tokens: Tokens::open(&cache, node_name, None, Metrics::default()),
             cache,
             journal,
             node_name: node_name.into(),
@@ -74,6 +81,12 @@ impl Offline {
             lists: Lists::new(bytes, cut),
             ..self
         }
+    }
+
+    /// Verifies, and gives, these tokens; without, none are given but what the cloud gave before.
+    #[must_use]
+    pub fn with_tokens(self, tokens: Tokens) -> Self {
+        Self { tokens, ..self }
     }
 
     /// Since when the cloud is away (`None`: it is there); humans are told.
@@ -100,7 +113,7 @@ impl Offline {
         parts: &Parts,
         body: Bytes,
     ) -> Response<Body> {
-        let result = match self.check_caller(caller) {
+        let result = match self.check_caller(caller, &parts.headers) {
             Ok(()) => self.route(caller, info, parts, body).await,
             Err(status) => Err(status),
         };
@@ -137,6 +150,9 @@ impl Offline {
                 Err(self.refused(info, "is not accepted while the cloud is away"))
             };
         }
+        if let Some(question) = Question::of(info) {
+            return self.question(&question, caller, info, parts, &body).await;
+        }
         match info.verb {
             Verb::Get if matches!(info.subresource.as_str(), "" | "status") => {
                 self.get(caller, info, parts)
@@ -167,19 +183,50 @@ impl Offline {
         }
     }
 
-    /// A bearer that the cloud never accepted is nobody.
-    fn check_caller(&self, caller: &Caller) -> Result<(), Box<Status>> {
-        if self.cache.knows(caller) {
-            Ok(())
-        } else {
-            Err(Box::new(Status::new(
-                Reason::Unauthorized,
-                format!(
-                    "node {:?} is offline and cannot verify this token: the cloud never accepted it through this node",
-                    self.node_name
-                ),
-            )))
+    /// Answers a question about tokens or rights.
+    async fn question(
+        &self,
+        question: &Question,
+        caller: &Caller,
+        info: &RequestInfo,
+        parts: &Parts,
+        body: &Bytes,
+    ) -> Result<Response<Body>, Box<Status>> {
+        let wanted = Wanted::of(&parts.headers, info)?;
+        let answer = match question {
+            Question::Token { .. } => self.give_token(caller, info, parts, body).await?,
+            Question::Review => self.review_token(caller, info, parts, body)?,
+            Question::Access => self.review_access(caller, info, parts, body)?,
+            Question::OwnAccess => self.review_own_access(caller, parts, body)?,
+            Question::Own => self.review_own(caller, parts, body)?,
+        };
+        let answer = Object::from_json_value(&answer, yurt_wire::Encoding::Json)
+            .map_err(|error| malformed(&error))?;
+        let gvk = gvk_of(&answer)?;
+        wanted
+            .single(StatusCode::CREATED, &answer, &gvk, now())
+            .map_err(|error| malformed(&error))
+    }
+
+    /// A bearer whom nobody vouches for, and whom the cloud never accepted, is nobody. Nor is one whose token is known to be bad.
+    fn check_caller(&self, caller: &Caller, headers: &HeaderMap) -> Result<(), Box<Status>> {
+        if !caller.has_token() {
+            return Ok(());
         }
+        let verdict = identity::token(headers).map(|token| self.tokens.verify(&token, now()));
+        let why = match verdict {
+            Some(Verdict::Known(_)) => return Ok(()),
+            Some(Verdict::Unknown(_)) if self.cache.knows(caller) => return Ok(()),
+            Some(Verdict::Unknown(why) | Verdict::Refused(why)) => why.to_string(),
+            None => "the request carries no token".to_owned(),
+        };
+        Err(Box::new(Status::new(
+            Reason::Unauthorized,
+            format!(
+                "node {:?} is offline and cannot verify this token: {why}",
+                self.node_name
+            ),
+        )))
     }
 
     fn get(
@@ -286,7 +333,7 @@ impl Offline {
         &self,
         caller: &Caller,
         info: &RequestInfo,
-        headers: &http::HeaderMap,
+        headers: &HeaderMap,
     ) -> Result<Response<Vec<Bytes>>, Box<Status>> {
         let options = info.list_options()?;
         let wanted = Wanted::of(headers, info)?;

@@ -1,8 +1,9 @@
 //! The pipeline: what happens to one request, from its first byte to who answers it. Beside it: how request bodies are taken
-//! (`upload`) and what answers say about callers (`rights`).
+//! (`upload`), what answers say about callers (`rights`) and their tokens (`vouching`).
 
 mod rights;
 mod upload;
+mod vouching;
 
 use crate::{
     backing::Backing,
@@ -19,6 +20,7 @@ use crate::{
     route::{self, Facts, Mode, Way},
     settings::Settings,
     tee::{Counted, Passing, Silence, Subject, Teacher, Tee},
+    tokens::Tokens,
     upgrade,
     upstream::{GRACE, Outgoing, OutgoingBody, SendError, Server, Upstreams},
 };
@@ -39,7 +41,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use upload::{Upload, too_large_status};
 use yurt_transport::{Body, ClientError, Peer, ResponseBody, Unhurried};
 use yurt_wire::{
-    Encoding, Reason, RequestInfo, Status, Verb,
+    Encoding, Object, Reason, RequestInfo, Status, Verb,
     media::{Representation, negotiate},
     request::ListOptions,
 };
@@ -78,6 +80,10 @@ pub struct Hub {
     pub in_order: Arc<AtomicBool>,
     /// When each bearer's rules were asked for.
     pub reviewed: Mutex<HashMap<Caller, Instant>>,
+    /// Whose tokens are.
+    pub tokens: Tokens,
+    /// When the cloud refused to tell whose tokens are.
+    pub unvouched: Mutex<Option<Instant>>,
     /// Tasks to wait for at shutdown.
     pub tasks: TaskTracker,
     /// Ends everything.
@@ -120,7 +126,10 @@ impl Hub {
         let accept = parts.headers.get(header::ACCEPT).cloned();
         let peer = parts.extensions.get::<Peer>();
         let answer = match identity::identify(entrance, &parts.headers, peer) {
-            Ok(identity) => self.answer(identity, parts, Upload::Stream(body)).await,
+            Ok(identity) => {
+                let identity = self.recognize(identity, &parts.headers);
+                self.answer(identity, parts, Upload::Stream(body)).await
+            }
             Err(status) => Err(status),
         };
         self.answered(answer, accept.as_ref())
@@ -312,7 +321,7 @@ impl Hub {
         };
         let mut headers = call.parts.headers.clone();
         identity::clean_request(&mut headers, false);
-        let subject = self.subject(&call);
+        let subject = self.subject(&call, held.as_ref());
         let taught = self.learns_from(&call.parts.headers);
         let view = taught
             && route::is_view(
@@ -409,7 +418,18 @@ impl Hub {
     }
 
     /// What a successful answer would teach.
-    fn subject(&self, call: &Call) -> Option<Subject> {
+    fn subject(&self, call: &Call, held: Option<&Bytes>) -> Option<Subject> {
+        if !call.identity.impersonates
+            && let Some(question) = Self::remembers(&call.identity.caller, &call.info)
+        {
+            let encoding =
+                Encoding::from_content_type(text(&call.parts.headers, header::CONTENT_TYPE))?;
+            let asked = Object {
+                encoding,
+                bytes: held?.clone(),
+            };
+            return Some(Subject::Answer { question, asked });
+        }
         if !call.info.is_resource {
             let document = !call.identity.impersonates
                 && route::is_document(&call.parts.method, &call.info.path);
@@ -459,6 +479,12 @@ impl Hub {
                 return Err(identity::unauthorized(
                     "Unauthorized: this node has no certificate for the cloud; bring a bearer token",
                 ));
+            }
+            SendError::Refused(why) => {
+                return Err(identity::unauthorized(&format!("Unauthorized: {why}")));
+            }
+            SendError::NotExchanged(_) => {
+                return Err(Box::new(Status::service_unavailable(error.to_string())));
             }
             // The link just went: as if the request had come a moment later.
             SendError::NoServer => {

@@ -57,7 +57,7 @@ impl Cloud for NodeCloud {
             let (response, server) = match self.0.send(&Caller::Node, outgoing).await {
                 Ok(answer) => answer,
                 Err(SendError::Failed(error)) => return Err(error),
-                Err(error @ (SendError::NoServer | SendError::NoIdentity)) => {
+                Err(error) => {
                     return Err(ClientError::Connect {
                         authority: "the cloud".into(),
                         source: error.to_string().into(),

@@ -1,6 +1,6 @@
 //! Who answers a request, and what its answer teaches: pure decisions over what is known of the request and of the link.
 
-use crate::{query::Query, tee::Subject};
+use crate::{query::Query, tee::Subject, tokens::question::Question};
 use http::Method;
 use yurt_wire::{
     RequestInfo, Verb,
@@ -88,7 +88,9 @@ pub fn decide(facts: Facts<'_>) -> Way {
         return Way::Local;
     }
     Way::Cloud {
-        fallback: facts.kept || matches!(facts.info.verb, Verb::Get | Verb::List),
+        fallback: facts.kept
+            || matches!(facts.info.verb, Verb::Get | Verb::List)
+            || Question::of(facts.info).is_some(),
     }
 }
 
@@ -251,6 +253,12 @@ mod tests {
                 Way::Local,
             ),
             ("DELETE", POD, Way::Cloud { fallback: false }, Way::Local),
+            (
+                "POST",
+                "/api/v1/namespaces/a/serviceaccounts/b/token",
+                Way::Cloud { fallback: true },
+                Way::Local,
+            ),
             (
                 "GET",
                 "/api/v1/namespaces/a/pods/b/log?follow=true",

@@ -16,6 +16,7 @@ use crate::{
     reconnect,
     route::Mode,
     tee::Teacher,
+    tokens::{Tokens, signer},
     upstream::Upstreams,
 };
 use admin::Admin;
@@ -153,14 +154,28 @@ pub async fn run_on(
             .unwrap_or_else(std::sync::PoisonError::into_inner),
     );
     let tasks = TaskTracker::new();
-    let upstreams = Upstreams::new(&config.servers, config.lb_mode, &cloud_tls, metrics.clone());
+    let tokens = Tokens::open(
+        &cache,
+        &config.node_name,
+        Some(signer::key_path(&config.root_dir)),
+        metrics.clone(),
+    );
+    let upstreams = Upstreams::new(
+        &config.servers,
+        config.lb_mode,
+        &cloud_tls,
+        metrics.clone(),
+        tokens.clone(),
+    );
     let (mode, modes) = watch::channel(Mode::Online);
     let (_settings, settings) = watch::channel(Arc::default());
     let in_order = Arc::new(AtomicBool::new(true));
     let offline = Offline::new(cache.clone(), journal.clone(), &config.node_name)
-        .with_list_budget(config.bounds.lists, metrics.clients_cut().clone());
+        .with_list_budget(config.bounds.lists, metrics.clients_cut().clone())
+        .with_tokens(tokens.clone());
     let (teacher, learning) = Teacher::new(
         cache.clone(),
+        tokens.clone(),
         metrics.clone(),
         config.bounds.learned_body,
         config.bounds.learning,
@@ -190,6 +205,8 @@ pub async fn run_on(
         settings,
         in_order: in_order.clone(),
         reviewed: Mutex::default(),
+        tokens,
+        unvouched: Mutex::default(),
         tasks: tasks.clone(),
         shutdown: stop.clone(),
     });

@@ -6,10 +6,12 @@ use crate::{
     caller::Caller,
     metrics::{InFlight, Metrics, Unlearned},
     query::Query,
+    tokens::{Tokens, question::Question},
     upstream::Server,
 };
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame, SizeHint};
+use serde_json::Value;
 use std::{
     collections::VecDeque,
     io::Read,
@@ -66,6 +68,13 @@ pub enum Subject {
         path: String,
         /// Its content type.
         content_type: String,
+    },
+    /// The answer to a question about tokens or rights.
+    Answer {
+        /// The question.
+        question: Question,
+        /// Its body as it was sent.
+        asked: Object,
     },
 }
 
@@ -127,6 +136,7 @@ impl Teacher {
     /// `most_held` all together, in bytes.
     pub fn new(
         cache: Cache,
+        tokens: Tokens,
         metrics: Metrics,
         most_one: usize,
         most_held: usize,
@@ -188,6 +198,17 @@ impl Teacher {
                         },
                     )) => {
                         cache.learn_document(&path, &content_type, body);
+                        Ok(())
+                    }
+                    Ok((
+                        _,
+                        News::Answer {
+                            question,
+                            asked,
+                            answer,
+                        },
+                    )) => {
+                        tokens.learn(&question, &asked, &answer, crate::offline::now());
                         Ok(())
                     }
                     Ok((_, News::Nothing)) => Ok(()),
@@ -277,6 +298,11 @@ enum News {
         content_type: String,
         body: Bytes,
     },
+    Answer {
+        question: Question,
+        asked: Value,
+        answer: Value,
+    },
     /// A Status where an object was expected, or the other way round.
     Nothing,
 }
@@ -309,6 +335,15 @@ fn decode(lesson: Lesson, limit: usize) -> Result<(Caller, News), Unlearned> {
                 list::split(&body, lesson.encoding).map_err(|_| Unlearned::Undecodable)?,
             ),
         },
+        Subject::Answer { question, asked } => {
+            let value =
+                |object: &Object| object.to_json_value().map_err(|_| Unlearned::Undecodable);
+            News::Answer {
+                question,
+                asked: value(&asked)?,
+                answer: value(&object(body))?,
+            }
+        }
         Subject::Object(gvr) => {
             let object = object(body);
             match kind(&object)? {

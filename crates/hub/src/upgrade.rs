@@ -51,6 +51,9 @@ pub async fn serve(
                 "Unauthorized: this node has no certificate",
             ));
         }
+        Err(SendError::Refused(why)) => {
+            return Err(identity::unauthorized(&format!("Unauthorized: {why}")));
+        }
         Err(error) => {
             return Err(Box::new(Status::new(
                 Reason::ServiceUnavailable,

@@ -1,5 +1,6 @@
 //! The API servers: sending requests to those that are up, and finding out which are.
 
+mod exchange;
 mod probe;
 
 use crate::{
@@ -7,9 +8,10 @@ use crate::{
     config::LbMode,
     link::{Input, Link, State},
     metrics::{LastSeen, Metrics},
+    tokens::Tokens,
 };
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -193,6 +195,9 @@ pub struct Upstreams {
     origin: Instant,
     reachable: watch::Sender<bool>,
     metrics: Metrics,
+    tokens: Tokens,
+    /// Held by who exchanges a token.
+    exchanging: tokio::sync::Mutex<()>,
 }
 
 /// A request on its way to the cloud.
@@ -246,14 +251,26 @@ pub enum SendError {
     /// The node has no certificate to go with.
     #[error("this node has no client certificate")]
     NoIdentity,
+    /// The caller's token is the node's own, and the cloud gives none in exchange: nothing was sent.
+    #[error("{0}")]
+    Refused(String),
+    /// The caller's token is the node's own, and could not be exchanged now: nothing was sent.
+    #[error("the token of this node could not be exchanged for one of the cloud: {0}")]
+    NotExchanged(String),
     /// The last server tried failed.
     #[error(transparent)]
     Failed(#[from] ClientError),
 }
 
 impl Upstreams {
-    /// Clients for all servers; nothing is connected yet.
-    pub fn new(servers: &[String], mode: LbMode, tls: &CloudTls, metrics: Metrics) -> Arc<Self> {
+    /// Clients for all servers; nothing is connected yet. The node's own `tokens` are exchanged on their way.
+    pub fn new(
+        servers: &[String],
+        mode: LbMode,
+        tls: &CloudTls,
+        metrics: Metrics,
+        tokens: Tokens,
+    ) -> Arc<Self> {
         let (reachable, _) = watch::channel(true);
         let options = ClientOptions {
             connect_timeout: CONNECT,
@@ -296,6 +313,8 @@ impl Upstreams {
             origin,
             reachable,
             metrics,
+            tokens,
+            exchanging: tokio::sync::Mutex::default(),
         })
     }
 
@@ -400,6 +419,21 @@ impl Upstreams {
         caller: &Caller,
         mut request: Outgoing,
     ) -> Result<(Response<ResponseBody>, Arc<Server>), SendError> {
+        let exchanged = self.exchange(caller, &mut request.headers).await?;
+        let sent = self.send_as_is(caller, request).await;
+        if let (Some(exchanged), Ok((response, _))) = (&exchanged, &sent)
+            && response.status() == StatusCode::UNAUTHORIZED
+        {
+            self.exchanged_in_vain(exchanged);
+        }
+        sent
+    }
+
+    async fn send_as_is(
+        &self,
+        caller: &Caller,
+        mut request: Outgoing,
+    ) -> Result<(Response<ResponseBody>, Arc<Server>), SendError> {
         let deadline = Instant::now() + request.wait;
         let mut failure = SendError::NoServer;
         for server in self.candidates() {
@@ -450,8 +484,9 @@ impl Upstreams {
     pub async fn send_upgrade(
         &self,
         caller: &Caller,
-        request: Outgoing,
+        mut request: Outgoing,
     ) -> Result<(Response<ResponseBody>, Arc<Server>), SendError> {
+        self.exchange(caller, &mut request.headers).await?;
         let mut failure = SendError::NoServer;
         for server in self.candidates() {
             let Some(client) = server.client(caller) else {

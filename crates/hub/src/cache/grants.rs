@@ -2,7 +2,8 @@
 //!
 //! Two sources: what the cloud answered to a caller before (observed), and for bearers the rules of a SelfSubjectRulesReview.
 //! The node's own grants keep their selectors, because the node authorizer decides by them (`spec.nodeName=…`); RBAC, which
-//! decides for bearers, knows only resource, namespace and name.
+//! decides for bearers, knows only resource, namespace and name. Bearers are users as soon as somebody vouches for their name:
+//! the grants of a token move over to its user and outlive it.
 
 use crate::{caller::Caller, query::Query};
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ use yurt_wire::{
 pub(crate) const MAX_GRANTS: usize = 4096;
 /// Bearers kept; beyond it the one that was seen longest ago is forgotten.
 pub(crate) const MAX_BEARERS: usize = 256;
+/// Tokens of users that requests under way may still be learned under.
+const MAX_ALIASES: usize = 1024;
 const MAX_RULES: usize = 1024;
 
 /// One rule of a SelfSubjectRulesReview.
@@ -34,10 +37,15 @@ fn holds(list: &[String], wanted: &str) -> bool {
 }
 
 impl Rule {
-    fn allows(&self, verb: &str, gvr: &Gvr, name: Option<&str>) -> bool {
+    /// `resource` may have a subresource (`pods/log`); RBAC's `*/log` is that of any resource.
+    fn allows(&self, verb: &str, group: &str, resource: &str, name: Option<&str>) -> bool {
+        let of_any = |item: &String| {
+            item.strip_prefix('*')
+                .is_some_and(|sub| sub.starts_with('/') && resource.ends_with(sub))
+        };
         holds(&self.verbs, verb)
-            && holds(&self.api_groups, &gvr.group)
-            && holds(&self.resources, &gvr.resource)
+            && holds(&self.api_groups, group)
+            && (holds(&self.resources, resource) || self.resources.iter().any(of_any))
             && (self.resource_names.is_empty()
                 || name.is_some_and(|name| self.resource_names.iter().any(|n| n == name)))
     }
@@ -64,7 +72,7 @@ pub(crate) struct Bearer {
     /// Rules by namespace; those that hold everywhere under `""`.
     #[serde(default)]
     pub(crate) rules: BTreeMap<String, Vec<Rule>>,
-    /// Grows with every bearer accepted; the smallest is forgotten first.
+    /// Grows with every acceptance; the smallest is forgotten first.
     #[serde(default)]
     pub(crate) seen: u64,
 }
@@ -78,6 +86,8 @@ pub(crate) struct Grants {
     observed: HashMap<Caller, HashMap<Gvr, Vec<Query>>>,
     counts: HashMap<Caller, usize>,
     bearers: HashMap<Caller, Bearer>,
+    /// Users by their tokens.
+    aliases: HashMap<Caller, Caller>,
     clock: u64,
 }
 
@@ -95,6 +105,25 @@ impl Grants {
                 },
             },
         }
+    }
+
+    /// Under whom the grants of a caller are kept.
+    pub(crate) fn who<'a>(&'a self, caller: &'a Caller) -> &'a Caller {
+        self.aliases.get(caller).unwrap_or(caller)
+    }
+
+    /// The bearer turned out to be a user. Gives what was kept of it, which is the user's to have now.
+    pub(crate) fn adopt(&mut self, bearer: &Caller, user: &Caller) -> Option<(Bearer, Vec<Query>)> {
+        if bearer == user || self.aliases.get(bearer) == Some(user) {
+            return None;
+        }
+        let known = self.bearers.get(bearer).cloned();
+        let grants = self.forget(bearer);
+        if self.aliases.len() >= MAX_ALIASES {
+            self.aliases.clear();
+        }
+        self.aliases.insert(bearer.clone(), user.clone());
+        known.map(|known| (known, grants))
     }
 
     /// Remembers a grant ([`Grants::of_read`]); `false` when it adds nothing or there is no room.
@@ -134,12 +163,16 @@ impl Grants {
         gone
     }
 
-    /// A bearer that the cloud accepted. Gives its record and the bearer that had to make room.
+    /// A bearer that the cloud accepted. Gives its record, when it is new, and the bearer that had to make room.
     pub(crate) fn accept(&mut self, caller: &Caller) -> Option<(Bearer, Option<Forgotten>)> {
-        if matches!(caller, Caller::Node) || self.bearers.contains_key(caller) {
+        if !caller.has_token() {
             return None;
         }
         self.clock += 1;
+        if let Some(known) = self.bearers.get_mut(caller) {
+            known.seen = self.clock;
+            return None;
+        }
         let bearer = Bearer {
             seen: self.clock,
             ..Bearer::default()
@@ -158,6 +191,16 @@ impl Grants {
             (old, grants)
         });
         Some((bearer, forgotten))
+    }
+
+    /// The cloud refused what the rules of a caller allow: they are not true any more. Gives its record without them.
+    pub(crate) fn contradict(&mut self, caller: &Caller, query: &Query) -> Option<Bearer> {
+        if !self.rules_allow(caller, &["get", "list", "watch"], query, query.name()) {
+            return None;
+        }
+        let bearer = self.bearers.get_mut(caller)?;
+        bearer.rules.clear();
+        Some(bearer.clone())
     }
 
     /// Forgets a bearer and all its grants (the cloud answered 401); gives the grants.
@@ -193,7 +236,7 @@ impl Grants {
 
     /// Whether the caller was ever accepted.
     pub(crate) fn knows(&self, caller: &Caller) -> bool {
-        !caller.has_token() || self.bearers.contains_key(caller)
+        !caller.has_token() || self.bearers.contains_key(self.who(caller))
     }
 
     /// Whether the caller may list or watch a query.
@@ -246,9 +289,35 @@ impl Grants {
     /// What a caller was seen to read of a resource.
     pub(crate) fn observed(&self, caller: &Caller, gvr: &Gvr) -> &[Query] {
         self.observed
-            .get(caller)
+            .get(self.who(caller))
             .and_then(|of| of.get(gvr))
             .map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a caller may do something by its rules. `resource` may have a subresource (`pods/log`).
+    pub(crate) fn permits(
+        &self,
+        caller: &Caller,
+        verb: &str,
+        (group, resource): (&str, &str),
+        namespace: &str,
+        name: Option<&str>,
+    ) -> bool {
+        self.rules(caller, namespace)
+            .any(|rule| rule.allows(verb, group, resource, name))
+    }
+
+    /// The rules of a caller that hold in a namespace (`""`: in all).
+    fn rules<'a>(&'a self, caller: &Caller, namespace: &'a str) -> impl Iterator<Item = &'a Rule> {
+        let bearer = self.bearers.get(self.who(caller));
+        let count = if namespace.is_empty() { 1 } else { 2 };
+        bearer.into_iter().flat_map(move |bearer| {
+            ["", namespace]
+                .into_iter()
+                .take(count)
+                .filter_map(|namespace| bearer.rules.get(namespace))
+                .flatten()
+        })
     }
 
     fn rules_allow(
@@ -258,15 +327,11 @@ impl Grants {
         query: &Query,
         name: Option<&str>,
     ) -> bool {
-        let Some(bearer) = self.bearers.get(caller) else {
-            return false;
-        };
-        ["", query.namespace.as_str()]
-            .iter()
-            .take(if query.namespace.is_empty() { 1 } else { 2 })
-            .filter_map(|namespace| bearer.rules.get(*namespace))
-            .flatten()
-            .any(|rule| verbs.iter().any(|verb| rule.allows(verb, &query.gvr, name)))
+        self.rules(caller, &query.namespace).any(|rule| {
+            verbs
+                .iter()
+                .any(|verb| rule.allows(verb, &query.gvr.group, &query.gvr.resource, name))
+        })
     }
 }
 
@@ -314,5 +379,46 @@ mod tests {
         }
         assert_eq!(forgotten, 3);
         assert!(!grants.knows(&Caller::Bearer("0".into())));
+    }
+
+    #[test]
+    fn what_a_token_was_allowed_its_user_is() {
+        let mut grants = Grants::default();
+        let (token, user) = (Caller::Bearer("ab".into()), Caller::User("u".into()));
+        let list = Query::all(pods(), "a");
+        grants.accept(&token);
+        grants.observe(&token, &list);
+        let (_, moved) = grants.adopt(&token, &user).unwrap();
+        assert_eq!(moved, [list.clone()]);
+        assert!(!grants.allows(&user, &list), "the one who stores moves");
+        grants.accept(&user);
+        grants.observe(&user, &list);
+        // A request that began under the token is the user's.
+        assert_eq!(grants.who(&token), &user);
+        assert!(grants.allows(&token, &list) && grants.allows(&user, &list));
+        assert!(grants.knows(&token));
+        assert!(grants.adopt(&token, &user).is_none());
+        assert!(!grants.allows(&Caller::Bearer("cd".into()), &list));
+    }
+
+    #[test]
+    fn rules_that_the_cloud_contradicts_are_forgotten() {
+        let mut grants = Grants::default();
+        let user = Caller::User("u".into());
+        grants.accept(&user);
+        let rules = parse_rules(&json!({"resourceRules": [
+            {"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "*/log"]},
+        ]}));
+        grants.set_rules(&user, "", rules);
+        let permits = |grants: &Grants, verb, resource| {
+            grants.permits(&user, verb, ("", resource), "a", Some("p"))
+        };
+        assert!(permits(&grants, "get", "pods") && permits(&grants, "get", "pods/log"));
+        assert!(!permits(&grants, "get", "pods/exec") && !permits(&grants, "list", "pods"));
+        let secrets = Query::named(Gvr::new("", "v1", "secrets"), "a", "s");
+        assert!(grants.contradict(&user, &secrets).is_none());
+        let pod = Query::named(pods(), "a", "p");
+        assert!(grants.contradict(&user, &pod).is_some());
+        assert!(!grants.allows_object(&user, &pod, || None));
     }
 }

@@ -333,10 +333,11 @@ impl State {
 
     /// Remembers what a successful read proves about the caller's rights.
     pub(crate) fn grant(&mut self, caller: &Caller, query: &Query) {
-        self.accept(caller);
-        let grant = Grants::of_read(caller, query);
-        if self.grants.observe(caller, &grant) {
-            let record = record::grant_record(caller, &grant);
+        let caller = self.grants.who(caller).clone();
+        self.accept(&caller);
+        let grant = Grants::of_read(&caller, query);
+        if self.grants.observe(&caller, &grant) {
+            let record = record::grant_record(&caller, &grant);
             if record.len() < 16 * 1024 {
                 self.enqueue(record, Value::Raw(Bytes::new()), Duration::ZERO);
             }
@@ -345,11 +346,31 @@ impl State {
 
     /// Remembers that the cloud accepted a caller.
     pub(crate) fn accept(&mut self, caller: &Caller) {
-        if let Some((bearer, forgotten)) = self.grants.accept(caller) {
-            self.store_bearer(caller, &bearer);
+        let caller = self.grants.who(caller).clone();
+        if let Some((bearer, forgotten)) = self.grants.accept(&caller) {
+            self.store_bearer(&caller, &bearer);
             if let Some((old, grants)) = forgotten {
                 self.strike_out(&old, &grants);
             }
+        }
+    }
+
+    /// A bearer turned out to be a user: moves its rights over.
+    pub(crate) fn adopt(&mut self, bearer: &Caller, user: &Caller) {
+        let Some((known, grants)) = self.grants.adopt(bearer, user) else {
+            return;
+        };
+        self.strike_out(bearer, &grants);
+        for grant in &grants {
+            self.grant(user, grant);
+        }
+        self.accept(user);
+        let mut moved = None;
+        for (namespace, rules) in known.rules {
+            moved = self.grants.set_rules(user, &namespace, rules).or(moved);
+        }
+        if let Some(bearer) = moved {
+            self.store_bearer(user, &bearer);
         }
     }
 

@@ -124,7 +124,7 @@ impl LocalWatch {
         info: &RequestInfo,
         headers: &http::HeaderMap,
     ) -> Result<Self, Box<Status>> {
-        offline.check_caller(caller)?;
+        offline.check_caller(caller, headers)?;
         let options = info.list_options()?;
         let wanted = Wanted::of(headers, info)?;
         let query = Query::of_request(info, &options);
@@ -157,7 +157,7 @@ impl LocalWatch {
         info: &RequestInfo,
         parts: &http::request::Parts,
     ) -> Result<Self, Box<Status>> {
-        offline.check_caller(caller)?;
+        offline.check_caller(caller, &parts.headers)?;
         let options = info.list_options()?;
         let wanted = Wanted::of(&parts.headers, info)?;
         let query = Query::of_request(info, &options);

@@ -1,12 +1,15 @@
-//! What the cloud's answers say about a caller: whether its token holds, what it may do.
+//! What the cloud's answers say about a caller: what it may do, and whose its token is (`vouching`).
 
 use super::Hub;
 use crate::{
     caller::Caller,
+    identity,
+    offline::now,
     query::Query,
     upstream::{Outgoing, OutgoingBody},
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use serde_json::{Value, json};
 use std::{
     sync::{Arc, PoisonError},
     time::{Duration, Instant},
@@ -15,13 +18,20 @@ use yurt_wire::{RequestInfo, Verb};
 
 /// Between looks at what a bearer may do.
 const REVIEW_EVERY: Duration = Duration::from_secs(600);
+/// The same, when the cloud contradicts what is known.
+const REVIEW_SOON: Duration = Duration::from_secs(30);
 /// Bearers whose last review is remembered.
 const MOST_REVIEWED: usize = 1024;
 /// Reviewed for the rules that hold everywhere: no namespace can have this name.
 const EVERYWHERE: &str = "*";
+/// How long one question of the hub's own may take.
+const WAIT: Duration = Duration::from_secs(10);
+/// Largest answer to one.
+const MAX_ANSWER: usize = 1 << 20;
 
 impl Hub {
-    /// What the status of an answer says about a bearer and its rights; asks once in a while what it may do at all.
+    /// What the status of an answer says about a bearer and its rights; asks once in a while what it may do at all, and once
+    /// whose its token is.
     pub fn learn_acceptance(
         self: &Arc<Self>,
         caller: &Caller,
@@ -29,90 +39,150 @@ impl Hub {
         info: &RequestInfo,
         headers: &HeaderMap,
     ) {
+        let mut every = REVIEW_EVERY;
         if status == StatusCode::FORBIDDEN
             && info.is_resource
             && matches!(info.verb, Verb::Get | Verb::List | Verb::Watch)
             && let Ok(options) = info.list_options()
+            && self
+                .cache
+                .learn_forbidden(caller, &Query::of_request(info, &options))
         {
-            self.cache
-                .learn_forbidden(caller, &Query::of_request(info, &options));
+            every = REVIEW_SOON;
         }
         if !caller.has_token() {
             return;
         }
+        let Some(token) = identity::token(headers) else {
+            return;
+        };
         if status == StatusCode::UNAUTHORIZED {
-            self.cache.forget_bearer(caller);
+            // The token ends, the rights of its user do not. What was exchanged for one of the node's own is seen to elsewhere.
+            if !self.tokens.is_own(&token) {
+                self.tokens.deny(&token, now());
+            }
+            if matches!(caller, Caller::Bearer(_)) {
+                self.cache.forget_bearer(caller);
+            }
             return;
         }
-        let due = {
-            let mut reviewed = self.reviewed.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            let due = reviewed
-                .get(caller)
-                .is_none_or(|at| now.saturating_duration_since(*at) >= REVIEW_EVERY);
-            if due {
-                if reviewed.len() >= MOST_REVIEWED {
-                    reviewed.clear();
-                }
-                reviewed.insert(caller.clone(), now);
-            }
-            due
-        };
         // A server error says nothing about the token.
-        if !due || status.is_server_error() {
+        if status.is_server_error() {
+            return;
+        }
+        let due = self.is_due(caller, every);
+        let unknown = self.tokens.wants_review(&token, now());
+        if !due && !unknown {
             return;
         }
         self.cache.accept_bearer(caller);
         let (hub, caller) = (self.clone(), caller.clone());
         let mut own = HeaderMap::new();
-        if let Some(authorization) = headers.get(header::AUTHORIZATION) {
-            own.insert(header::AUTHORIZATION, authorization.clone());
+        for name in [header::AUTHORIZATION, header::SEC_WEBSOCKET_PROTOCOL] {
+            if let Some(value) = headers.get(&name) {
+                own.insert(name, value.clone());
+            }
         }
         self.tasks.spawn(async move {
+            let work = async {
+                if unknown {
+                    hub.vouch(&token).await;
+                }
+                hub.learn_issuer(&token, &own).await;
+                if due {
+                    hub.review(&caller, &own).await;
+                }
+            };
             tokio::select! {
-                () = hub.review(&caller, own) => {}
+                () = work => {}
                 () = hub.shutdown.cancelled() => {}
             }
         });
     }
 
-    /// Asks the cloud, as the bearer itself, what it may do everywhere.
-    async fn review(&self, caller: &Caller, mut headers: HeaderMap) {
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
-        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+    /// Whether it is time to ask what a caller may do.
+    fn is_due(&self, caller: &Caller, every: Duration) -> bool {
+        let mut reviewed = self.reviewed.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let due = reviewed
+            .get(caller)
+            .is_none_or(|at| now.saturating_duration_since(*at) >= every);
+        if due {
+            if reviewed.len() >= MOST_REVIEWED {
+                reviewed.clear();
+            }
+            reviewed.insert(caller.clone(), now);
+        }
+        due
+    }
+
+    /// Asks the cloud, as the bearer itself, what it may do everywhere, and a service account in its own namespace.
+    async fn review(&self, caller: &Caller, credentials: &HeaderMap) {
+        let of_account = match caller {
+            Caller::User(name) => name
+                .strip_prefix("system:serviceaccount:")
+                .and_then(|account| account.split_once(':'))
+                .map(|(namespace, _)| namespace),
+            _ => None,
+        };
+        for namespace in [Some(EVERYWHERE), of_account].into_iter().flatten() {
+            let review = json!({
+                "apiVersion": "authorization.k8s.io/v1",
+                "kind": "SelfSubjectRulesReview",
+                "spec": { "namespace": namespace },
+            });
+            let uri = Uri::from_static("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews");
+            let answer = self
+                .ask(caller, Method::POST, uri, credentials, Some(review))
+                .await;
+            let Some((StatusCode::OK | StatusCode::CREATED, answer)) = answer else {
+                return;
+            };
+            let Some(status) = answer.get("status") else {
+                return;
+            };
+            if namespace == EVERYWHERE {
+                self.cache.learn_rules(caller, status);
+            } else {
+                self.cache.learn_namespace_rules(caller, namespace, status);
+            }
+        }
+    }
+
+    /// A small question of the hub's own to the cloud: status and JSON of the answer; `None` when there is none.
+    pub(super) async fn ask(
+        &self,
+        caller: &Caller,
+        method: Method,
+        uri: Uri,
+        credentials: &HeaderMap,
+        body: Option<Value>,
+    ) -> Option<(StatusCode, Value)> {
+        let json = HeaderValue::from_static("application/json");
+        let mut headers = credentials.clone();
+        headers.insert(header::CONTENT_TYPE, json.clone());
+        headers.insert(header::ACCEPT, json);
         headers.insert(
             header::USER_AGENT,
             HeaderValue::from_static(crate::USER_AGENT),
         );
-        let review = serde_json::json!({
-            "apiVersion": "authorization.k8s.io/v1",
-            "kind": "SelfSubjectRulesReview",
-            "spec": { "namespace": EVERYWHERE },
-        });
         let outgoing = Outgoing {
-            method: Method::POST,
-            uri: http::Uri::from_static("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews"),
+            method,
+            uri,
             headers,
-            body: OutgoingBody::Held(review.to_string().into()),
-            wait: Duration::from_secs(10),
+            body: OutgoingBody::Held(body.map(|body| body.to_string()).unwrap_or_default().into()),
+            wait: WAIT,
+            // Questions change nothing, whatever their method.
             safe: true,
         };
         let answer = async {
             let (response, _) = self.upstreams.send(caller, outgoing).await.ok()?;
-            if !response.status().is_success() {
-                return None;
-            }
-            let body = yurt_transport::collect(response.into_body(), 1 << 20)
+            let status = response.status();
+            let body = yurt_transport::collect(response.into_body(), MAX_ANSWER)
                 .await
                 .ok()?;
-            let review: serde_json::Value = serde_json::from_slice(&body).ok()?;
-            review.get("status").cloned()
+            Some((status, serde_json::from_slice(&body).ok()?))
         };
-        if let Ok(Some(status)) = tokio::time::timeout(Duration::from_secs(20), answer).await {
-            self.cache.learn_rules(caller, &status);
-        }
+        tokio::time::timeout(2 * WAIT, answer).await.ok().flatten()
     }
 }

@@ -5,7 +5,7 @@ use super::{
     cursor::{Resume, resumed_query},
     until, watch_encoding,
 };
-use crate::route::Mode;
+use crate::{route::Mode, upstream::SendError};
 use http::{Response, StatusCode, header};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -90,6 +90,10 @@ impl Relay {
             .await;
         let (response, server) = match sent {
             Ok(answer) => answer,
+            Err(SendError::Refused(why)) => {
+                tracing::info!(path = %self.watched.info.path, why, "watch of a token that the cloud knows nothing of");
+                return Again::End(Next::Break("the cloud does not accept the token"));
+            }
             Err(error) => {
                 tracing::debug!(path = %self.watched.info.path, %error, "watch not resumed yet");
                 return Again::Later;

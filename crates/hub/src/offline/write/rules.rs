@@ -115,7 +115,7 @@ pub(super) fn media_type(parts: &Parts) -> String {
 }
 
 /// A body that is a whole object.
-pub(super) fn decode_object(parts: &Parts, body: &Bytes) -> Result<Value, Box<Status>> {
+pub(in crate::offline) fn decode_object(parts: &Parts, body: &Bytes) -> Result<Value, Box<Status>> {
     let media_type = media_type(parts);
     let encoding = Encoding::from_content_type(&media_type).ok_or_else(|| {
         Box::new(Status::unsupported_media_type(&[
