@@ -7,6 +7,7 @@
 //! to the disk; `record` documents the layout of the store.
 
 pub(crate) mod agents;
+pub mod collect;
 mod corrections;
 mod coverage;
 mod derived;

@@ -2,6 +2,7 @@
 //! client that first comes while the link is cut is served as well.
 
 use crate::{
+    cache::collect::Served,
     caller::Caller,
     proxy::{Hub, document_key},
     route::Mode,
@@ -10,7 +11,12 @@ use crate::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use yurt_wire::{Gvk, Gvr};
 
 /// Between looks at what the API servers offer.
 const EVERY: Duration = Duration::from_secs(600);
@@ -50,6 +56,8 @@ pub async fn run(hub: Arc<Hub>) {
 
 /// True when nothing was missing.
 async fn fetch_all(hub: &Hub) -> bool {
+    let mut served = Served::default();
+    let mut all_served = true;
     let mut complete = fetch(hub, "/version", JSON).await.is_some();
     let core = fetch(hub, "/api", JSON).await;
     let groups = fetch(hub, "/apis", JSON).await;
@@ -60,7 +68,16 @@ async fn fetch_all(hub: &Hub) -> bool {
     // Not every server has it.
     fetch(hub, "/openapi/v3", JSON).await;
     for path in versions(core.as_ref(), groups.as_ref()) {
-        complete &= fetch(hub, &path, JSON).await.is_some();
+        let list = fetch(hub, &path, JSON).await;
+        complete &= list.is_some();
+        match list.as_ref().and_then(|list| resources(list)) {
+            Some(resources) => served.resources.extend(resources),
+            None => all_served = false,
+        }
+    }
+    // Half a picture would make what is served look gone.
+    if complete && all_served && !served.resources.is_empty() {
+        hub.cache.note_served(&served, Instant::now());
     }
     complete
 }
@@ -103,6 +120,29 @@ async fn fetch(hub: &Hub, path: &str, accept: &'static str) -> Option<Bytes> {
     hub.cache
         .learn_document(&document_key(path), &content_type, body.clone());
     Some(body)
+}
+
+/// The resources of an `APIResourceList`; `None` when it is none.
+fn resources(list: &[u8]) -> Option<Vec<Gvr>> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct List {
+        group_version: String,
+        resources: Vec<Resource>,
+    }
+    #[derive(Deserialize)]
+    struct Resource {
+        name: String,
+    }
+    let list: List = serde_json::from_slice(list).ok()?;
+    let Gvk { group, version, .. } = Gvk::from_api_version(&list.group_version, "");
+    let resources = list.resources.iter().map(|resource| &resource.name);
+    Some(
+        resources
+            .filter(|name| !name.contains('/'))
+            .map(|name| Gvr::new(&group, &version, name))
+            .collect(),
+    )
 }
 
 /// The paths of all group versions that the two legacy documents name.
@@ -157,6 +197,11 @@ mod tests {
         for path in ["/api/v1", "/apis/apps/v1", "/apis/coordination.k8s.io/v1"] {
             assert!(paths.contains(path), "{path}: {paths:?}");
         }
+        let list = include_bytes!("../tests/fixtures/kube-apiserver/discovery-apps-v1.json");
+        let found = resources(list).expect("a list");
+        assert!(found.contains(&Gvr::new("apps", "v1", "deployments")));
+        assert!(found.iter().all(|gvr| !gvr.resource.contains('/')));
+        assert_eq!(resources(b"{}"), None);
         let garbage = Bytes::from_static(b"{");
         assert!(versions(Some(&garbage), None).is_empty());
     }

@@ -4,7 +4,7 @@ pub mod admin;
 
 use crate::{
     backing::Backing,
-    cache::{Binding, Cache, CacheConfig},
+    cache::{Binding, Cache, CacheConfig, collect},
     caller::Entrance,
     certificates,
     config::{Config, ConfigError},
@@ -221,6 +221,12 @@ pub async fn run_on(
         stop.clone(),
     ));
     tasks.spawn(prefetch::run(hub.clone()));
+    tasks.spawn(collect::run(
+        cache.clone(),
+        hub.modes(),
+        config.gc_frequency,
+        stop.clone(),
+    ));
     tasks.spawn(certificates::follow(
         config.clone(),
         upstreams.clone(),

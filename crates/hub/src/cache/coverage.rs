@@ -23,8 +23,10 @@ pub(crate) struct Coverage {
     pub(crate) suspects: HashSet<Key>,
     /// Revision of the snapshot that named the suspects.
     pub(crate) snapshot: u64,
-    /// When it was last asked for or moved on (a counter, not a time).
+    /// When it was last completed (a counter, not a time).
     pub(crate) used: u64,
+    /// The day on which it was last asked for or moved on ([`super::collect::today`]).
+    pub(crate) day: u32,
 }
 
 /// The coverages of one resource.
@@ -50,6 +52,18 @@ impl Coverages {
             .max_by_key(|coverage| coverage.revision)
     }
 
+    /// Notes that coverages were asked for on a day; gives those for which that is news.
+    pub(crate) fn touch(&mut self, day: u32, asked: impl Fn(&Coverage) -> bool) -> Vec<Query> {
+        self.list
+            .iter_mut()
+            .filter(|coverage| coverage.day != day && asked(coverage))
+            .map(|coverage| {
+                coverage.day = day;
+                coverage.query.clone()
+            })
+            .collect()
+    }
+
     /// The coverage of exactly this query.
     pub(crate) fn exact(&self, query: &Query) -> Option<&Coverage> {
         self.list.iter().find(|c| c.query == *query)
@@ -67,9 +81,11 @@ impl Coverages {
         revision: u64,
         suspects: HashSet<Key>,
         clock: u64,
+        day: u32,
     ) -> (u64, Option<Query>) {
         if let Some(coverage) = self.exact_mut(query) {
             coverage.used = clock;
+            coverage.day = day;
             if revision >= coverage.revision {
                 coverage.revision = revision;
                 coverage.snapshot = revision;
@@ -100,15 +116,17 @@ impl Coverages {
             suspects,
             snapshot: revision,
             used: clock,
+            day,
         });
         (clock, evicted)
     }
 
     /// The watch that follows a coverage has seen everything up to `revision`.
-    pub(crate) fn advance(&mut self, query: &Query, epoch: u64, revision: u64) -> bool {
+    pub(crate) fn advance(&mut self, query: &Query, epoch: u64, revision: u64, day: u32) -> bool {
         match self.exact_mut(query) {
             Some(coverage) if coverage.epoch == epoch => {
                 let moved = revision > coverage.revision;
+                coverage.day = day;
                 coverage.revision = coverage.revision.max(revision);
                 moved
             }

@@ -51,6 +51,17 @@ impl Rule {
     }
 }
 
+impl Rule {
+    /// Whether it lets read anything of a resource.
+    fn reads(&self, gvr: &Gvr) -> bool {
+        ["get", "list", "watch"]
+            .iter()
+            .any(|verb| holds(&self.verbs, verb))
+            && holds(&self.api_groups, &gvr.group)
+            && holds(&self.resources, &gvr.resource)
+    }
+}
+
 /// The rules of a SelfSubjectRulesReview's status; `None` when it is incomplete in a way that leaves nothing to go by.
 pub(crate) fn parse_rules(status: &Value) -> Vec<Rule> {
     status
@@ -75,6 +86,9 @@ pub(crate) struct Bearer {
     /// Grows with every acceptance; the smallest is forgotten first.
     #[serde(default)]
     pub(crate) seen: u64,
+    /// The day on which it last read anything ([`super::collect::today`]).
+    #[serde(default)]
+    pub(crate) day: u32,
 }
 
 /// A bearer that had to make room, and its grants.
@@ -175,6 +189,7 @@ impl Grants {
         }
         let bearer = Bearer {
             seen: self.clock,
+            day: super::collect::today(),
             ..Bearer::default()
         };
         self.bearers.insert(caller.clone(), bearer.clone());
@@ -201,6 +216,50 @@ impl Grants {
         let bearer = self.bearers.get_mut(caller)?;
         bearer.rules.clear();
         Some(bearer.clone())
+    }
+
+    /// Notes that a caller reads on a day; gives its record when that is news.
+    pub(crate) fn touch(&mut self, caller: &Caller, day: u32) -> Option<Bearer> {
+        let bearer = self.bearers.get_mut(caller)?;
+        if bearer.day == day {
+            return None;
+        }
+        bearer.day = day;
+        Some(bearer.clone())
+    }
+
+    /// The callers with a record, and the day on which each last read anything.
+    pub(crate) fn days(&self) -> impl Iterator<Item = (&Caller, u32)> {
+        self.bearers
+            .iter()
+            .map(|(caller, bearer)| (caller, bearer.day))
+    }
+
+    /// Forgets everybody's grants on a resource; gives them.
+    pub(crate) fn forget_resource(&mut self, gvr: &Gvr) -> Vec<(Caller, Vec<Query>)> {
+        let mut gone = Vec::new();
+        for (caller, of) in &mut self.observed {
+            if let Some(grants) = of.remove(gvr) {
+                if let Some(count) = self.counts.get_mut(caller) {
+                    *count = count.saturating_sub(grants.len());
+                }
+                gone.push((caller.clone(), grants));
+            }
+        }
+        gone
+    }
+
+    /// The resources that anybody was seen to read.
+    pub(crate) fn resources(&self) -> impl Iterator<Item = &Gvr> {
+        self.observed.values().flat_map(HashMap::keys)
+    }
+
+    /// Whether rules let anybody read of a resource.
+    pub(crate) fn is_under_rules(&self, gvr: &Gvr) -> bool {
+        self.bearers
+            .values()
+            .flat_map(|bearer| bearer.rules.values().flatten())
+            .any(|rule| rule.reads(gvr))
     }
 
     /// Forgets a bearer and all its grants (the cloud answered 401); gives the grants.

@@ -2,6 +2,7 @@
 
 use super::{
     Cache, Shared,
+    collect::today,
     index::Key,
     record::index_key,
     state::{COVERAGE_LAG, Left},
@@ -340,11 +341,12 @@ impl WatchLearner {
     fn advance(&mut self, revision: u64) {
         if let Phase::Following { epoch } = self.phase {
             let mut state = self.shared.lock();
-            let moved =
-                state
-                    .resource(&self.query.gvr)
-                    .coverages
-                    .advance(&self.query, epoch, revision);
+            let moved = state.resource(&self.query.gvr).coverages.advance(
+                &self.query,
+                epoch,
+                revision,
+                today(),
+            );
             if moved {
                 state.high = state.high.max(revision);
                 state.mark_dirty(&self.query, COVERAGE_LAG);

@@ -2,6 +2,7 @@
 
 use super::{
     Cache, CacheConfig, Handle, Shared,
+    collect::today,
     grants::Bearer,
     record::{self, FORMAT, FORMAT_KEY, Stored},
     sealed::SealedStore,
@@ -162,6 +163,9 @@ struct CoverageRecord {
     revision: u64,
     #[serde(default)]
     kind: String,
+    /// Missing in records of older hubs: as if used today.
+    #[serde(default = "today")]
+    day: u32,
 }
 
 /// A scan leaves out corrupt records and says so at the end; what is left is good.
@@ -194,9 +198,13 @@ fn load(store: &SealedStore, state: &mut State) -> Result<(), StoreError> {
                 if resource.kind.is_empty() {
                     resource.kind = record.kind;
                 }
-                resource
-                    .coverages
-                    .complete(&query, record.revision, HashSet::new(), clock);
+                resource.coverages.complete(
+                    &query,
+                    record.revision,
+                    HashSet::new(),
+                    clock,
+                    record.day,
+                );
             }
             _ => unreadable.push(key.to_vec()),
         }

@@ -2,6 +2,7 @@
 //! touches no disk, except [`State::resolve`], which reads a record that was not read since start.
 
 use super::{
+    collect::{Missing, today},
     corrections::Corrections,
     coverage::{self, Coverages, Leave},
     documents::Documents,
@@ -141,6 +142,8 @@ pub(crate) struct State {
     pub(crate) dirty_due: Option<Instant>,
     /// Coverages whose suspects are to be looked at.
     pub(crate) suspected: Vec<Query>,
+    /// What the cloud does not serve any more, and since when.
+    pub(crate) missing: Missing,
     /// The highest revision the cloud ever showed.
     pub(crate) high: u64,
     pub(crate) clock: u64,
@@ -165,6 +168,7 @@ impl State {
             dirty: HashSet::new(),
             dirty_due: None,
             suspected: Vec::new(),
+            missing: Missing::default(),
             high: 0,
             clock: 0,
             stats,
@@ -322,6 +326,20 @@ impl State {
         );
     }
 
+    /// Notes that coverages were asked for today.
+    pub(crate) fn touch_coverages(
+        &mut self,
+        gvr: &Gvr,
+        asked: impl Fn(&coverage::Coverage) -> bool,
+    ) {
+        let Some(resource) = self.resources.get_mut(gvr) else {
+            return;
+        };
+        for query in resource.coverages.touch(today(), asked) {
+            self.mark_dirty(&query, COVERAGE_LAG);
+        }
+    }
+
     /// Marks a coverage for writing.
     pub(crate) fn mark_dirty(&mut self, query: &Query, delay: Duration) {
         if !self.dirty.contains(query) {
@@ -344,9 +362,18 @@ impl State {
         }
     }
 
+    /// Remembers that a caller is still there.
+    pub(crate) fn touch_caller(&mut self, caller: &Caller) {
+        let caller = &self.grants.who(caller).clone();
+        if let Some(bearer) = self.grants.touch(caller, today()) {
+            self.store_bearer(caller, &bearer);
+        }
+    }
+
     /// Remembers that the cloud accepted a caller.
     pub(crate) fn accept(&mut self, caller: &Caller) {
         let caller = self.grants.who(caller).clone();
+        self.touch_caller(&caller);
         if let Some((bearer, forgotten)) = self.grants.accept(&caller) {
             self.store_bearer(&caller, &bearer);
             if let Some((old, grants)) = forgotten {
@@ -617,9 +644,10 @@ impl State {
         }
         let suspected = !suspects.is_empty();
         let resource = self.resource(&query.gvr);
-        let (epoch, evicted) = resource
-            .coverages
-            .complete(query, revision, suspects, clock);
+        let (epoch, evicted) =
+            resource
+                .coverages
+                .complete(query, revision, suspects, clock, today());
         if let Some(evicted) = evicted {
             self.uncover(&evicted);
         }
@@ -642,7 +670,9 @@ impl State {
         if resource.coverages.absent_at(namespace, name).is_some() {
             return;
         }
-        let (_, evicted) = resource.coverages.complete(query, 0, HashSet::new(), clock);
+        let (_, evicted) = resource
+            .coverages
+            .complete(query, 0, HashSet::new(), clock, today());
         if let Some(evicted) = evicted {
             self.uncover(&evicted);
         }

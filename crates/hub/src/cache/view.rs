@@ -84,7 +84,8 @@ impl Cache {
         let query = Query::named(gvr.clone(), namespace, name);
         let key = index_key(&query.namespace, name);
         let object = shared.read_view(gvr, &key, None);
-        let state = shared.lock();
+        let mut state = shared.lock();
+        state.touch_caller(caller);
         // What the node wrote itself it may read.
         let overlay = state
             .resources
@@ -107,6 +108,12 @@ impl Cache {
                             .absent_at(&query.namespace, name)
                             .is_some()
                     });
+                if absent {
+                    state.touch_coverages(gvr, |coverage| {
+                        coverage.query.is_identity()
+                            && coverage.query.in_scope(&query.namespace, name)
+                    });
+                }
                 match (absent, allowed) {
                     (true, true) => Lookup::KnownAbsent,
                     (true, false) => Lookup::Forbidden,
@@ -142,7 +149,8 @@ impl Cache {
         let shared = self.shared();
         let selection = self.select_any(query);
         let allowed = {
-            let state = shared.lock();
+            let mut state = shared.lock();
+            state.touch_caller(caller);
             state.grants.allows(caller, query)
         } || match (query.name(), &selection) {
             // A named list is as good as a get.
@@ -229,6 +237,10 @@ impl Cache {
             kind,
         };
         let since = since.max(resource.deletions.floor());
+        let best = resource.coverages.best(query).map(|best| best.epoch);
+        if let Some(epoch) = best {
+            state.touch_coverages(&query.gvr, |coverage| coverage.epoch == epoch);
+        }
         drop(state);
         let mut selection = Selection {
             gvk,

@@ -283,6 +283,7 @@ fn gather(state: &mut State, all: bool) -> (Vec<Item>, Vec<(Query, Vec<u8>)>) {
                 let value = serde_json::json!({
                     "revision": coverage.revision,
                     "kind": resource.kind,
+                    "day": coverage.day,
                 });
                 coverages.push((query, value.to_string().into_bytes()));
             }
