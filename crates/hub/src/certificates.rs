@@ -1,119 +1,697 @@
-//! Certificates from files: read at start, read again when they change, without a restart (design rule R9).
+//! The certificates of the hub: had, kept, renewed, followed (design rule R9). What certificates must say and when they are renewed is
+//! in [`plan`], files in `files`, discovery of the cluster by token in [`discovery`], signing by CSR in `signing`, CAs in [`bundle`];
+//! `keeper` does the work beside the running hub.
+//!
+//! Nothing here is waited for: a hub without certificates, with ended or unreadable ones serves what the node knows, as it does
+//! without a link. It has an identity again as soon as there is a certificate.
+
+mod api;
+pub mod bundle;
+pub mod discovery;
+mod files;
+mod keeper;
+pub mod kubeconfig;
+pub mod plan;
+mod signing;
+pub mod token;
 
 use crate::{
-    config::{Config, KeyPairFiles},
+    config::{Bootstrap, Config, KeyPairFiles},
+    metrics::Metrics,
     upstream::{CloudTls, Upstreams},
 };
 use arc_swap::ArcSwap;
+use bundle::Bundle;
+use discovery::{DiscoveryError, Pin, Trust};
+use files::Files;
+use plan::{Kind, Validity};
 use std::{
+    net::{IpAddr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
-use tokio_util::sync::CancellationToken;
-use yurt_pki::{KeyPairPem, PkiError};
+use token::Token;
+use tokio::sync::watch;
+use yurt_pki::{Callers, KeyPairPem, Leaf, PkiError, Profile};
 
-/// Between looks at the files.
-const LOOK: Duration = Duration::from_secs(20);
 /// Protocols offered to API servers.
 const ALPN: [&str; 2] = ["h2", "http/1.1"];
+/// The kubelet's certificate and key, and the cluster's CA as kubeadm leaves it.
+const KUBELET_PAIR: &str = "/var/lib/kubelet/pki/kubelet-client-current.pem";
+const KUBELET_CA: &str = "/etc/kubernetes/pki/ca.crt";
 
-/// The TLS configuration of the listeners, read anew for every connection.
+/// The TLS configuration of a listener, read anew for every connection.
 pub type ServingTls = Arc<ArcSwap<rustls::ServerConfig>>;
 
-fn read(path: &Path) -> Result<String, PkiError> {
-    std::fs::read_to_string(path).map_err(|source| PkiError::Io {
-        path: path.display().to_string(),
-        source,
-    })
+/// Who keeps a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    /// Somebody else: the files are read, and read again when they change.
+    Files(KeyPairFiles),
+    /// The hub: it has them signed.
+    Requested,
+    /// There is to be none.
+    Nothing,
 }
 
-fn read_pair(files: &KeyPairFiles) -> Result<KeyPairPem, PkiError> {
-    Ok(KeyPairPem {
-        cert: read(&files.cert)?,
-        key: read(&files.key)?,
-    })
+/// What is needed to have certificates signed for the first time.
+#[derive(Clone, Debug)]
+struct Credentials {
+    /// The flag's.
+    token: Option<Token>,
+    pins: Vec<Pin>,
+    skip_verification: bool,
+    /// The bootstrap kubeconfig.
+    file: PathBuf,
 }
 
-/// How the cloud is reached, by the files of the configuration.
-pub fn cloud(config: &Config) -> Result<CloudTls, PkiError> {
-    let ca = read(&config.ca_file)?;
-    let node = match &config.node_certificate {
-        Some(files) => Some(yurt_pki::client_config(
-            &ca,
-            Some(&read_pair(files)?),
-            &ALPN,
-        )?),
-        None => None,
-    };
-    Ok(CloudTls {
-        node,
-        bearer: yurt_pki::client_config(&ca, None, &ALPN)?,
-    })
+/// A certificate with its key.
+#[derive(Clone, Debug)]
+struct Pair {
+    pem: KeyPairPem,
+    leaf: Leaf,
 }
 
-/// How the TLS proxy serves, by the files of the configuration; `None` when it is not to be served.
-pub fn serving(config: &Config) -> Result<Option<Arc<rustls::ServerConfig>>, PkiError> {
-    match &config.serving_certificate {
-        Some(files) => Ok(Some(yurt_pki::server_config(
-            &read_pair(files)?,
-            None,
-            true,
-        )?)),
-        None => Ok(None),
+impl Pair {
+    fn of(pem: KeyPairPem) -> Result<Self, PkiError> {
+        let first = yurt_pki::certs_from_pem(&pem.cert)?;
+        let leaf = Leaf::of(first.first().map_or(&[][..], |der| der))?;
+        // Finds a key that is another certificate's.
+        yurt_pki::server_config_for(&pem, Callers::Unasked, false)?;
+        Ok(Self { pem, leaf })
     }
-}
 
-/// When each file last changed.
-fn stamps(config: &Config) -> Vec<Option<SystemTime>> {
-    let pairs = config
-        .node_certificate
-        .iter()
-        .chain(&config.serving_certificate);
-    let files: Vec<&PathBuf> = pairs
-        .flat_map(|pair| [&pair.cert, &pair.key])
-        .chain([&config.ca_file])
-        .collect();
-    files
-        .into_iter()
-        .map(|path| {
-            std::fs::metadata(path)
-                .and_then(|metadata| metadata.modified())
-                .ok()
+    fn read(files: &KeyPairFiles) -> Result<Self, PkiError> {
+        let read = |path: &Path| {
+            files::read(path).map_err(|source| PkiError::Io {
+                path: path.display().to_string(),
+                source,
+            })
+        };
+        Self::of(KeyPairPem {
+            cert: read(&files.cert)?,
+            key: read(&files.key)?,
         })
-        .collect()
+    }
 }
 
-/// Takes over changed files until `shutdown`. Files that cannot be used (half written, wrong key) leave the old ones in use.
-pub async fn follow(
-    config: Arc<Config>,
-    upstreams: Arc<Upstreams>,
-    tls: Option<ServingTls>,
-    shutdown: CancellationToken,
-) {
-    let mut known = stamps(&config);
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            () = shutdown.cancelled() => return,
+/// One certificate as it stands.
+#[derive(Debug, Default)]
+struct Held {
+    pair: Option<Pair>,
+    /// What is being waited for.
+    waiting: Option<String>,
+    /// Why the last attempt to read or renew it failed.
+    trouble: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    bundle: Bundle,
+    bundle_trouble: Option<String>,
+    client: Held,
+    serving: Held,
+    /// The newest bootstrap token, when one was posted.
+    token: Option<Token>,
+    /// Of the service `kubernetes`.
+    service: Vec<IpAddr>,
+    applied: Applied,
+    /// When connections of the certificate before the present one must be gone.
+    retire_at: Option<i64>,
+}
+
+/// What is in use.
+#[derive(Debug, Default)]
+struct Applied {
+    cloud: Option<(Bundle, Option<String>)>,
+    bearer: Option<Arc<rustls::ClientConfig>>,
+    listeners: Option<(Bundle, String)>,
+}
+
+impl State {
+    fn held(&mut self, kind: Kind) -> &mut Held {
+        match kind {
+            Kind::Client => &mut self.client,
+            Kind::Serving => &mut self.serving,
         }
-        let now = stamps(&config);
-        if now == known {
-            continue;
-        }
-        let loaded = cloud(&config).and_then(|cloud| Ok((cloud, serving(&config)?)));
-        match loaded {
-            Ok((cloud, server)) => {
-                upstreams.set_tls(&cloud);
-                if let (Some(tls), Some(server)) = (&tls, server) {
-                    tls.store(server);
-                }
-                known = now;
-                tracing::info!("certificates changed: in use from now on");
+    }
+}
+
+/// A certificate as `/v1/status` shows it.
+#[derive(Clone, Debug, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateStatus {
+    /// `client`, `server` or `ca`.
+    pub certificate: &'static str,
+    /// `valid`, `notYetValid`, `expired`, `missing`; `foreign` when it is another node's.
+    pub state: &'static str,
+    /// The common name.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub subject: String,
+    /// The organizations.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub organizations: Vec<String>,
+    /// When it ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub not_after: Option<String>,
+    /// What is being waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waiting: Option<String>,
+    /// Why the last attempt to read or renew it failed, until one succeeds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Why a new bootstrap token was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum RejoinError {
+    /// The caller's fault.
+    #[error("the join token is not of the form abcdef.0123456789abcdef")]
+    Token,
+    /// The cluster is not believed with it, or not there.
+    #[error(transparent)]
+    Discovery(#[from] DiscoveryError),
+    /// It cannot be kept.
+    #[error("the bootstrap kubeconfig cannot be written: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// The certificates of a hub. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Certificates {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    node: String,
+    organizations: Vec<String>,
+    namespace: String,
+    servers: Vec<String>,
+    /// Addresses that clients reach the hub at.
+    addresses: Vec<IpAddr>,
+    node_ip: Option<IpAddr>,
+    client: Source,
+    serving: Source,
+    credentials: Option<Credentials>,
+    ca_file: PathBuf,
+    /// Whether the hub itself writes it.
+    keeps_ca: bool,
+    files: Files,
+    state: Mutex<State>,
+    secure: ServingTls,
+    pool: ServingTls,
+    upstreams: OnceLock<Arc<Upstreams>>,
+    /// Files, tokens or CAs changed: what failed may succeed.
+    nudged: watch::Sender<u64>,
+    metrics: Metrics,
+}
+
+impl Certificates {
+    /// Reads what is there. Files that are absent or cannot be used are no error: the hub then runs without.
+    pub fn open(config: &Config, metrics: Metrics) -> Result<Self, PkiError> {
+        let requested = |files: &Option<KeyPairFiles>| match (files, &config.bootstrap) {
+            (Some(files), _) => Source::Files(files.clone()),
+            (None, Some(_)) => Source::Requested,
+            (None, None) => Source::Nothing,
+        };
+        let kubelet = KeyPairFiles {
+            cert: KUBELET_PAIR.into(),
+            key: KUBELET_PAIR.into(),
+        };
+        let own_ca = config.ca_file == config.root_dir.join("pki/ca.crt");
+        let (client, ca_file) = match (&config.node_certificate, &config.bootstrap) {
+            (None, Some(Bootstrap::Kubelet)) if own_ca => {
+                (Source::Files(kubelet), PathBuf::from(KUBELET_CA))
             }
+            (None, Some(Bootstrap::Kubelet)) => (Source::Files(kubelet), config.ca_file.clone()),
+            (files, _) => (requested(files), config.ca_file.clone()),
+        };
+        let credentials = match &config.bootstrap {
+            Some(Bootstrap::Token {
+                token,
+                ca_hashes,
+                unsafe_skip_ca_verification,
+                file,
+            }) => Some(Credentials {
+                token: token.as_deref().and_then(Token::parse),
+                pins: Pin::parse_all(ca_hashes).unwrap_or_default(),
+                skip_verification: *unsafe_skip_ca_verification,
+                file: file.clone(),
+            }),
+            _ => None,
+        };
+        let listening = [config.admin, config.proxy, config.secure_proxy];
+        let addresses = config
+            .dummy
+            .iter()
+            .map(|dummy| dummy.address)
+            .chain(listening.into_iter().flatten().map(|address| address.ip()))
+            .collect();
+        let without = yurt_pki::server_config_without_certificate()?;
+        let this = Self {
+            inner: Arc::new(Inner {
+                node: config.node_name.clone(),
+                organizations: config.organizations.clone(),
+                namespace: config.namespace.clone(),
+                servers: config.servers.clone(),
+                addresses,
+                node_ip: config.node_ip,
+                serving: requested(&config.serving_certificate),
+                keeps_ca: own_ca && credentials.is_some(),
+                client,
+                credentials,
+                ca_file,
+                files: Files::at(&config.root_dir),
+                state: Mutex::default(),
+                secure: Arc::new(ArcSwap::new(without.clone())),
+                pool: Arc::new(ArcSwap::new(without)),
+                upstreams: OnceLock::new(),
+                nudged: watch::channel(0).0,
+                metrics,
+            }),
+        };
+        this.reload();
+        this.write_kubeconfig();
+        this.apply(plan::now());
+        Ok(this)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Valid after every statement.
+        self.inner
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn source(&self, kind: Kind) -> &Source {
+        match kind {
+            Kind::Client => &self.inner.client,
+            Kind::Serving => &self.inner.serving,
+        }
+    }
+
+    /// Where a certificate is read from.
+    fn pair_files(&self, kind: Kind) -> Option<KeyPairFiles> {
+        match self.source(kind) {
+            Source::Files(files) => Some(files.clone()),
+            Source::Requested => {
+                let current = self.inner.files.current(kind);
+                Some(KeyPairFiles {
+                    cert: current.clone(),
+                    key: current,
+                })
+            }
+            Source::Nothing => None,
+        }
+    }
+
+    /// Reads all files. One that cannot be used leaves what was read before in use.
+    fn reload(&self) {
+        for kind in [Kind::Client, Kind::Serving] {
+            let Some(files) = self.pair_files(kind) else {
+                continue;
+            };
+            let read = Pair::read(&files);
+            let mut state = self.state();
+            let held = state.held(kind);
+            match read {
+                Ok(pair) => {
+                    if held
+                        .pair
+                        .as_ref()
+                        .is_none_or(|old| old.pem.cert != pair.pem.cert)
+                    {
+                        held.trouble = None;
+                    }
+                    held.pair = Some(pair);
+                }
+                // Not written yet.
+                Err(PkiError::Io { source, .. })
+                    if source.kind() == std::io::ErrorKind::NotFound
+                        && *self.source(kind) == Source::Requested => {}
+                Err(error) => {
+                    tracing::warn!(certificate = kind.as_str(), %error, "files of a certificate cannot be used");
+                    held.trouble = Some(error.to_string());
+                }
+            }
+        }
+        let read = files::read(&self.inner.ca_file)
+            .map_err(|source| PkiError::Io {
+                path: self.inner.ca_file.display().to_string(),
+                source,
+            })
+            .and_then(|pem| Bundle::parse(&pem));
+        let mut state = self.state();
+        match read {
+            Ok(bundle) => (state.bundle, state.bundle_trouble) = (bundle, None),
+            Err(PkiError::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound && self.inner.keeps_ca => {}
             Err(error) => {
-                tracing::warn!(%error, "changed certificates cannot be used; the old ones stay")
+                tracing::warn!(%error, "the CA cannot be used");
+                state.bundle_trouble = Some(error.to_string());
             }
         }
     }
+
+    /// The hub's kubeconfig names the server of the flags, whatever it named before.
+    fn write_kubeconfig(&self) {
+        let inner = &self.inner;
+        let (Source::Requested, Some(server)) = (&inner.client, inner.servers.first()) else {
+            return;
+        };
+        let current = inner.files.current(Kind::Client);
+        let text = kubeconfig::hub(server, &inner.ca_file, &current);
+        if let Err(error) = inner.files.save_public(&inner.files.kubeconfig(), &text) {
+            tracing::warn!(%error, "the hub's kubeconfig cannot be written; nothing here depends on it");
+        }
+    }
+
+    /// Whether the node may go to the cloud with a certificate now.
+    fn is_usable(&self, pair: &Pair, now: i64) -> bool {
+        let own = pair.leaf.identity.user == plan::user_of(&self.inner.node);
+        (own || self.inner.client != Source::Requested)
+            && plan::validity(&pair.leaf, now) != Validity::Expired
+    }
+
+    /// Puts what is held at `now` to use: for connections to the cloud, and for the listeners.
+    fn apply(&self, now: i64) {
+        if let Err(error) = self.apply_cloud(now) {
+            self.state().bundle_trouble = Some(error.to_string());
+            tracing::warn!(%error, "the CA cannot be used");
+        }
+        if let Err(error) = self.apply_listeners() {
+            self.state().serving.trouble = Some(error.to_string());
+            tracing::warn!(%error, "the serving certificate cannot be used");
+        }
+        self.report(now);
+    }
+
+    fn apply_cloud(&self, now: i64) -> Result<(), PkiError> {
+        let mut state = self.state();
+        // Without a CA there is nobody to show it to.
+        let trusts = !state.bundle.is_empty();
+        let pair = state.client.pair.clone();
+        let pair = pair.filter(|pair| trusts && self.is_usable(pair, now));
+        let wanted = (
+            state.bundle.clone(),
+            pair.as_ref().map(|pair| pair.pem.cert.clone()),
+        );
+        let before = &state.applied.cloud;
+        if before.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        let same_bundle = before.as_ref().is_some_and(|before| before.0 == wanted.0);
+        let had_identity = before.as_ref().is_some_and(|before| before.1.is_some());
+        let ca = wanted.0.pem();
+        let tls = |own: Option<&KeyPairPem>| match wanted.0.is_empty() {
+            true => yurt_pki::distrustful_client_config(),
+            false => yurt_pki::client_config(&ca, own, &ALPN),
+        };
+        let bearer = match &state.applied.bearer {
+            Some(bearer) if same_bundle => bearer.clone(),
+            _ => tls(None)?,
+        };
+        let node = pair.as_ref().map(|pair| tls(Some(&pair.pem))).transpose()?;
+        match &pair {
+            Some(pair) => tracing::info!(
+                until = plan::moment(pair.leaf.not_after),
+                "the node's client certificate is in use"
+            ),
+            None if had_identity => tracing::warn!(
+                "the node's client certificate has ended: its components are served from what the node knows"
+            ),
+            None => {}
+        }
+        state.applied.bearer = Some(bearer.clone());
+        state.applied.cloud = Some(wanted);
+        drop(state);
+        if let Some(upstreams) = self.inner.upstreams.get() {
+            upstreams.set_tls(&CloudTls { node, bearer });
+        }
+        Ok(())
+    }
+
+    /// An ended serving certificate goes on being shown: a client that minds says so itself.
+    fn apply_listeners(&self) -> Result<(), PkiError> {
+        let mut state = self.state();
+        let Some(pair) = state.serving.pair.clone() else {
+            return Ok(());
+        };
+        let wanted = (state.bundle.clone(), pair.pem.cert.clone());
+        if state.applied.listeners.as_ref() == Some(&wanted) {
+            return Ok(());
+        }
+        let ca = wanted.0.pem();
+        let callers = match wanted.0.is_empty() {
+            true => Callers::Unasked,
+            false => Callers::Invited(&ca),
+        };
+        let secure = yurt_pki::server_config_for(&pair.pem, callers, true)?;
+        self.inner.secure.store(secure);
+        if !wanted.0.is_empty() {
+            let pool = yurt_pki::server_config_for(&pair.pem, Callers::Certified(&ca), true)?;
+            self.inner.pool.store(pool);
+        }
+        state.applied.listeners = Some(wanted);
+        Ok(())
+    }
+
+    fn report(&self, now: i64) {
+        let state = self.state();
+        let metrics = &self.inner.metrics;
+        for (name, end) in [
+            ("client", end_of(&state.client)),
+            ("server", end_of(&state.serving)),
+            ("ca", state.bundle.summary().map(|(_, end)| end)),
+        ] {
+            if let Some(end) = end {
+                metrics.certificate_ends(name, end, end.saturating_sub(now));
+            }
+        }
+    }
+
+    /// How API servers are reached now.
+    pub fn cloud(&self) -> Result<CloudTls, PkiError> {
+        let state = self.state();
+        let ca = state.bundle.pem();
+        let bearer = match &state.applied.bearer {
+            Some(bearer) => bearer.clone(),
+            None => yurt_pki::distrustful_client_config()?,
+        };
+        let pair = state.client.pair.as_ref();
+        let usable = pair.filter(|pair| self.is_usable(pair, plan::now()));
+        let node = match usable {
+            Some(pair) if !state.bundle.is_empty() => {
+                Some(yurt_pki::client_config(&ca, Some(&pair.pem), &ALPN)?)
+            }
+            _ => None,
+        };
+        Ok(CloudTls { node, bearer })
+    }
+
+    /// How the TLS listener serves: with a certificate when there is one, asking for client certificates of the cluster's CA.
+    /// `None` when it is not to be served at all.
+    pub fn secure(&self) -> Option<ServingTls> {
+        (self.inner.serving != Source::Nothing).then(|| self.inner.secure.clone())
+    }
+
+    /// How the port for other nodes serves: nobody gets in without a client certificate of the cluster's CA.
+    pub fn pool(&self) -> Option<ServingTls> {
+        (self.inner.serving != Source::Nothing).then(|| self.inner.pool.clone())
+    }
+
+    /// Whether the node is to have a certificate for the cloud.
+    pub fn identity_wanted(&self) -> bool {
+        self.inner.client != Source::Nothing
+    }
+
+    /// Why the node has no certificate for the cloud, in a sentence for callers.
+    pub fn absence(&self) -> String {
+        let state = self.state();
+        let held = &state.client;
+        let what = match &held.pair {
+            Some(pair) if self.is_usable(pair, i64::MIN) => format!(
+                "its client certificate has expired at {}",
+                plan::moment(pair.leaf.not_after)
+            ),
+            Some(_) => "its client certificate is another node's".into(),
+            None => "it has no client certificate yet".into(),
+        };
+        match held.trouble.as_ref().or(held.waiting.as_ref()) {
+            Some(why) => format!("{what}: {why}"),
+            None => what,
+        }
+    }
+
+    /// The state of all certificates.
+    pub fn status(&self) -> Vec<CertificateStatus> {
+        let now = plan::now();
+        let state = self.state();
+        let mut all = Vec::new();
+        for (kind, held) in [
+            (Kind::Client, &state.client),
+            (Kind::Serving, &state.serving),
+        ] {
+            if *self.source(kind) == Source::Nothing {
+                continue;
+            }
+            let leaf = held.pair.as_ref().map(|pair| &pair.leaf);
+            let foreign = *self.source(kind) == Source::Requested
+                && leaf.is_some_and(|l| l.identity.user != plan::user_of(&self.inner.node));
+            all.push(CertificateStatus {
+                certificate: kind.as_str(),
+                state: match leaf.map(|leaf| plan::validity(leaf, now)) {
+                    None => "missing",
+                    Some(_) if foreign => "foreign",
+                    Some(Validity::Valid) => "valid",
+                    Some(Validity::NotYet) => "notYetValid",
+                    Some(Validity::Expired) => "expired",
+                },
+                subject: leaf.map_or_else(String::new, |leaf| leaf.identity.user.clone()),
+                organizations: leaf.map_or_else(Vec::new, |leaf| leaf.identity.groups.clone()),
+                not_after: leaf.map(|leaf| plan::moment(leaf.not_after)),
+                waiting: held.waiting.clone(),
+                error: held.trouble.clone(),
+            });
+        }
+        let summary = state.bundle.summary();
+        all.push(CertificateStatus {
+            certificate: "ca",
+            state: match &summary {
+                None => "missing",
+                Some((_, end)) if *end <= now => "expired",
+                Some(_) => "valid",
+            },
+            not_after: summary.as_ref().map(|(_, end)| plan::moment(*end)),
+            subject: summary.map(|(names, _)| names).unwrap_or_default(),
+            organizations: Vec::new(),
+            waiting: None,
+            error: state.bundle_trouble.clone(),
+        });
+        all
+    }
+
+    /// What a certificate should say now.
+    fn wanted(&self, kind: Kind) -> Profile {
+        let inner = &self.inner;
+        match kind {
+            Kind::Client => plan::client_profile(&inner.node, &inner.organizations),
+            Kind::Serving => {
+                let service = self.state().service.clone();
+                let node_ip = inner.node_ip.or_else(|| default_address(&inner.servers));
+                let addresses = inner.addresses.iter().copied();
+                plan::serving_profile(
+                    &inner.node,
+                    service.into_iter().chain(addresses).chain(node_ip),
+                )
+            }
+        }
+    }
+
+    /// What makes a CA believable that is not known yet.
+    fn trust(credentials: &Credentials) -> Trust {
+        if credentials.skip_verification && credentials.pins.is_empty() {
+            Trust::SignatureOnly
+        } else {
+            Trust::Pinned(credentials.pins.clone())
+        }
+    }
+
+    /// Believes further CAs, beside those that are believed until they end.
+    fn believe(&self, learned: &Bundle) {
+        let now = plan::now();
+        let merged = {
+            let mut state = self.state();
+            let merged = match state.bundle.is_empty() {
+                true => learned.clone(),
+                false => match state.bundle.with(learned, now) {
+                    Some(merged) => merged,
+                    None => return,
+                },
+            };
+            (state.bundle, state.bundle_trouble) = (merged.clone(), None);
+            merged
+        };
+        let names = merged.summary().map(|(names, _)| names);
+        tracing::info!(authorities = names, "the cluster's CAs");
+        if self.inner.keeps_ca {
+            let inner = &self.inner;
+            if let Err(error) = inner.files.save_public(&inner.ca_file, &merged.pem()) {
+                tracing::error!(path = %inner.ca_file.display(), %error, "the cluster's CA cannot be written");
+                self.state().bundle_trouble = Some(error.to_string());
+            }
+        }
+        self.apply(now);
+        self.nudge();
+    }
+
+    fn nudge(&self) {
+        self.inner
+            .nudged
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Takes a new bootstrap token: the cluster that knows it is found, and the bootstrap kubeconfig written anew. Does nothing where
+    /// somebody else keeps the client certificate.
+    pub async fn rejoin(&self, text: &str) -> Result<(), RejoinError> {
+        let token = Token::parse(text).ok_or(RejoinError::Token)?;
+        let Some(credentials) = &self.inner.credentials else {
+            return Ok(());
+        };
+        let known = self.state().bundle.clone();
+        let servers = &self.inner.servers;
+        let verified = match known.is_empty() {
+            true => Err(DiscoveryError::NoPins),
+            false => discovery::discover(servers, &token, &Trust::Known(known)).await,
+        };
+        let bundle = match verified {
+            Ok(bundle) => bundle,
+            Err(error @ (DiscoveryError::Unsigned(_) | DiscoveryError::Forged(_))) => {
+                return Err(error.into());
+            }
+            // The known CA is none of this cluster's any more, or none is known.
+            Err(error) => discovery::discover(servers, &token, &Self::trust(credentials))
+                .await
+                .map_err(|second| match second {
+                    DiscoveryError::NoPins => error,
+                    second => second,
+                })?,
+        };
+        self.keep_token(credentials, &token, &bundle)?;
+        self.believe(&bundle);
+        self.nudge();
+        tracing::info!(token = token.id(), "a new bootstrap token is in use");
+        Ok(())
+    }
+
+    /// Keeps a token in the bootstrap kubeconfig, for the next start too.
+    fn keep_token(
+        &self,
+        credentials: &Credentials,
+        token: &Token,
+        bundle: &Bundle,
+    ) -> std::io::Result<()> {
+        let server = self.inner.servers.first().map_or("", String::as_str);
+        let text = kubeconfig::bootstrap(server, &bundle.pem(), token.as_str());
+        self.state().token = Some(token.clone());
+        self.inner.files.save_secret(&credentials.file, &text)
+    }
+}
+
+fn end_of(held: &Held) -> Option<i64> {
+    held.pair.as_ref().map(|pair| pair.leaf.not_after)
+}
+
+/// The address by which this machine reaches an API server. Asks the routing table; nothing is sent.
+fn default_address(servers: &[String]) -> Option<IpAddr> {
+    let server: SocketAddr = servers.iter().find_map(|server| server.parse().ok())?;
+    let any: SocketAddr = match server {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(server).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }

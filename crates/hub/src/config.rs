@@ -2,7 +2,10 @@
 
 mod args;
 
-use crate::deadline::parse_go_duration;
+use crate::{
+    certificates::{discovery::Pin, token::Token},
+    deadline::parse_go_duration,
+};
 pub use args::{HubArgs, UnusedArgs};
 use clap::Parser;
 use std::{
@@ -289,6 +292,22 @@ impl TryFrom<HubArgs> for Config {
                     .map(str::to_owned)
                     .collect();
                 let skip = args.discovery_token_unsafe_skip_ca_verification;
+                if args
+                    .join_token
+                    .as_deref()
+                    .is_some_and(|token| Token::parse(token).is_none())
+                {
+                    return Err(refuse(
+                        "join-token",
+                        "is not of the form abcdef.0123456789abcdef",
+                    ));
+                }
+                if let Some(bad) = ca_hashes.iter().find(|hash| Pin::parse(hash).is_none()) {
+                    return Err(refuse(
+                        "discovery-token-ca-cert-hash",
+                        format!("{bad:?} is not sha256: and 64 hexadecimal digits"),
+                    ));
+                }
                 if args.join_token.is_some() && ca_hashes.is_empty() && !skip {
                     return Err(refuse(
                         "discovery-token-ca-cert-hash",
@@ -623,6 +642,7 @@ mod tests {
 
     #[test]
     fn where_certificates_come_from() {
+        let [one, two] = ["00", "1a"].map(|byte| format!("sha256:{}", byte.repeat(32)));
         let files = [
             "--client-cert=c",
             "--client-key=k",
@@ -634,7 +654,7 @@ mod tests {
         assert_eq!(kubelet.bootstrap, Some(Bootstrap::Kubelet));
         let token = config(&[
             "--join-token=abcdef.0123456789abcdef",
-            "--discovery-token-ca-cert-hash=sha256:00, sha256:11",
+            &format!("--discovery-token-ca-cert-hash={one}, {two}"),
             "--root-dir=/r",
         ])
         .unwrap();
@@ -644,7 +664,7 @@ mod tests {
         else {
             panic!("{:?}", token.bootstrap)
         };
-        assert_eq!(ca_hashes, ["sha256:00", "sha256:11"]);
+        assert_eq!(ca_hashes, [one, two]);
         assert_eq!(file, PathBuf::from("/r/bootstrap-hub.conf"));
         let open = config(&[
             "--join-token=abcdef.0123456789abcdef",
@@ -707,6 +727,11 @@ mod tests {
             (vec!["--bootstrap-mode=magic"], "bootstrap-mode"),
             (
                 vec!["--join-token=abcdef.0123456789abcdef"],
+                "discovery-token-ca-cert-hash",
+            ),
+            (vec!["--join-token=abcdef"], "join-token"),
+            (
+                vec!["--discovery-token-ca-cert-hash=sha256:ab"],
                 "discovery-token-ca-cert-hash",
             ),
             (vec!["--dummy-if-name=a-name-too-long0"], "dummy-if-name"),

@@ -38,6 +38,12 @@ pub struct ServerLabel {
     server: String,
 }
 
+/// A certificate of the hub.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CertificateLabel {
+    certificate: &'static str,
+}
+
 /// Why something happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabel {
@@ -92,6 +98,10 @@ struct Inner {
     tokens: Family<ReasonLabel, Counter>,
     tokens_given: Family<ReasonLabel, Counter>,
     tokens_exchanged: Family<ReasonLabel, Counter>,
+    certificate_end: Family<CertificateLabel, Gauge>,
+    certificate_left: Family<CertificateLabel, Gauge>,
+    certificate_rotations: Family<CertificateLabel, Counter>,
+    certificate_failures: Family<CertificateLabel, Counter>,
 }
 
 /// Why an answer did not reach the cache.
@@ -299,7 +309,46 @@ impl Metrics {
             "Tokens of this node exchanged for tokens of the cloud, by what came of it",
             m.tokens_exchanged.clone(),
         );
+        hub.register(
+            "certificate_expiration_timestamp_seconds",
+            "When the certificate ends, in seconds since the epoch",
+            m.certificate_end.clone(),
+        );
+        hub.register(
+            "certificate_expiry_seconds",
+            "Seconds until the certificate ends; negative when it has",
+            m.certificate_left.clone(),
+        );
+        hub.register(
+            "certificate_rotations",
+            "New certificates taken into use",
+            m.certificate_rotations.clone(),
+        );
+        hub.register(
+            "certificate_failures",
+            "Attempts to have a certificate signed that failed",
+            m.certificate_failures.clone(),
+        );
         metrics
+    }
+
+    /// When a certificate ends (seconds since the epoch), and how many seconds are left.
+    pub fn certificate_ends(&self, certificate: &'static str, end: i64, left: i64) {
+        let label = CertificateLabel { certificate };
+        self.inner.certificate_end.get_or_create(&label).set(end);
+        self.inner.certificate_left.get_or_create(&label).set(left);
+    }
+
+    /// A new certificate is in use.
+    pub fn certificate_rotated(&self, certificate: &'static str) {
+        let label = CertificateLabel { certificate };
+        self.inner.certificate_rotations.get_or_create(&label).inc();
+    }
+
+    /// An attempt to have a certificate signed failed.
+    pub fn certificate_failed(&self, certificate: &'static str) {
+        let label = CertificateLabel { certificate };
+        self.inner.certificate_failures.get_or_create(&label).inc();
     }
 
     /// A request begins. It ends when the guard is dropped.

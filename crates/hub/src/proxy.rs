@@ -9,6 +9,7 @@ use crate::{
     backing::Backing,
     cache::{Cache, agents},
     caller::{Caller, Entrance},
+    certificates::Certificates,
     config::Bounds,
     deadline,
     identity::{self, Identity},
@@ -56,6 +57,8 @@ pub struct Hub {
     pub node_name: String,
     /// The cloud.
     pub upstreams: Arc<Upstreams>,
+    /// What the node and the hub prove themselves with.
+    pub certificates: Certificates,
     /// What the node knows.
     pub cache: Cache,
     /// What the node wrote while the cloud was away.
@@ -108,6 +111,43 @@ impl Hub {
             *self.mode.borrow()
         } else {
             Mode::Offline
+        }
+    }
+
+    /// Whether the cloud is there for a caller. For those who go to it as the node it is not while the node has no certificate.
+    pub fn mode_of(&self, caller: &Caller) -> Mode {
+        if self.lacks_identity(caller) {
+            Mode::Offline
+        } else {
+            self.mode()
+        }
+    }
+
+    fn lacks_identity(&self, caller: &Caller) -> bool {
+        !caller.has_token() && !self.upstreams.identified() && self.certificates.identity_wanted()
+    }
+
+    /// Waits until the cloud is there for a caller, or is not any more.
+    pub async fn until_mode_of(&self, caller: &Caller, wanted: Mode) {
+        let (mut modes, mut changes) = (self.modes(), self.upstreams.changes());
+        loop {
+            modes.borrow_and_update();
+            changes.borrow_and_update();
+            // By what was told to everybody, not by what the link looks like this very moment.
+            let mode = match *self.mode.borrow() {
+                Mode::Online if !self.lacks_identity(caller) => Mode::Online,
+                _ => Mode::Offline,
+            };
+            if mode == wanted {
+                return;
+            }
+            let ended = tokio::select! {
+                changed = modes.changed() => changed.is_err(),
+                changed = changes.changed() => changed.is_err(),
+            };
+            if ended {
+                return;
+            }
         }
     }
 
@@ -197,7 +237,7 @@ impl Hub {
         let representation = negotiate(accept, true);
         let way = route::decide(Facts {
             info: &info,
-            mode: self.mode(),
+            mode: self.mode_of(&identity.caller),
             upgrade,
             impersonates: identity.impersonates,
             kept: self.offline.keeps(&identity.caller, &info),
@@ -219,7 +259,7 @@ impl Hub {
         };
         match way {
             Way::Upgrade | Way::Unavailable => {
-                Err(self.unavailable("only the cloud can answer this"))
+                Err(self.unavailable(&call.identity.caller, "only the cloud can answer this"))
             }
             Way::Relay => {
                 let mut response = self.watch(call).await?;
@@ -251,18 +291,25 @@ impl Hub {
         if self.upstreams.starting() {
             self.upstreams.settled(SETTLE).await;
         }
-        if self.mode() == Mode::Online || self.upstreams.first_contact() {
+        let caller = &call.identity.caller;
+        if self.mode_of(caller) == Mode::Online
+            || self.upstreams.first_contact() && !self.lacks_identity(caller)
+        {
             return self.forward(call, Upload::Held(body), false).await;
         }
         Ok(response)
     }
 
     /// Without `Retry-After`: clients would wait for the link instead of saying what is the matter.
-    fn unavailable(&self, why: &str) -> Box<Status> {
-        Box::new(Status::new(
-            Reason::ServiceUnavailable,
-            format!("node {:?} is offline: {why}", self.node_name),
-        ))
+    fn unavailable(&self, caller: &Caller, why: &str) -> Box<Status> {
+        let node = &self.node_name;
+        let message = if self.upstreams.up() && self.lacks_identity(caller) {
+            let absence = self.certificates.absence();
+            format!("node {node:?} cannot go to the cloud: {absence}; {why}")
+        } else {
+            format!("node {node:?} is offline: {why}")
+        };
+        Box::new(Status::new(Reason::ServiceUnavailable, message))
     }
 
     async fn watch(self: &Arc<Self>, call: Call) -> Result<Response<Body>, Box<Status>> {
@@ -475,6 +522,15 @@ impl Hub {
         error: SendError,
     ) -> Result<Response<Body>, Box<Status>> {
         let failure = match error {
+            SendError::NoIdentity if self.certificates.identity_wanted() => {
+                return match held {
+                    Some(body) if !call.identity.impersonates => self.locally(call, body).await,
+                    _ => {
+                        Err(self
+                            .unavailable(&call.identity.caller, "only the cloud can answer this"))
+                    }
+                };
+            }
             SendError::NoIdentity => {
                 return Err(identity::unauthorized(
                     "Unauthorized: this node has no certificate for the cloud; bring a bearer token",
@@ -490,7 +546,10 @@ impl Hub {
             SendError::NoServer => {
                 return match held {
                     Some(body) if !call.identity.impersonates => self.locally(call, body).await,
-                    _ => Err(self.unavailable("only the cloud can answer this")),
+                    _ => {
+                        Err(self
+                            .unavailable(&call.identity.caller, "only the cloud can answer this"))
+                    }
                 };
             }
             SendError::Failed(failure) => failure,

@@ -130,7 +130,8 @@ pub async fn supervise(
             }
             continue;
         }
-        if journal.pending() > 0 && upstreams.up() && Instant::now() >= replay_at {
+        let may_replay = upstreams.up() && upstreams.identified();
+        if journal.pending() > 0 && may_replay && Instant::now() >= replay_at {
             let replay = replay(&journal, &cloud, &metrics);
             tokio::pin!(replay);
             // The replay is not given up half-way: a write whose answer nobody reads would be sent again.

@@ -73,7 +73,7 @@ enum Next {
 
 /// Serves a watch.
 pub async fn serve(hub: &Arc<Hub>, watched: Watched) -> Result<Response<Body>, Box<Status>> {
-    if hub.mode() == Mode::Online
+    if hub.mode_of(&watched.caller) == Mode::Online
         && let Some((response, server)) = ask(hub, &watched).await
     {
         return Ok(open_in_cloud(hub, watched, response, server));

@@ -6,7 +6,7 @@ use crate::{
     backing::Backing,
     cache::{Binding, Cache, CacheConfig, collect},
     caller::Entrance,
-    certificates,
+    certificates::{self, Certificates},
     config::{Config, ConfigError},
     journal::{Journal, JournalConfig},
     metrics::Metrics,
@@ -20,7 +20,6 @@ use crate::{
     upstream::Upstreams,
 };
 use admin::Admin;
-use arc_swap::ArcSwap;
 use http::Request;
 use hyper::body::Incoming;
 use std::{
@@ -98,7 +97,7 @@ impl Listeners {
             secure_proxy: bind(
                 config
                     .secure_proxy
-                    .filter(|_| config.serving_certificate.is_some()),
+                    .filter(|_| config.serving_certificate.is_some() || config.bootstrap.is_some()),
                 "TLS API proxy",
             )
             .await?,
@@ -142,8 +141,7 @@ pub async fn run_on(
     let config = Arc::new(config);
     // A listener that breaks stops the others as well.
     let stop = shutdown.child_token();
-    let cloud_tls = certificates::cloud(&config)?;
-    let serving_tls = certificates::serving(&config)?.map(|tls| Arc::new(ArcSwap::new(tls)));
+    // First: it makes sure that no other hub works here.
     let (cache, journal) = open(&config).await?;
 
     let telemetry = yurt_telemetry::Metrics::new("yurthub");
@@ -160,10 +158,11 @@ pub async fn run_on(
         Some(signer::key_path(&config.root_dir)),
         metrics.clone(),
     );
+    let certificates = Certificates::open(&config, metrics.clone())?;
     let upstreams = Upstreams::new(
         &config.servers,
         config.lb_mode,
-        &cloud_tls,
+        &certificates.cloud()?,
         metrics.clone(),
         tokens.clone(),
     );
@@ -195,6 +194,7 @@ pub async fn run_on(
             stop.clone(),
         ),
         upstreams: upstreams.clone(),
+        certificates: certificates.clone(),
         cache: cache.clone(),
         journal: journal.clone(),
         teacher,
@@ -227,12 +227,7 @@ pub async fn run_on(
         config.gc_frequency,
         stop.clone(),
     ));
-    tasks.spawn(certificates::follow(
-        config.clone(),
-        upstreams.clone(),
-        serving_tls.clone(),
-        stop.clone(),
-    ));
+    tasks.spawn(certificates.clone().keep(upstreams.clone(), stop.clone()));
 
     let mut serving = JoinSet::new();
     let options = ServeOptions {
@@ -261,7 +256,7 @@ pub async fn run_on(
             &hub,
         );
     }
-    if let (Some(listener), Some(tls)) = (listeners.secure_proxy, serving_tls) {
+    if let (Some(listener), Some(tls)) = (listeners.secure_proxy, certificates.secure()) {
         serve_proxy(
             &mut serving,
             Entrance::Secure,

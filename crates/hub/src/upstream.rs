@@ -15,7 +15,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -36,7 +36,7 @@ const FIRST_CONTACT: Duration = Duration::from_secs(5);
 /// How the API servers are reached under each identity.
 #[derive(Clone, Debug)]
 pub struct CloudTls {
-    /// With the node's certificate; `None` when the node has none.
+    /// With the node's certificate; `None` while the node has none.
     pub node: Option<Arc<rustls::ClientConfig>>,
     /// Without a certificate, for callers with a token of their own.
     pub bearer: Arc<rustls::ClientConfig>,
@@ -46,7 +46,9 @@ pub struct CloudTls {
 #[derive(Debug)]
 pub struct Server {
     authority: String,
-    node: Option<Client>,
+    /// Only used while the node has a certificate.
+    node: Client,
+    identified: AtomicBool,
     bearer: Client,
     /// A connection of its own for probes, so that one stuck connection does not speak for the server.
     second: Client,
@@ -83,9 +85,47 @@ pub struct ServerStatus {
 impl Server {
     fn client(&self, caller: &Caller) -> Option<&Client> {
         match caller {
-            Caller::Node | Caller::Peer(_) => self.node.as_ref(),
+            Caller::Node | Caller::Peer(_) => self.identified().then_some(&self.node),
             Caller::User(_) | Caller::Bearer(_) => Some(&self.bearer),
         }
+    }
+
+    fn identified(&self) -> bool {
+        self.identified.load(Ordering::Acquire)
+    }
+
+    /// The client whose connection most requests share.
+    fn shared(&self) -> &Client {
+        if self.identified() {
+            &self.node
+        } else {
+            &self.bearer
+        }
+    }
+
+    /// Takes what is new; what is under way goes on over the connections it has.
+    fn set_tls(&self, old: &CloudTls, new: &CloudTls) {
+        let is_new = |old: Option<&Arc<_>>, new: &Arc<_>| !old.is_some_and(|o| Arc::ptr_eq(o, new));
+        if is_new(Some(&old.bearer), &new.bearer) {
+            self.bearer.set_tls(new.bearer.clone());
+        }
+        match &new.node {
+            Some(tls) => {
+                if is_new(old.node.as_ref(), tls) {
+                    self.node.set_tls(tls.clone());
+                }
+                self.identified.store(true, Ordering::Release);
+            }
+            None => {
+                self.identified.store(false, Ordering::Release);
+                // Nothing goes on under a certificate that has ended.
+                self.node.reset();
+            }
+        }
+        self.second
+            .set_tls(new.node.as_ref().unwrap_or(&new.bearer).clone());
+        // What was refused may be accepted now.
+        self.suspect();
     }
 
     /// `host:port`.
@@ -168,9 +208,13 @@ impl Server {
     }
 
     fn reset(&self) {
-        for client in self.node.iter().chain([&self.bearer, &self.second]) {
+        for client in self.clients() {
             client.reset();
         }
+    }
+
+    fn clients(&self) -> [&Client; 3] {
+        [&self.node, &self.bearer, &self.second]
     }
 
     fn status(&self) -> ServerStatus {
@@ -194,6 +238,7 @@ pub struct Upstreams {
     cursor: AtomicUsize,
     origin: Instant,
     reachable: watch::Sender<bool>,
+    tls: Mutex<CloudTls>,
     metrics: Metrics,
     tokens: Tokens,
     /// Held by who exchanges a token.
@@ -292,7 +337,8 @@ impl Upstreams {
                 };
                 Arc::new(Server {
                     authority: authority.clone(),
-                    node: tls.node.as_ref().map(|tls| client(tls, &options)),
+                    node: client(tls.node.as_ref().unwrap_or(&tls.bearer), &options),
+                    identified: AtomicBool::new(tls.node.is_some()),
                     bearer: client(&tls.bearer, &options),
                     second: client(tls.node.as_ref().unwrap_or(&tls.bearer), &probing),
                     origin,
@@ -312,23 +358,36 @@ impl Upstreams {
             cursor: AtomicUsize::new(0),
             origin,
             reachable,
+            tls: Mutex::new(tls.clone()),
             metrics,
             tokens,
             exchanging: tokio::sync::Mutex::default(),
         })
     }
 
-    /// Replaces the TLS configurations for new connections (certificates were renewed).
-    pub fn set_tls(&self, tls: &CloudTls) {
+    /// Replaces the TLS configurations for new connections: certificates or CAs were renewed, or the node's identity came or
+    /// ended. What is under way goes on, unless it went under an identity that has ended.
+    pub fn set_tls(&self, new: &CloudTls) {
+        let old = std::mem::replace(
+            &mut *self.tls.lock().unwrap_or_else(PoisonError::into_inner),
+            new.clone(),
+        );
         for server in &self.servers {
-            if let (Some(client), Some(tls)) = (&server.node, &tls.node) {
-                client.set_tls(tls.clone());
-            }
-            server.bearer.set_tls(tls.bearer.clone());
-            server
-                .second
-                .set_tls(tls.node.as_ref().unwrap_or(&tls.bearer).clone());
+            server.set_tls(&old, new);
         }
+        self.reachable.send_modify(|_| {});
+    }
+
+    /// Ends what still goes over connections of certificates that were replaced. Watches are resumed over new ones.
+    pub fn end_retired(&self) {
+        for client in self.servers.iter().flat_map(|server| server.clients()) {
+            client.end_retired();
+        }
+    }
+
+    /// Whether the node has a certificate to go to the cloud with.
+    pub fn identified(&self) -> bool {
+        self.servers.iter().any(|server| server.identified())
     }
 
     /// Starts probing every server until `shutdown`.
@@ -393,8 +452,7 @@ impl Upstreams {
     /// Counts what is open to every server, for metrics.
     pub fn count_connections(&self) {
         for server in &self.servers {
-            let clients = server.node.iter().chain([&server.bearer, &server.second]);
-            let open = clients.map(Client::connections).sum();
+            let open = server.clients().map(Client::connections).iter().sum();
             self.metrics.server_connections(&server.authority, open);
         }
     }

@@ -13,7 +13,8 @@ impl Relay {
     /// Tells the node's changes.
     pub(super) async fn relay_node(&mut self, mut local: Box<LocalWatch>) -> Next {
         let _local = Held::new(self.hub.metrics.watches_local());
-        let mut mode = self.hub.modes();
+        let (hub, caller) = (self.hub.clone(), self.watched.caller.clone());
+        let mut back = std::pin::pin!(hub.until_mode_of(&caller, Mode::Online));
         let deadline = self.local_deadline();
         loop {
             let frame = tokio::select! {
@@ -22,7 +23,7 @@ impl Relay {
                 () = self.client.closed() => return Next::End,
                 () = self.hub.shutdown.cancelled() => return Next::End,
                 () = until(deadline) => return Next::End,
-                _ = mode.wait_for(|mode| *mode == Mode::Online) => {
+                () = &mut back => {
                     // What was to be told before the link came back has been told: `biased` asked the node first.
                     if self.opened_locally {
                         self.opened_locally = false;
@@ -51,10 +52,9 @@ impl Relay {
     /// Tells nothing.
     pub(super) async fn stay_open(&mut self) -> Next {
         let _local = Held::new(self.hub.metrics.watches_local());
-        let mut mode = self.hub.modes();
         let deadline = self.local_deadline();
         tokio::select! {
-            _ = mode.wait_for(|mode| *mode == Mode::Online) => Next::Back,
+            () = self.hub.until_mode_of(&self.watched.caller, Mode::Online) => Next::Back,
             () = self.client.closed() => Next::End,
             () = self.hub.shutdown.cancelled() => Next::End,
             () = until(deadline) => Next::End,

@@ -31,7 +31,7 @@ impl Relay {
     pub(super) async fn go_on(&mut self) -> Result<Source, Next> {
         let mut pause = FIRST_PAUSE;
         loop {
-            if self.hub.mode() == Mode::Offline {
+            if self.hub.mode_of(&self.watched.caller) == Mode::Offline {
                 self.hub.metrics.local("watch");
                 let local = self.local_changes();
                 return Ok(match local {
@@ -62,10 +62,9 @@ impl Relay {
                 Again::End(next) => return Err(next),
                 Again::Later => {}
             }
-            let mut mode = self.hub.modes();
             tokio::select! {
                 () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())) => {}
-                _ = mode.wait_for(|mode| *mode == Mode::Offline) => {}
+                () = self.hub.until_mode_of(&self.watched.caller, Mode::Offline) => {}
                 () = client.closed() => return Err(Next::End),
                 () = shutdown.cancelled() => return Err(Next::End),
             }

@@ -4,6 +4,7 @@
 mod debug;
 mod health;
 mod status;
+mod token;
 
 use crate::proxy::Hub;
 use bytes::Bytes;
@@ -27,14 +28,16 @@ enum Endpoint {
     Status,
     Metrics,
     LogLevel,
+    Token,
 }
 
 /// Path, methods (GET stands for HEAD too), endpoint.
-const ENDPOINTS: [(&str, &[Method], Endpoint); 5] = [
+const ENDPOINTS: [(&str, &[Method], Endpoint); 6] = [
     ("/v1/healthz", &[Method::GET], Endpoint::Healthz),
     ("/v1/readyz", &[Method::GET], Endpoint::Readyz),
     ("/v1/status", &[Method::GET], Endpoint::Status),
     ("/metrics", &[Method::GET], Endpoint::Metrics),
+    ("/v1/token", &[Method::POST, Method::PUT], Endpoint::Token),
     (
         "/debug/loglevel",
         &[Method::GET, Method::PUT],
@@ -118,16 +121,13 @@ impl Admin {
         self.serve(endpoint, ask).await
     }
 
-    #[allow(
-        clippy::unused_async,
-        reason = "what changes something waits for its effect"
-    )]
     async fn serve(&self, endpoint: Endpoint, ask: Ask) -> Response<Body> {
         match endpoint {
             Endpoint::Healthz => health::alive(),
             Endpoint::Readyz => health::ready(),
             Endpoint::Status => status::status(self),
             Endpoint::Metrics => status::metrics(self),
+            Endpoint::Token => token::take(self, &ask).await,
             Endpoint::LogLevel => self.debugging(&ask, || debug::log_level(&ask)),
         }
     }

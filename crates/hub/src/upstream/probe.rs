@@ -82,9 +82,8 @@ pub(super) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
                 if stuck >= STUCK {
                     stuck = 0;
                     tracing::warn!(server = %server.authority, "the connection is stuck while the server answers on another; dropping it");
-                    for client in server.node.iter().chain([&server.bearer]) {
-                        client.reset();
-                    }
+                    server.node.reset();
+                    server.bearer.reset();
                 }
                 probes.abort_all();
                 while probes.join_next().await.is_some() {}
@@ -152,7 +151,7 @@ async fn first_sign(probes: &mut Probes, wait: Duration) -> Outcome {
 fn ask(server: &Server, probes: &mut Probes, path: Path, plan: Plan) {
     let client = match path {
         Path::Second => server.second.clone(),
-        Path::Shared => server.node.as_ref().unwrap_or(&server.bearer).clone(),
+        Path::Shared => server.shared().clone(),
     };
     probes.spawn(async move { (path, probe(&client, plan.wait + LATE).await) });
 }

@@ -1,7 +1,7 @@
 //! What the hub sees and counts.
 
 use super::{Admin, answer, json};
-use crate::{route::Mode, upstream::ServerStatus};
+use crate::{caller::Caller, certificates::CertificateStatus, route::Mode, upstream::ServerStatus};
 use http::{Response, StatusCode};
 use serde::Serialize;
 use yurt_transport::Body;
@@ -33,6 +33,7 @@ struct HubStatus {
     /// `online` or `offline`.
     mode: &'static str,
     servers: Vec<ServerStatus>,
+    certificates: Vec<CertificateStatus>,
     cache: CacheStatus,
     journal: JournalStatus,
     watches: WatchStatus,
@@ -74,11 +75,13 @@ fn look(admin: &Admin) -> HubStatus {
         node: hub.node_name.clone(),
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: admin.started.elapsed().as_secs_f64(),
-        mode: match hub.mode() {
+        // Of the node itself: a link is of no use to it without a certificate.
+        mode: match hub.mode_of(&Caller::Node) {
             Mode::Online => "online",
             Mode::Offline => "offline",
         },
         servers: hub.upstreams.status(),
+        certificates: hub.certificates.status(),
         cache: CacheStatus {
             objects: hub.cache.object_count(),
             records: usage.records,
