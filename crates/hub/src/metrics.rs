@@ -102,6 +102,7 @@ struct Inner {
     certificate_left: Family<CertificateLabel, Gauge>,
     certificate_rotations: Family<CertificateLabel, Counter>,
     certificate_failures: Family<CertificateLabel, Counter>,
+    token_issuer_keys: Gauge,
 }
 
 /// Why an answer did not reach the cache.
@@ -329,6 +330,11 @@ impl Metrics {
             "Attempts to have a certificate signed that failed",
             m.certificate_failures.clone(),
         );
+        hub.register(
+            "token_issuer_keys",
+            "Keys of the cloud's token issuer that this node verifies with; 0: tokens that the cloud never saw are refused offline",
+            m.token_issuer_keys.clone(),
+        );
         metrics
     }
 
@@ -456,6 +462,12 @@ impl Metrics {
     pub fn token_exchanged(&self, outcome: &'static str) {
         let label = ReasonLabel { reason: outcome };
         self.inner.tokens_exchanged.get_or_create(&label).inc();
+    }
+
+    /// Keys of the cloud's token issuer are known.
+    pub fn issuer_keys(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.inner.token_issuer_keys.set(count);
     }
 
     /// A request goes to another server.

@@ -191,7 +191,9 @@ impl Tokens {
         if let Some(stored) = cache.kept(Shelf::Issuers, ISSUER)
             && let Ok(stored) = serde_json::from_slice::<Value>(&stored)
         {
-            *lock(&self.inner.issuer) = Issuer::of_json(&stored);
+            let issuer = Issuer::of_json(&stored);
+            self.inner.metrics.issuer_keys(issuer.keys.len());
+            *lock(&self.inner.issuer) = issuer;
         }
         for (key, value) in cache.shelf(Shelf::Reviews) {
             let Some(hash) = key.strip_prefix(TOKEN) else {
@@ -204,7 +206,9 @@ impl Tokens {
         }
         for (key, value) in cache.shelf(Shelf::Tokens) {
             match serde_json::from_slice::<Issued>(&value) {
-                Ok(issued) if issued.until > self.past(now) && !self.is_denied(&issued, now) => {
+                Ok(issued)
+                    if issued.until > self.past(now) && !self.is_denied(&issued.token, now) =>
+                {
                     self.know_issued(&issued, now);
                 }
                 _ => cache.discard(Shelf::Tokens, &key),
@@ -212,10 +216,10 @@ impl Tokens {
         }
     }
 
-    fn is_denied(&self, issued: &Issued, now: i64) -> bool {
-        let hash = identity::hash(&issued.token);
-        let word = lock(&self.inner.table).get(&hash, self.past(now));
-        matches!(word, Some(Word::Denied { .. }))
+    fn is_denied(&self, token: &str, now: i64) -> bool {
+        lock(&self.inner.table)
+            .get(&denial(token), self.past(now))
+            .is_some()
     }
 
     /// The time, seconds since the epoch: never before what has certainly passed.
@@ -257,10 +261,14 @@ impl Tokens {
         }
         let now = self.past(now);
         let hash = identity::hash(token);
-        match lock(&self.inner.table).get(&hash, now) {
-            Some(Word::Good(known)) => return Ok(known),
-            Some(Word::Denied { .. }) => return Err(Refusal::Denied),
-            None => {}
+        {
+            let mut table = lock(&self.inner.table);
+            if let Some(Word::Denied { .. }) = table.get(&denial(token), now) {
+                return Err(Refusal::Denied);
+            }
+            if let Some(Word::Good(known)) = table.get(&hash, now) {
+                return Ok(known);
+            }
         }
         let parsed = Unproven::parse(token).ok_or(Refusal::Opaque)??;
         // What a token says against itself needs no proof.
@@ -306,8 +314,10 @@ impl Tokens {
             // An older word may say otherwise.
             cache.discard(Shelf::Reviews, &key);
         }
-        if let Word::Good(known) = &word {
-            // What the token was allowed before its user was known.
+        // What the token was allowed before its user was known. A token for others than the API server has no rights here.
+        if let Word::Good(known) = &word
+            && self.is_for_api(known)
+        {
             cache.adopt(
                 &Caller::Bearer(hash.to_owned()),
                 &Caller::User(known.rights.clone()),
@@ -317,6 +327,13 @@ impl Tokens {
         for hash in gone {
             cache.discard(Shelf::Reviews, &format!("{TOKEN}{hash}"));
         }
+    }
+
+    fn forget(&self, hash: &str) {
+        lock(&self.inner.table).remove(hash);
+        self.inner
+            .cache
+            .discard(Shelf::Reviews, &format!("{TOKEN}{hash}"));
     }
 
     /// Whether a token is one that this node signed, by what it says.
@@ -344,7 +361,8 @@ impl Tokens {
             .and_then(Result::ok)
             .map(|parsed| parsed.claims().exp.saturating_add(2 * LEEWAY));
         let until = ends.unwrap_or(now.saturating_add(DENIED));
-        self.remember(&identity::hash(token), Word::Denied { until }, now);
+        self.forget(&identity::hash(token));
+        self.remember(&denial(token), Word::Denied { until }, now);
     }
 
     /// Whether the cloud should be asked whose a token is: it just accepted it, and nobody asked before.
@@ -352,10 +370,13 @@ impl Tokens {
         if token.len() > MAX_TOKEN || self.is_own(token) {
             return false;
         }
+        if self.is_denied(token, now) {
+            return true;
+        }
         match lock(&self.inner.table).get(&identity::hash(token), self.past(now)) {
             Some(Word::Good(known)) => match known.via {
+                // Only what does not say when it ends is renewed.
                 Via::Review => {
-                    // Only what does not say when it ends is renewed.
                     Unproven::parse(token).is_none() && known.until - now < OPAQUE - REVIEW_AGAIN
                 }
                 Via::Issue => false,
@@ -395,6 +416,7 @@ impl Tokens {
             ),
         };
         let known = Arc::new(Known::new(user, until, audiences, Via::Review));
+        self.forget(&denial(token));
         self.remember(&hash, Word::Good(known.clone()), now);
         Some(known)
     }
@@ -475,6 +497,7 @@ impl Tokens {
             self.learn_audiences(issued.audiences.clone());
         }
         self.raise_floor(issued.since);
+        self.forget(&denial(&issued.token));
         self.know_issued(&issued, now);
         if let Ok(stored) = serde_json::to_vec(&issued) {
             self.inner
@@ -571,6 +594,7 @@ impl Tokens {
         let Some(changed) = issuer.learn(configuration, set, now) else {
             return false;
         };
+        self.inner.metrics.issuer_keys(issuer.keys.len());
         let url = issuer.url.clone();
         drop(issuer);
         if changed {
@@ -611,3 +635,13 @@ impl Tokens {
 
 /// What the keys of tokens begin with on the shelf of reviews.
 const TOKEN: &str = "t/";
+
+/// Under what key a refusal of a token is remembered: by what is signed, because for one signature another can be made that is
+/// as good (ECDSA).
+fn denial(token: &str) -> String {
+    let signed = match Unproven::parse(token) {
+        Some(Ok(_)) => token.rsplit_once('.').map_or(token, |(signed, _)| signed),
+        _ => token,
+    };
+    format!("!{}", identity::hash(signed))
+}

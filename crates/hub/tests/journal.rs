@@ -421,9 +421,9 @@ async fn other_writes_are_refused_with_a_reason() {
         ),
         (
             Method::POST,
-            "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+            "/apis/authorization.k8s.io/v1/namespaces/default/localsubjectaccessreviews",
             503,
-            "subjectaccessreviews",
+            "localsubjectaccessreviews",
         ),
         (
             Method::DELETE,

@@ -38,7 +38,7 @@ impl Offline {
         body: &Bytes,
     ) -> Result<Value, Box<Status>> {
         self.may_review(caller, info)?;
-        let mut review = decode_object(parts, body)?;
+        let mut review = read(parts, body, "TokenReview")?;
         if review["spec"]["token"]
             .as_str()
             .unwrap_or_default()
@@ -70,7 +70,7 @@ impl Offline {
         body: &Bytes,
     ) -> Result<Value, Box<Status>> {
         self.may_review(caller, info)?;
-        let mut review = decode_object(parts, body)?;
+        let mut review = read(parts, body, "SubjectAccessReview")?;
         let status = self
             .tokens
             .access(&review["spec"])
@@ -91,7 +91,7 @@ impl Offline {
         parts: &Parts,
         body: &Bytes,
     ) -> Result<Value, Box<Status>> {
-        let mut review = decode_object(parts, body)?;
+        let mut review = read(parts, body, "SelfSubjectAccessReview")?;
         let status = if self.may(caller, &review["spec"]["resourceAttributes"]) {
             json!({"allowed": true, "reason": format!("node {:?} is offline; as it was when the cloud was there", self.node_name)})
         } else {
@@ -113,7 +113,7 @@ impl Offline {
         parts: &Parts,
         body: &Bytes,
     ) -> Result<Value, Box<Status>> {
-        let mut review = decode_object(parts, body)?;
+        let mut review = read(parts, body, "SelfSubjectReview")?;
         let user = match caller {
             Caller::Node => json!({
                 "username": format!("system:node:{}", self.node_name),
@@ -172,6 +172,17 @@ impl Offline {
             && matches!(verb, "get" | "list" | "watch")
             && (named.is_some() || verb != "get")
             && self.cache.may_read(caller, &query)
+    }
+}
+
+/// The question; refused when the body is something else.
+pub(super) fn read(parts: &Parts, body: &Bytes, kind: &str) -> Result<Value, Box<Status>> {
+    let review = decode_object(parts, body)?;
+    match review["kind"].as_str() {
+        Some(other) if !other.is_empty() && other != kind => Err(Box::new(Status::bad_request(
+            format!("the object provided is a {other}, not a {kind}"),
+        ))),
+        _ => Ok(review),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `serviceaccounts/NAME/token` without the cloud: the token that the cloud gave for the same request while that is good, then
 //! one that the node signs itself. Only for the node's own components, and only for pods that are known to be on this node.
 
-use super::{Offline, now, qualified, write::decode_object};
+use super::{Offline, now, qualified, review::read};
 use crate::{
     cache::Lookup,
     caller::Caller,
@@ -47,7 +47,8 @@ impl Offline {
         if *caller != Caller::Node {
             return Err(self.refused(info, "is not accepted while the cloud is away"));
         }
-        let wish = Wish::parse(&info.namespace, &info.name, &decode_object(parts, body)?)?;
+        let asked = read(parts, body, "TokenRequest")?;
+        let wish = Wish::parse(&info.namespace, &info.name, &asked)?;
         let bound = self.bound(info, &wish)?;
         let time = now();
         if let Some(issued) = self.tokens.issued(&wish, time) {

@@ -160,6 +160,11 @@ impl KeySet {
         self.keys.is_empty()
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     /// What a token says, when one of the keys signed it. A token that names its key is held to that key.
     pub fn prove<'t>(&self, token: &'t Unproven<'_>) -> Result<&'t Claims, Refusal> {
         let mut tried = false;

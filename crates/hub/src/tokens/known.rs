@@ -160,6 +160,11 @@ impl Table {
             .retain(|_, (word, _)| !matches!(word, Word::Good(known) if known.via == via));
     }
 
+    /// Forgets one.
+    pub fn remove(&mut self, hash: &str) {
+        self.words.remove(hash);
+    }
+
     /// How many are remembered.
     pub fn len(&self) -> usize {
         self.words.len()

@@ -7,6 +7,7 @@ mod link;
 mod node;
 mod online;
 mod recorded;
+mod tokens;
 
 /// A pod as the scripted cloud tells it.
 fn pod(name: &str, revision: u64) -> String {

@@ -47,7 +47,12 @@ fn shape(path: &str) -> String {
 }
 
 /// Asks the cloud itself, as its administrator.
-async fn direct(cloud: &Running, method: Method, path: &str, body: Option<Value>) -> Value {
+pub(crate) async fn direct(
+    cloud: &Running,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> Value {
     let request = Request::builder()
         .method(method)
         .uri(path)
@@ -70,7 +75,7 @@ async fn direct(cloud: &Running, method: Method, path: &str, body: Option<Value>
     serde_json::from_slice(&body).unwrap()
 }
 
-async fn write(cloud: &Running, method: Method, path: &str, body: Value) {
+pub(crate) async fn write(cloud: &Running, method: Method, path: &str, body: Value) {
     direct(cloud, method, path, Some(body)).await;
 }
 
