@@ -35,10 +35,9 @@ const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGrou
 pub async fn run(hub: Arc<Hub>) {
     let mut modes = hub.modes();
     loop {
-        let online = async { modes.wait_for(|mode| *mode == Mode::Online).await.is_ok() };
         tokio::select! {
             () = hub.shutdown.cancelled() => return,
-            online = online => if !online { return },
+            () = hub.until_mode_of(&Caller::Node, Mode::Online) => {}
         }
         let complete = tokio::select! {
             () = hub.shutdown.cancelled() => return,

@@ -50,7 +50,9 @@ pub use selection::{Selection, UnknownController};
 pub use settings::{NodeMonitor, Settings};
 
 use crate::kube::Kube;
-use certificates::{approving::Approving, cleaning::Cleaning, signing::Signing};
+use certificates::{
+    approving::Approving, cleaning::Cleaning, hubs::HubApproving, signing::Signing,
+};
 use endpoints::{legacy::Endpoints, mirroring::Mirroring, slices::EndpointSlices};
 use resource_quota::ResourceQuotas;
 use std::sync::Arc;
@@ -113,6 +115,7 @@ pub(crate) const CONTROLLERS: &[Entry] = &[
     Entry::of::<ClaimProtection>(),
     Entry::of::<VolumeProtection>(),
     Entry::of::<Approving>(),
+    Entry::of::<HubApproving>(),
     Entry::new(Signing::NAME, |context| {
         if let Some(signing) = Signing::new(context.settings().signing.as_ref()) {
             runner::run(context, signing);

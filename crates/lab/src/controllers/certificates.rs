@@ -1,7 +1,8 @@
-//! CertificateSigningRequests: approval of kubelets', the built-in signers, cleaning up.
+//! CertificateSigningRequests: approval of kubelets' and hubs', the built-in signers, cleaning up.
 
 pub(super) mod approving;
 pub(super) mod cleaning;
+pub(super) mod hubs;
 mod rules;
 pub(super) mod signing;
 
