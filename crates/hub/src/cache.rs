@@ -14,6 +14,7 @@ mod derived;
 mod documents;
 mod eviction;
 mod grants;
+mod import;
 mod index;
 mod learner;
 #[cfg(test)]
@@ -45,6 +46,7 @@ use tokio::sync::{broadcast, oneshot, watch};
 use yurt_store::StoreError;
 use yurt_wire::{Gvk, Gvr, Object, watch::EventType};
 
+pub use import::Imported;
 pub use learner::{ListLearner, WatchLearner};
 pub(crate) use open::tolerate;
 pub use sealed::Binding;
@@ -133,6 +135,7 @@ pub(crate) struct Shared {
     /// The number of the latest correction.
     pub(crate) corrected: watch::Sender<u64>,
     pub(crate) stats: Arc<Stats>,
+    imported: Option<Imported>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -486,6 +489,11 @@ impl Cache {
     pub fn keep_budget(&self) {
         eviction::keep_budget(self.shared());
         self.shared().wake.notify_one();
+    }
+
+    /// What was taken over from OpenYurt's hub at this start.
+    pub fn imported(&self) -> Option<&Imported> {
+        self.shared().imported.as_ref()
     }
 
     /// What was counted since start.

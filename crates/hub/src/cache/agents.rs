@@ -25,6 +25,11 @@ pub(crate) fn agent(user_agent: &str) -> String {
     name.trim().to_ascii_lowercase()
 }
 
+/// Whether an agent is one of those that every node needs.
+pub(crate) fn is_usual(agent: &str) -> bool {
+    ALWAYS.contains(&agent) || agent.starts_with(MULTIPLEXER)
+}
+
 /// Whether the cache learns from what an agent reads. `named`: the names of `cache_agents`, in lower case; none, or `*`, for
 /// everybody.
 pub(crate) fn is_cached(named: &BTreeSet<String>, user_agent: &str) -> bool {
@@ -32,7 +37,7 @@ pub(crate) fn is_cached(named: &BTreeSet<String>, user_agent: &str) -> bool {
         return true;
     }
     let agent = agent(user_agent);
-    ALWAYS.contains(&agent.as_str()) || agent.starts_with(MULTIPLEXER) || named.contains(&agent)
+    is_usual(&agent) || named.contains(&agent)
 }
 
 #[cfg(test)]

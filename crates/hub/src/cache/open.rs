@@ -4,6 +4,7 @@ use super::{
     Cache, CacheConfig, Handle, Shared,
     collect::today,
     grants::Bearer,
+    import,
     record::{self, FORMAT, FORMAT_KEY, Stored},
     sealed::SealedStore,
     shelf,
@@ -62,6 +63,7 @@ pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery),
         store = forget_lists(store, dir)?;
     }
     let store = SealedStore::new(store, dir, options(), &binding, &stats)?;
+    let imported = import::take_over(&store, dir, &binding.node_name)?;
     load(&store, &mut state)?;
     if recovery.corrupt_records > 0 {
         // Nobody knows which objects they were. A list that lacks a pod would make the kubelet kill it; no list does not.
@@ -79,6 +81,7 @@ pub(super) fn open(dir: &Path, config: CacheConfig) -> Result<(Cache, Recovery),
         changes: broadcast::channel(super::CHANGES).0,
         corrected: watch::Sender::new(0),
         stats,
+        imported,
     });
     let of_thread = shared.clone();
     let thread = std::thread::Builder::new()

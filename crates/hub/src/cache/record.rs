@@ -10,6 +10,7 @@
 //! | `j/GROUP/VERSION/RESOURCE/NAMESPACE/NAME` | an entry of the journal |
 //! | `s/SHELF/KEY` | a record of a shelf ([`super::shelf`]) |
 //! | `m/format` | the number of this layout |
+//! | `m/import` | `begun` or `done`: the import of an older hub's cache ([`super::import`]) |
 //! | `m/seal` | the fingerprint of the key that sealed what is sealed ([`super::sealed`]) |
 
 use crate::{caller::Caller, query::Query};
@@ -26,6 +27,7 @@ pub(crate) const BEARERS: &[u8] = b"b/";
 pub(crate) const DOCUMENTS: &[u8] = b"d/";
 pub(crate) const JOURNAL: &[u8] = b"j/";
 pub(crate) const SHELVES: &[u8] = b"s/";
+pub(crate) const IMPORT_KEY: &[u8] = b"m/import";
 pub(crate) const SEAL_KEY: &[u8] = b"m/seal";
 
 /// The key of an object within its resource: `NAMESPACE/NAME`, which sorts as etcd does.
