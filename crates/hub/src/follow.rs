@@ -8,6 +8,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::BodyExt;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use yurt_transport::Body;
 use yurt_wire::{
     Encoding, Object, list,
@@ -27,6 +28,29 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 const ACCEPT: &str = "application/vnd.kubernetes.protobuf,application/json";
 
+/// Who is asked for a collection.
+pub(crate) trait Asked: Send + Sync + 'static {
+    /// The answer, if there is one.
+    fn ask(&self, request: Request<Bytes>) -> impl Future<Output = Option<Response<Body>>> + Send;
+    /// Resolves when another attempt may be worth it before its time.
+    fn turned(&self) -> impl Future<Output = ()> + Send;
+}
+
+impl Asked for Arc<Hub> {
+    async fn ask(&self, request: Request<Bytes>) -> Option<Response<Body>> {
+        Some(self.own(request).await)
+    }
+
+    async fn turned(&self) {
+        let mut modes = self.modes();
+        modes.mark_unchanged();
+        // The link came or went; without an end when the hub ends.
+        if modes.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
 /// Why an attempt ended.
 enum Ended {
     /// The watch ended as watches do.
@@ -36,37 +60,48 @@ enum Ended {
 }
 
 /// Follows a collection (`/api/v1/namespaces/kube-system/configmaps`) restricted by `selector` (`fieldSelector=...`, encoded; may
-/// be empty) until shutdown. `None` until it is known, from the cloud or the cache.
+/// be empty) until shutdown, or until nobody looks any more. `None` until it is known, from the cloud or the cache.
 pub fn follow(hub: &Arc<Hub>, path: &str, selector: &str) -> watch::Receiver<Option<Objects>> {
+    let (tasks, shutdown) = (hub.tasks.clone(), hub.shutdown.clone());
+    follow_at(hub.clone(), path, selector, &tasks, shutdown)
+}
+
+/// As [`follow`], asking somebody else.
+pub(crate) fn follow_at(
+    asked: impl Asked,
+    path: &str,
+    selector: &str,
+    tasks: &TaskTracker,
+    shutdown: CancellationToken,
+) -> watch::Receiver<Option<Objects>> {
     let (known, receiver) = watch::channel(None);
     let follower = Follower {
-        hub: hub.clone(),
+        asked,
         path: path.to_owned(),
         selector: selector.to_owned(),
-        known,
+        known: known.clone(),
     };
-    let shutdown = hub.shutdown.clone();
-    hub.tasks.spawn(async move {
+    tasks.spawn(async move {
         tokio::select! {
             () = follower.run() => {}
+            () = known.closed() => {}
             () = shutdown.cancelled() => {}
         }
     });
     receiver
 }
 
-struct Follower {
-    hub: Arc<Hub>,
+struct Follower<A> {
+    asked: A,
     path: String,
     selector: String,
     known: watch::Sender<Option<Objects>>,
 }
 
-impl Follower {
+impl<A: Asked> Follower<A> {
     async fn run(self) {
         let mut pause = FIRST_PAUSE;
-        let mut modes = self.hub.modes();
-        while !self.known.is_closed() {
+        loop {
             let begun = tokio::time::Instant::now();
             if let Some(mut revision) = self.list().await {
                 while let Ended::Cleanly = self.watch(&mut revision).await {
@@ -78,11 +113,9 @@ impl Follower {
                     pause = FIRST_PAUSE;
                 }
             }
-            modes.mark_unchanged();
             tokio::select! {
                 () = tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())) => {}
-                // The link came or went: worth another attempt at once.
-                _ = modes.changed() => {}
+                () = self.asked.turned() => {}
             }
             pause = (pause * 2).min(LONGEST_PAUSE);
         }
@@ -103,9 +136,9 @@ impl Follower {
             header::USER_AGENT,
             HeaderValue::from_static(crate::USER_AGENT),
         );
-        let response = tokio::time::timeout(WAIT, self.hub.own(request))
+        let response = tokio::time::timeout(WAIT, self.asked.ask(request))
             .await
-            .ok()?;
+            .ok()??;
         let status = response.status();
         if status != StatusCode::OK {
             tracing::debug!(path = self.path, %status, "cannot be followed for now");

@@ -103,6 +103,7 @@ struct Inner {
     certificate_rotations: Family<CertificateLabel, Counter>,
     certificate_failures: Family<CertificateLabel, Counter>,
     token_issuer_keys: Gauge,
+    settings_ignored: Gauge,
 }
 
 /// Why an answer did not reach the cache.
@@ -335,6 +336,11 @@ impl Metrics {
             "Keys of the cloud's token issuer that this node verifies with; 0: tokens that the cloud never saw are refused offline",
             m.token_issuer_keys.clone(),
         );
+        hub.register(
+            "settings_ignored",
+            "Entries of the hub's config maps that are ignored because they make no sense",
+            m.settings_ignored.clone(),
+        );
         metrics
     }
 
@@ -355,6 +361,12 @@ impl Metrics {
     pub fn certificate_failed(&self, certificate: &'static str) {
         let label = CertificateLabel { certificate };
         self.inner.certificate_failures.get_or_create(&label).inc();
+    }
+
+    /// Entries of config maps that are ignored now.
+    pub fn settings_ignored(&self, entries: usize) {
+        let entries = i64::try_from(entries).unwrap_or(i64::MAX);
+        self.inner.settings_ignored.set(entries);
     }
 
     /// A request begins. It ends when the guard is dropped.

@@ -17,6 +17,16 @@ pub enum Mode {
     Offline,
 }
 
+impl Mode {
+    /// Lower case, for `/v1/status` and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Offline => "offline",
+        }
+    }
+}
+
 /// What the decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {

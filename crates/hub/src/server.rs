@@ -15,6 +15,7 @@ use crate::{
     proxy::Hub,
     reconnect,
     route::Mode,
+    settings::{self, Settings},
     tee::Teacher,
     tokens::{Tokens, signer},
     upstream::Upstreams,
@@ -167,7 +168,7 @@ pub async fn run_on(
         tokens.clone(),
     );
     let (mode, modes) = watch::channel(Mode::Online);
-    let (_settings, settings) = watch::channel(Arc::default());
+    let (set, settings) = watch::channel(Arc::new(Settings::of_flags(&config)));
     let in_order = Arc::new(AtomicBool::new(true));
     let offline = Offline::new(cache.clone(), journal.clone(), &config.node_name)
         .with_list_budget(config.bounds.lists, metrics.clients_cut().clone())
@@ -228,6 +229,7 @@ pub async fn run_on(
         stop.clone(),
     ));
     tasks.spawn(certificates.clone().keep(upstreams.clone(), stop.clone()));
+    tasks.spawn(settings::follow(hub.clone(), config.clone(), set));
 
     let mut serving = JoinSet::new();
     let options = ServeOptions {

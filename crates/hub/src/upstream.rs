@@ -1,6 +1,7 @@
 //! The API servers: sending requests to those that are up, and finding out which are.
 
 mod exchange;
+mod history;
 mod probe;
 
 use crate::{
@@ -11,13 +12,15 @@ use crate::{
     tokens::Tokens,
 };
 use bytes::Bytes;
+use history::History;
+pub use history::Turn;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -61,6 +64,7 @@ pub struct Server {
     metrics: Metrics,
     /// Why it last refused, until it answers again.
     trouble: Mutex<Option<String>>,
+    history: Mutex<History>,
 }
 
 /// What a server looks like from here, for `/v1/status`.
@@ -175,6 +179,11 @@ impl Server {
             let lasted = now.saturating_duration_since(link.since());
             (link.input(now, input), lasted)
         };
+        if let Some(to) = change {
+            let error = self.trouble().clone().filter(|_| to == State::Down);
+            self.history()
+                .note(SystemTime::now(), to, lasted, input, error);
+        }
         match change {
             Some(State::Down) => {
                 tracing::warn!(server = %self.authority, up_for = ?lasted, cause = ?input, "link down");
@@ -191,6 +200,10 @@ impl Server {
             None => return,
         }
         self.reachable.send_modify(|_| {});
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn trouble(&self) -> MutexGuard<'_, Option<String>> {
@@ -349,6 +362,7 @@ impl Upstreams {
                     reachable: reachable.clone(),
                     metrics: metrics.clone(),
                     trouble: Mutex::default(),
+                    history: Mutex::default(),
                 })
             })
             .collect();
@@ -442,6 +456,12 @@ impl Upstreams {
     /// Notified whenever a link changes; ask [`Self::reachable`] then.
     pub fn changes(&self) -> watch::Receiver<bool> {
         self.reachable.subscribe()
+    }
+
+    /// The state of every server with its last turns, oldest first.
+    pub fn history(&self) -> Vec<(ServerStatus, Vec<Turn>)> {
+        let with_turns = |server: &Arc<Server>| (server.status(), server.history().turns());
+        self.servers.iter().map(with_turns).collect()
     }
 
     /// The state of every server.

@@ -29,10 +29,13 @@ enum Endpoint {
     Metrics,
     LogLevel,
     Token,
+    Links,
+    Cache,
+    Settings,
 }
 
 /// Path, methods (GET stands for HEAD too), endpoint.
-const ENDPOINTS: [(&str, &[Method], Endpoint); 6] = [
+const ENDPOINTS: [(&str, &[Method], Endpoint); 9] = [
     ("/v1/healthz", &[Method::GET], Endpoint::Healthz),
     ("/v1/readyz", &[Method::GET], Endpoint::Readyz),
     ("/v1/status", &[Method::GET], Endpoint::Status),
@@ -43,6 +46,9 @@ const ENDPOINTS: [(&str, &[Method], Endpoint); 6] = [
         &[Method::GET, Method::PUT],
         Endpoint::LogLevel,
     ),
+    ("/debug/link", &[Method::GET], Endpoint::Links),
+    ("/debug/cache", &[Method::GET], Endpoint::Cache),
+    ("/debug/settings", &[Method::GET], Endpoint::Settings),
 ];
 
 /// One request to an admin endpoint, its body read.
@@ -129,6 +135,9 @@ impl Admin {
             Endpoint::Metrics => status::metrics(self),
             Endpoint::Token => token::take(self, &ask).await,
             Endpoint::LogLevel => self.debugging(&ask, || debug::log_level(&ask)),
+            Endpoint::Links => self.debugging(&ask, || debug::links(&self.hub)),
+            Endpoint::Cache => self.debugging(&ask, || debug::cache(&self.hub)),
+            Endpoint::Settings => self.debugging(&ask, || debug::settings(&self.hub)),
         }
     }
 

@@ -273,12 +273,14 @@ impl Cloud {
                     .get(&(parts.method.clone(), format!("{path}#table")))
                     .cloned()
             });
-            view.flatten().or_else(|| {
-                script
-                    .answers
-                    .get(&(parts.method.clone(), path.clone()))
-                    .cloned()
-            })
+            // An answer to the very query before one to the path.
+            let scripted = |key: &String| {
+                let answers = &script.answers;
+                answers.get(&(parts.method.clone(), key.clone())).cloned()
+            };
+            view.flatten()
+                .or_else(|| scripted(&target))
+                .or_else(|| scripted(&path))
         };
         match answer {
             Some(Answer::Body(status, content_type, body)) => response(status, content_type, body),
@@ -338,8 +340,13 @@ impl Cloud {
     }
 }
 
+/// Whether a target is on a path, or has a query that begins so.
 fn is_on(target: &str, path: &str) -> bool {
-    target.split('?').next() == Some(path)
+    match target.strip_prefix(path) {
+        Some(rest) if path.contains('?') => rest.is_empty() || rest.starts_with('&'),
+        Some(rest) => rest.is_empty() || rest.starts_with('?'),
+        None => false,
+    }
 }
 
 fn response(status: u16, content_type: &str, body: Bytes) -> Response<Body> {

@@ -7,6 +7,7 @@ mod link;
 mod node;
 mod online;
 mod recorded;
+mod settings;
 mod tokens;
 
 /// A pod as the scripted cloud tells it.

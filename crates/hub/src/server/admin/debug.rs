@@ -1,7 +1,13 @@
 //! What somebody needs who asks why the hub does what it does.
 
-use super::{Ask, answer, refuse};
+use super::{Ask, answer, json, refuse};
+use crate::{
+    proxy::Hub,
+    upstream::{ServerStatus, Turn},
+};
 use http::{Method, Response, StatusCode};
+use serde::Serialize;
+use serde_json::json;
 use yurt_telemetry::LogFilterError;
 use yurt_transport::Body;
 
@@ -20,4 +26,50 @@ pub(super) fn log_level(ask: &Ask) -> Response<Body> {
     }
     let filter = yurt_telemetry::log_filter().unwrap_or_default();
     answer(StatusCode::OK, "text/plain", filter + "\n")
+}
+
+/// `/debug/link`: every API server, and how its link turned lately.
+pub(super) fn links(hub: &Hub) -> Response<Body> {
+    #[derive(Serialize)]
+    struct Link {
+        #[serde(flatten)]
+        status: ServerStatus,
+        turns: Vec<Turn>,
+    }
+    let links = hub.upstreams.history().into_iter();
+    let links: Vec<Link> = links
+        .map(|(status, turns)| Link { status, turns })
+        .collect();
+    json(&json!({ "mode": hub.mode().as_str(), "servers": links }))
+}
+
+/// `/debug/cache`: what the node knows, in numbers.
+pub(super) fn cache(hub: &Hub) -> Response<Body> {
+    let (usage, stats) = (hub.cache.usage(), hub.cache.stats());
+    json(&json!({
+        "objects": hub.cache.object_count(),
+        "records": usage.records,
+        "liveBytes": usage.live_bytes,
+        "diskBytes": usage.disk_bytes,
+        "corruptRecords": stats.corrupt.get(),
+        "readErrors": stats.read_errors.get(),
+        "writeErrors": stats.write_errors.get(),
+        "overflowedObjects": stats.overflowed.get(),
+        "evictedObjects": stats.evicted.get(),
+    }))
+}
+
+/// `/debug/settings`: what config maps and the Node say, as it is in force.
+pub(super) fn settings(hub: &Hub) -> Response<Body> {
+    let settings = hub.settings.borrow().clone();
+    let path = |gvr: &yurt_wire::Gvr| format!("{}/{}/{}", gvr.group, gvr.version, gvr.resource);
+    json(&json!({
+        "pool": settings.pool,
+        "cacheAgents": settings.cache_agents,
+        "filters": settings.filters,
+        "poolScope": settings.pool_scope.iter().map(path).collect::<Vec<_>>(),
+        "leaders": settings.leaders,
+        "leaderElection": settings.leader_election,
+        "interConnectivity": settings.inter_connectivity,
+    }))
 }

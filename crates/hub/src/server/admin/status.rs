@@ -1,7 +1,7 @@
 //! What the hub sees and counts.
 
 use super::{Admin, answer, json};
-use crate::{caller::Caller, certificates::CertificateStatus, route::Mode, upstream::ServerStatus};
+use crate::{caller::Caller, certificates::CertificateStatus, upstream::ServerStatus};
 use http::{Response, StatusCode};
 use serde::Serialize;
 use yurt_transport::Body;
@@ -76,10 +76,7 @@ fn look(admin: &Admin) -> HubStatus {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: admin.started.elapsed().as_secs_f64(),
         // Of the node itself: a link is of no use to it without a certificate.
-        mode: match hub.mode_of(&Caller::Node) {
-            Mode::Online => "online",
-            Mode::Offline => "offline",
-        },
+        mode: hub.mode_of(&Caller::Node).as_str(),
         servers: hub.upstreams.status(),
         certificates: hub.certificates.status(),
         cache: CacheStatus {
