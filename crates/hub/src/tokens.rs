@@ -289,7 +289,10 @@ impl Tokens {
         if claims.aud.is_empty() {
             return Err(Refusal::Audience);
         }
-        let known = Arc::new(Known::new(user, claims.exp, claims.aud, via));
+        let known = Arc::new(Known {
+            since: claims.nbf.max(claims.iat).unwrap_or(0),
+            ..Known::new(user, claims.exp, claims.aud, via)
+        });
         self.remember(&hash, Word::Good(known.clone()), now);
         Ok(known)
     }

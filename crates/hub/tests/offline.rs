@@ -94,6 +94,15 @@ async fn recorded_kubelet_requests_get_a_real_servers_answers() {
                     .bytes
             }
             ("POST", "nodes") => fixture("get-node.pb"),
+            ("POST", "serviceaccounts") => {
+                let pod = &fixture_json("list-pods.json")["items"][0]["metadata"];
+                let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+                    "spec": {"audiences": [], "expirationSeconds": 3607, "boundObjectRef": {
+                        "apiVersion": "v1", "kind": "Pod", "name": pod["name"], "uid": pod["uid"]}}});
+                Object::from_json_value(&request, Encoding::Protobuf)
+                    .expect("protobuf")
+                    .bytes
+            }
             _ => bytes::Bytes::new(),
         };
         let answer = node
@@ -108,10 +117,10 @@ async fn recorded_kubelet_requests_get_a_real_servers_answers() {
             .await;
         let want = match (method.as_str(), request_info.resource.as_str()) {
             ("GET", "csinodes") => 404,
-            ("POST", "events") => 201,
+            ("POST", "events" | "serviceaccounts") => 201,
             // it is registered already, as the kubelet learns from a real server
             ("POST", "nodes") => 409,
-            ("POST", "serviceaccounts") | ("DELETE", _) => 503,
+            ("DELETE", _) => 503,
             _ => 200,
         };
         assert_eq!(answer.code, want, "{method} {path}: {}", answer.message());

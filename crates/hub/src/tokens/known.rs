@@ -32,6 +32,9 @@ pub struct Known {
     pub rights: String,
     /// Until when, seconds since the epoch (leeway not counted).
     pub until: i64,
+    /// From when on; 0 when the cloud itself said that it is good. The clock that it was signed by may have been corrected since.
+    #[serde(default)]
+    pub since: i64,
     /// Audiences; none: the API server's, whichever they are.
     #[serde(default)]
     pub audiences: Vec<String>,
@@ -46,9 +49,14 @@ impl Known {
             rights: user.rights_key(),
             user,
             until,
+            since: 0,
             audiences,
             via,
         }
+    }
+
+    fn holds(&self, now: i64) -> bool {
+        now < self.until.saturating_add(LEEWAY) && now >= self.since.saturating_sub(LEEWAY)
     }
 }
 
@@ -124,7 +132,7 @@ impl Table {
     pub fn get(&mut self, hash: &str, now: i64) -> Option<Word> {
         self.clock += 1;
         let (word, used) = self.words.get_mut(hash)?;
-        if word.until() <= now {
+        if word.until() <= now || matches!(word, Word::Good(known) if !known.holds(now)) {
             return None;
         }
         *used = self.clock;

@@ -12,8 +12,10 @@ use yurt_hub::{
     cache::{Cache, CacheConfig},
     caller::Caller,
     journal::{Journal, JournalConfig},
+    metrics::Metrics,
     offline::Offline,
     query::Query,
+    tokens::{Tokens, signer},
 };
 use yurt_wire::{
     Encoding, Gvr, Object, RequestInfo, list,
@@ -84,7 +86,9 @@ pub(crate) fn info(method: &Method, path_and_query: &str) -> RequestInfo {
 fn open(dir: &Path) -> (Cache, Journal, Offline) {
     let (cache, _) = Cache::open(dir, CacheConfig::default()).expect("a cache");
     let journal = Journal::open(&cache, JournalConfig::default()).expect("a journal");
-    let offline = Offline::new(cache.clone(), journal.clone(), "edge-1");
+    let key = signer::key_path(dir.parent().expect("a parent"));
+    let tokens = Tokens::open(&cache, "edge-1", Some(key), Metrics::default());
+    let offline = Offline::new(cache.clone(), journal.clone(), "edge-1").with_tokens(tokens);
     (cache, journal, offline)
 }
 
