@@ -146,12 +146,14 @@ pub async fn run_on(
     let (cache, journal) = open(&config).await?;
 
     let telemetry = yurt_telemetry::Metrics::new("yurthub");
-    let metrics = Metrics::registered(
-        &mut telemetry
+    let metrics = {
+        let mut registry = telemetry
             .registry
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner),
-    );
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        registry.register_collector(cache.collector());
+        Metrics::registered(&mut registry)
+    };
     let tasks = TaskTracker::new();
     let tokens = Tokens::open(
         &cache,

@@ -411,3 +411,67 @@ async fn one_huge_reader_pushes_out_nothing_that_pods_need() {
     let gone = cache.get(&Caller::Node, &maps, "default", "m0");
     assert!(matches!(gone, Lookup::Unknown), "{gone:?}");
 }
+
+#[tokio::test]
+async fn an_overview_tells_what_is_there_and_how_it_serves() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (cache, _) = Cache::open(dir.path(), CacheConfig::default()).expect("a cache");
+    let path = "/api/v1/namespaces/default/services";
+    let user = Caller::User("u".into());
+    learn(&cache, &Caller::Node, path, services(3, 10, 100));
+    learn(&cache, &user, path, services(3, 10, 100));
+    cache.flush().await.expect("flush");
+    let gvr = Gvr::new("", "v1", "services");
+    assert_eq!(listed(&cache, &user, path), Some(3));
+    assert!(matches!(
+        cache.get(&user, &gvr, "default", "s00000"),
+        Lookup::Found(_)
+    ));
+    assert!(matches!(
+        cache.get(&user, &gvr, "elsewhere", "x"),
+        Lookup::Unknown
+    ));
+    let pods = Gvr::new("", "v1", "pods");
+    assert!(matches!(
+        cache.get(&user, &pods, "default", "x"),
+        Lookup::Unknown
+    ));
+    let overview = cache.overview();
+    let [services, other] = overview.resources.as_slice() else {
+        panic!("two rows: {overview:?}");
+    };
+    assert_eq!(services.resource, "v1/services");
+    assert_eq!((services.objects, services.readers), (3, 2));
+    assert_eq!((services.hits, services.misses), (2, 1));
+    assert!(services.bytes > 300 && services.bytes <= overview.bytes);
+    assert_eq!(services.age_seconds.map(|age| age < 3600), Some(true));
+    assert_eq!(services.lists_total, 1);
+    assert_eq!(
+        (
+            services.lists[0].namespace.as_str(),
+            services.lists[0].revision
+        ),
+        ("default", 10)
+    );
+    assert_eq!((other.resource.as_str(), other.misses), ("other", 1));
+    let callers: Vec<_> = overview.callers.iter().map(|c| c.caller.as_str()).collect();
+    assert_eq!(callers, ["node", "u:u"]);
+    assert!(serde_json::to_value(&overview).is_ok());
+    let mut registry = prometheus_client::registry::Registry::default();
+    registry.register_collector(cache.collector());
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+    for line in [
+        r#"node_yurthub_cache_objects{resource="v1/services"} 3"#,
+        r#"node_yurthub_cache_hits_total{resource="v1/services"} 2"#,
+        r#"node_yurthub_cache_misses_total{resource="other"} 1"#,
+    ] {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+    // The metrics do not keep the directory locked.
+    drop(cache);
+    assert!(Cache::open(dir.path(), CacheConfig::default()).is_ok());
+    text.clear();
+    prometheus_client::encoding::text::encode(&mut text, &registry).expect("text");
+    assert!(!text.contains("v1/services"), "{text}");
+}

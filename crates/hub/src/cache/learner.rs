@@ -347,6 +347,7 @@ impl WatchLearner {
                 revision,
                 today(),
             );
+            state.heard_of(&self.query.gvr);
             if moved {
                 state.high = state.high.max(revision);
                 state.mark_dirty(&self.query, COVERAGE_LAG);

@@ -47,7 +47,7 @@ impl Shelf {
     ];
 
     /// The name in record keys.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Tokens => "tokens",
             Self::IssuedTokens => "issued-tokens",
@@ -126,6 +126,15 @@ impl Contents {
 pub(crate) struct Shelves {
     contents: BTreeMap<Shelf, Contents>,
     age: u64,
+}
+
+impl Shelves {
+    /// Records on a shelf.
+    pub(super) fn count(&self, shelf: Shelf) -> usize {
+        self.contents
+            .get(&shelf)
+            .map_or(0, |contents| contents.records.len())
+    }
 }
 
 /// A stored value: its age (8 bytes, little endian), then the value as given.

@@ -86,6 +86,11 @@ pub(crate) struct Resource {
     pub(crate) corrections: Corrections,
     /// When it was last read or learned (a counter).
     pub(crate) used: u64,
+    /// Reads answered, and reads of what is not known, since start.
+    pub(crate) hits: u64,
+    pub(crate) misses: u64,
+    /// When the cloud last told anything about it.
+    pub(crate) heard: Option<Instant>,
 }
 
 /// What waits to be written under one record key.
@@ -435,6 +440,7 @@ impl State {
         let existing = self.resolve(store, gvr, &key);
         let is_lease = gvr.resource == "leases" && gvr.group == "coordination.k8s.io";
         let resource = self.resource(gvr);
+        resource.heard = Some(Instant::now());
         let decision = index::upsert(
             existing,
             resource.deletions.at(&key),
@@ -601,6 +607,7 @@ impl State {
         self.high = self.high.max(revision);
         let clock = self.tick();
         let resource = self.resource(&query.gvr);
+        resource.heard = Some(Instant::now());
         let known = |key: &Key| {
             let (namespace, name) = split_index_key(key);
             resource.objects.contains_key(key)

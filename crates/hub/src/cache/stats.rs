@@ -28,6 +28,8 @@ pub struct Stats {
     pub corrupt: Counter,
     /// Sealed records that this node has no key for, taken out at start.
     pub unsealable: Counter,
+    /// Reads of resources that nothing is known of.
+    pub misses_elsewhere: Counter,
     /// Reads that the disk refused for the moment.
     pub read_errors: Counter,
     /// Complete queries given up (overflow, corruption, eviction).

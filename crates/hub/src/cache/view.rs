@@ -97,7 +97,7 @@ impl Cache {
             || state
                 .grants
                 .allows_object(caller, &query, || object.clone());
-        match object {
+        let lookup = match object {
             Some(object) if allowed => Lookup::Found(object),
             Some(_) => Lookup::Forbidden,
             None => {
@@ -120,7 +120,9 @@ impl Cache {
                     (false, _) => Lookup::Unknown,
                 }
             }
-        }
+        };
+        state.count_read(gvr, !matches!(lookup, Lookup::Unknown));
+        lookup
     }
 
     /// The object whoever asks (for the hub's own work).
@@ -151,6 +153,7 @@ impl Cache {
         let allowed = {
             let mut state = shared.lock();
             state.touch_caller(caller);
+            state.count_read(&query.gvr, selection.is_ok());
             state.grants.allows(caller, query)
         } || match (query.name(), &selection) {
             // A named list is as good as a get.
