@@ -137,6 +137,8 @@ pub struct Bounds {
     pub lists: usize,
     /// Requests under way at one time.
     pub in_flight: usize,
+    /// How long the cloud may take to bring the endpoints of services in step with what it was told about pods.
+    pub endpoints_grace: Duration,
 }
 
 impl Default for Bounds {
@@ -151,6 +153,7 @@ impl Default for Bounds {
             stalled_answer: Duration::from_secs(60),
             lists: 32 << 20,
             in_flight: 2048,
+            endpoints_grace: Duration::from_secs(60),
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Start with [`query::Query`] (what a caller wants, apart from representation), then [`route`] (who answers),
 //! [`upstream`] and [`link`] (the cloud side), [`cache`] (what the node knows), [`offline`] (answers without the cloud),
-//! [`journal`] (what the node wrote meanwhile), [`proxy`] (the pipeline that ties them together), [`relay`] (watches that go
+//! [`journal`] (what the node wrote meanwhile), [`endpoints`] (what that means for services), [`proxy`] (the pipeline that ties them together), [`relay`] (watches that go
 //! on over a cut), [`server`] (listeners, and how it all starts).
 
 pub mod backing;
@@ -11,6 +11,7 @@ pub mod caller;
 pub mod certificates;
 pub mod config;
 pub mod deadline;
+pub mod endpoints;
 pub mod follow;
 pub mod identity;
 pub mod journal;

@@ -3,6 +3,7 @@
 //! the last revision seen (`resume`, `cursor`). The client sees no end of stream and no relist, unless the cloud itself says so.
 
 mod cloud;
+mod correction;
 pub mod cursor;
 mod frames;
 mod node;
@@ -20,6 +21,7 @@ use crate::{
     upstream::{Outgoing, OutgoingBody, Server},
 };
 use bytes::Bytes;
+use correction::Corrector;
 use cursor::{Cursor, Resume};
 use http::{HeaderMap, Method, Response, StatusCode, Uri, header, request::Parts};
 use std::{sync::Arc, time::Duration};
@@ -201,6 +203,7 @@ struct Relay {
     over: bool,
     /// Whether the source is the one that the client's first events came from, opened while offline.
     opened_locally: bool,
+    corrector: Corrector,
 }
 
 impl Relay {
@@ -226,6 +229,7 @@ impl Relay {
             learner: None,
             over: false,
             opened_locally: matches!(source, Source::Node(_)),
+            corrector: Corrector::new(watched.info.gvr()),
             watched,
         };
         if matches!(source, Source::Cloud(..)) {

@@ -8,6 +8,7 @@ use crate::{
     caller::Entrance,
     certificates::{self, Certificates},
     config::{Config, ConfigError},
+    endpoints::Endpoints,
     journal::{Journal, JournalConfig},
     metrics::Metrics,
     offline::Offline,
@@ -143,7 +144,7 @@ pub async fn run_on(
     // A listener that breaks stops the others as well.
     let stop = shutdown.child_token();
     // First: it makes sure that no other hub works here.
-    let (cache, journal) = open(&config).await?;
+    let (cache, journal, endpoints) = open(&config).await?;
 
     let telemetry = yurt_telemetry::Metrics::new("yurthub");
     let metrics = {
@@ -224,6 +225,7 @@ pub async fn run_on(
         stop.clone(),
     ));
     tasks.spawn(prefetch::run(hub.clone()));
+    tasks.spawn(endpoints.run(hub.modes(), stop.clone()));
     tasks.spawn(collect::run(
         cache.clone(),
         hub.modes(),
@@ -317,7 +319,7 @@ pub async fn run_on(
 }
 
 /// Opens what the node knows and wrote. Reading a large cache takes a moment of a thread.
-async fn open(config: &Arc<Config>) -> Result<(Cache, Journal), HubError> {
+async fn open(config: &Arc<Config>) -> Result<(Cache, Journal, Endpoints), HubError> {
     let config = config.clone();
     let opened = tokio::task::spawn_blocking(move || {
         let began = std::time::Instant::now();
@@ -334,6 +336,8 @@ async fn open(config: &Arc<Config>) -> Result<(Cache, Journal), HubError> {
             },
         )?;
         let journal = Journal::open(&cache, JournalConfig::default())?;
+        let grace = config.bounds.endpoints_grace;
+        let endpoints = Endpoints::open(&cache, &journal, &config.node_name, grace);
         tracing::info!(
             dir = %config.cache_dir.display(),
             records = recovery.records,
@@ -342,7 +346,7 @@ async fn open(config: &Arc<Config>) -> Result<(Cache, Journal), HubError> {
             took = ?began.elapsed(),
             "cache opened"
         );
-        Ok::<_, yurt_store::StoreError>((cache, journal))
+        Ok::<_, yurt_store::StoreError>((cache, journal, endpoints))
     });
     match opened.await {
         Ok(opened) => Ok(opened?),

@@ -3,12 +3,14 @@
 use super::{
     Cache,
     index::{Key, namespace_range},
-    record::Stored,
+    record::{Stored, split_index_key},
     state::{Layer, Overlay},
     view::local_change,
 };
+use bytes::Bytes;
 use std::sync::Arc;
 use tokio::sync::Notify;
+use yurt_store::{Batch, StoreError};
 use yurt_wire::{Gvr, Object};
 
 impl Cache {
@@ -42,14 +44,43 @@ impl Cache {
             .collect()
     }
 
-    /// Whether an object was deleted here and the cloud does not know yet.
-    pub(crate) fn is_deleted_here(&self, gvr: &Gvr, key: &str) -> bool {
+    /// Whether an object of this name exists only here.
+    pub(crate) fn is_created_here(&self, gvr: &Gvr, key: &str) -> bool {
         let state = self.shared().lock();
         state
             .resources
             .get(gvr)
             .and_then(|resource| resource.overlays.get(key))
-            .is_some_and(|overlay| matches!(overlay.layer, Layer::Deleted { .. }))
+            .is_some_and(|overlay| overlay.layer == Layer::Created)
+    }
+
+    /// Whether an object is known to be gone: deleted here, or said so by the cloud.
+    pub(crate) fn is_gone(&self, gvr: &Gvr, key: &str) -> bool {
+        let state = self.shared().lock();
+        let Some(resource) = state.resources.get(gvr) else {
+            return false;
+        };
+        let (namespace, name) = split_index_key(key);
+        let deleted_here = resource
+            .overlays
+            .get(key)
+            .is_some_and(|overlay| matches!(overlay.layer, Layer::Deleted { .. }));
+        deleted_here
+            || !resource.objects.contains_key(key)
+                && (resource.deletions.at(key).is_some()
+                    || resource.coverages.absent_at(namespace, name).is_some())
+    }
+
+    /// A record of somebody beside the cache.
+    pub(crate) fn note(&self, record: &[u8]) -> Option<Bytes> {
+        self.shared().store.get(record).ok().flatten()
+    }
+
+    /// Replaces such a record; blocks until it is durable.
+    pub(crate) fn set_note(&self, record: &[u8], value: Bytes) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        batch.put(record, value);
+        self.shared().store.commit(batch).wait()
     }
 
     /// Told when the cloud's state of pods, services and their endpoints changes.

@@ -9,6 +9,7 @@
 //! | `d/PATH#FORM` | a document: content type, newline, body |
 //! | `j/GROUP/VERSION/RESOURCE/NAMESPACE/NAME` | an entry of the journal |
 //! | `s/SHELF/KEY` | a record of a shelf ([`super::shelf`]) |
+//! | `e/pods` | pods whose present state the endpoints of the cloud may lack: JSON, see `endpoints` |
 //! | `m/format` | the number of this layout |
 //! | `m/import` | `begun` or `done`: the import of an older hub's cache ([`super::import`]) |
 //! | `m/seal` | the fingerprint of the key that sealed what is sealed ([`super::sealed`]) |
@@ -29,6 +30,7 @@ pub(crate) const JOURNAL: &[u8] = b"j/";
 pub(crate) const SHELVES: &[u8] = b"s/";
 pub(crate) const IMPORT_KEY: &[u8] = b"m/import";
 pub(crate) const SEAL_KEY: &[u8] = b"m/seal";
+pub(crate) const UNSETTLED: &[u8] = b"e/pods";
 
 /// The key of an object within its resource: `NAMESPACE/NAME`, which sorts as etcd does.
 pub(crate) fn index_key(namespace: &str, name: &str) -> Box<str> {

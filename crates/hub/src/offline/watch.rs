@@ -336,6 +336,14 @@ impl LocalWatch {
         }
     }
 
+    /// The frame that tells a change to this watch's client; `None` when it does not see the object.
+    pub(crate) fn tell(&mut self, change: &LocalChange) -> Option<Bytes> {
+        match self.tell_change(change) {
+            Ok(frame) => frame.map(|frame| frame.bytes),
+            Err(error) => Some(self.end_with(&malformed(&error)).bytes),
+        }
+    }
+
     fn frame(&mut self, kind: EventType, object: &Object) -> Result<LocalFrame, Malformed> {
         let shown = match self.wanted.representation.shape {
             Shape::Table { .. } => {

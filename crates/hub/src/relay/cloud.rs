@@ -30,6 +30,11 @@ impl Relay {
         let mut frames = Frames::new(self.encoding, self.hub.bounds.watch_frame);
         let overtime = self.deadline.map(|deadline| deadline + OVERTIME);
         let mut last = std::time::Instant::now();
+        let mut corrected = self.hub.cache.corrected();
+        self.corrector.begin(&self.cursor);
+        if let Err(next) = self.correct().await {
+            return next;
+        }
         loop {
             let data = tokio::select! {
                 frame = body.frame() => match frame {
@@ -50,6 +55,13 @@ impl Relay {
                         }
                         return Next::End;
                     }
+                },
+                changed = corrected.changed() => match changed {
+                    Ok(()) => match self.correct().await {
+                        Ok(()) => continue,
+                        Err(next) => return next,
+                    },
+                    Err(_) => return Next::End,
                 },
                 () = self.client.closed() => return Next::End,
                 () = self.hub.shutdown.cancelled() => return Next::End,
@@ -142,11 +154,35 @@ impl Relay {
         if let Some(learner) = &mut self.learner {
             learner.event(event);
         }
+        if self.hub.cache.unsettled(self.corrector.resource()) {
+            self.told(&event.object);
+        }
+    }
+
+    /// The cloud told the client how an object is.
+    fn told(&mut self, object: &Object) {
+        match object.key() {
+            Ok(key) if !key.name.is_empty() => self.corrector.told(&key.namespace, &key.name),
+            Ok(_) | Err(_) => {
+                for row in rows(object) {
+                    self.corrector.told(&row.namespace, &row.name);
+                }
+            }
+        }
     }
 }
 
-/// The revision of a Table without one in its own metadata: that of its first row.
-fn row_revision(object: &Object) -> String {
+/// What a row of a Table tells of its object.
+#[derive(Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RowMeta {
+    namespace: String,
+    name: String,
+    resource_version: String,
+}
+
+/// The rows of a Table.
+fn rows(object: &Object) -> Vec<RowMeta> {
     #[derive(serde::Deserialize)]
     struct Table {
         rows: Option<Vec<Row>>,
@@ -159,26 +195,20 @@ fn row_revision(object: &Object) -> String {
     struct RowObject {
         metadata: Option<RowMeta>,
     }
-    #[derive(serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct RowMeta {
-        resource_version: Option<String>,
-    }
     if object.encoding != Encoding::Json {
-        return String::new();
+        return Vec::new();
     }
-    serde_json::from_slice::<Table>(&object.bytes)
-        .ok()
-        .and_then(|table| {
-            table
-                .rows?
-                .into_iter()
-                .next()?
-                .object?
-                .metadata?
-                .resource_version
-        })
-        .unwrap_or_default()
+    let table: Option<Table> = serde_json::from_slice(&object.bytes).ok();
+    let rows = table.and_then(|table| table.rows).unwrap_or_default();
+    rows.into_iter()
+        .filter_map(|row| row.object?.metadata)
+        .collect()
+}
+
+/// The revision of a Table without one in its own metadata: that of its first row.
+fn row_revision(object: &Object) -> String {
+    let first = rows(object).into_iter().next();
+    first.map(|row| row.resource_version).unwrap_or_default()
 }
 
 /// Whether a bookmark in the form of a Table carries the end of the initial events in its row.
