@@ -17,6 +17,7 @@ pub mod identity;
 pub mod journal;
 pub mod link;
 pub mod metrics;
+pub mod network;
 pub mod offline;
 pub mod prefetch;
 pub mod proxy;
