@@ -342,6 +342,8 @@ mod tests {
             local: ([127, 0, 0, 1], 2).into(),
             certificate: Some(Bytes::copy_from_slice(&der)),
             tls: true,
+            process: None,
+            findings: Default::default(),
         }
     }
 

@@ -23,4 +23,4 @@ pub use body::{Body, BoxError, CollectError, channel, chunks, collect, empty, fu
 pub use client::{Client, ClientError, ClientOptions, ExchangeError, ResponseBody, exchange};
 pub use dial::{BoxStream, Destination, Dialer, Dialing, Stream, TcpDialer};
 pub use hop::{is_upgrade, strip_hop_by_hop};
-pub use server::{Peer, ServeOptions, Unhurried, serve};
+pub use server::{Findings, Listening, Peer, Process, ServeOptions, Unhurried, serve};

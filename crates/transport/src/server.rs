@@ -8,6 +8,7 @@ use http_body_util::BodyExt;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::{
+    any::Any,
     convert::Infallible,
     future::Future,
     io,
@@ -21,8 +22,8 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
+    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
     time::timeout,
 };
 use tokio_util::{
@@ -48,15 +49,115 @@ const HARD_STOP: Duration = Duration::from_secs(1);
 /// Who is at the other end of a server connection; in the extensions of every request.
 #[derive(Clone, Debug)]
 pub struct Peer {
-    /// Remote address.
+    /// Remote address; unspecified on a Unix socket.
     pub addr: SocketAddr,
-    /// Local address.
+    /// Local address; unspecified on a Unix socket.
     pub local: SocketAddr,
     /// Verified client certificate (DER, leaf), when TLS and one was given.
     pub certificate: Option<Bytes>,
     /// Whether the connection is TLS.
     pub tls: bool,
+    /// The process that connected, on a Unix socket.
+    pub process: Option<Process>,
+    /// What handlers found out about the connection.
+    pub findings: Findings,
 }
+
+/// The process at the other end of a Unix socket, when it connected (`SO_PEERCRED`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its user.
+    pub uid: u32,
+    /// Its id, in the server's PID namespace; `None` when it is not in it.
+    pub pid: Option<u32>,
+}
+
+/// One thing that is found out about a connection by the first request that needs it, for all requests on it.
+#[derive(Clone, Debug, Default)]
+pub struct Findings(Arc<Mutex<Option<Box<dyn Any + Send + Sync>>>>);
+
+impl Findings {
+    /// What was found out, or what `find` finds now; requests that ask meanwhile wait for it. An error is not kept. A finding of
+    /// another type takes the place of the one before.
+    pub async fn once<T, E>(&self, find: impl Future<Output = Result<T, E>>) -> Result<T, E>
+    where
+        T: Clone + Send + Sync + 'static,
+    {
+        let mut found = self.0.lock().await;
+        if let Some(known) = found.as_ref().and_then(|known| known.downcast_ref::<T>()) {
+            return Ok(known.clone());
+        }
+        let new = find.await?;
+        *found = Some(Box::new(new.clone()));
+        Ok(new)
+    }
+}
+
+/// What is listened on: made from either kind of listener.
+#[derive(Debug)]
+pub enum Listening {
+    /// TCP.
+    Tcp(TcpListener),
+    /// A Unix socket: plain HTTP/1.1.
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Listening {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+impl From<UnixListener> for Listening {
+    fn from(listener: UnixListener) -> Self {
+        Self::Unix(listener)
+    }
+}
+
+impl Listening {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, addr) = listener.accept().await?;
+                Ok(Accepted::Tcp(stream, addr))
+            }
+            Self::Unix(listener) => Ok(Accepted::Unix(listener.accept().await?.0)),
+        }
+    }
+
+    fn address(&self) -> io::Result<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr(),
+            Self::Unix(_) => Ok(NOWHERE),
+        }
+    }
+}
+
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+impl Accepted {
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Tcp(_, addr) => *addr,
+            Self::Unix(_) => NOWHERE,
+        }
+    }
+
+    /// Says what fits into a fresh socket's buffer.
+    fn say(&self, text: &[u8]) {
+        let _ = match self {
+            Self::Tcp(stream, _) => stream.try_write(text),
+            Self::Unix(stream) => stream.try_write(text),
+        };
+    }
+}
+
+/// The address of what has none.
+const NOWHERE: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 0);
 
 /// Bounds of a listener.
 #[derive(Clone, Debug)]
@@ -107,7 +208,7 @@ impl Default for ServeOptions {
 /// Long-lived responses (watches, tunnels) do not know of the drain: their handlers should end them when the same token is
 /// cancelled. Errors of single connections are logged, never returned; an error means that the listener itself is of no use.
 pub async fn serve<H, F>(
-    listener: TcpListener,
+    listener: impl Into<Listening>,
     tls: Option<Arc<ArcSwap<rustls::ServerConfig>>>,
     options: ServeOptions,
     shutdown: CancellationToken,
@@ -117,7 +218,8 @@ where
     H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
-    let local = listener.local_addr()?;
+    let listener = listener.into();
+    let local = listener.address()?;
     let server = Arc::new(Server {
         tls,
         permits: Arc::new(Semaphore::new(
@@ -135,9 +237,9 @@ where
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, addr)) => {
+            Ok(accepted) => {
                 failures = 0;
-                server.admit(stream, addr, &handler);
+                server.admit(accepted, &handler);
             }
             Err(error) if is_connection_error(&error) => {
                 tracing::debug!(%local, %error, "a connection went away before it was accepted");
@@ -155,8 +257,8 @@ where
         }
     }
     // Who the kernel has let in is told by the protocol that we go; closing the listener would reset them.
-    while let Some(Ok((stream, addr))) = accept_waiting(&listener).await {
-        server.admit(stream, addr, &handler);
+    while let Some(Ok(accepted)) = accept_waiting(&listener).await {
+        server.admit(accepted, &handler);
     }
     drop(listener);
     server.tracker.close();
@@ -174,7 +276,7 @@ where
 }
 
 /// The next connection, if there is one already.
-async fn accept_waiting(listener: &TcpListener) -> Option<io::Result<(TcpStream, SocketAddr)>> {
+async fn accept_waiting(listener: &Listening) -> Option<io::Result<Accepted>> {
     tokio::select! {
         biased;
         accepted = listener.accept() => Some(accepted),
@@ -218,16 +320,17 @@ enum Protocol {
 
 impl Server {
     /// Starts a connection, or turns it away when there are too many.
-    fn admit<H, F>(self: &Arc<Self>, stream: TcpStream, addr: SocketAddr, handler: &H)
+    fn admit<H, F>(self: &Arc<Self>, accepted: Accepted, handler: &H)
     where
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
+        let addr = accepted.address();
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             tracing::warn!(%addr, max = self.options.max_connections, "too many connections, turning one away");
             if self.tls.is_none() {
                 // A fresh socket takes so little without waiting.
-                let _ = stream.try_write(
+                accepted.say(
                     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
                 );
             }
@@ -240,7 +343,13 @@ impl Server {
         let server = Arc::clone(self);
         let handler = handler.clone();
         tokio::spawn(async move {
-            if let Err(error) = server.connection(stream, addr, admission, handler).await {
+            let ended = match accepted {
+                Accepted::Tcp(stream, addr) => {
+                    server.connection(stream, addr, admission, handler).await
+                }
+                Accepted::Unix(stream) => server.local(stream, admission, handler).await,
+            };
+            if let Err(error) = ended {
                 tracing::debug!(%addr, %error, "connection ended");
             }
         });
@@ -263,6 +372,8 @@ impl Server {
             local: stream.local_addr()?,
             certificate: None,
             tls: self.tls.is_some(),
+            process: None,
+            findings: Findings::default(),
         };
         let unhurried = Arc::new(AtomicBool::new(false));
         let Some(tls) = &self.tls else {
@@ -301,7 +412,44 @@ impl Server {
         self.http(stream, protocol, peer, unhurried, handler).await
     }
 
-    fn stalling(&self, stream: TcpStream, unhurried: &Arc<AtomicBool>) -> Stalling<TcpStream> {
+    /// A connection on a Unix socket.
+    async fn local<H, F>(
+        &self,
+        stream: UnixStream,
+        admission: Admission,
+        handler: H,
+    ) -> Result<(), crate::BoxError>
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        if self.tls.is_some() {
+            return Err("TLS is not served on a Unix socket".into());
+        }
+        let credentials = stream.peer_cred()?;
+        let peer = Peer {
+            addr: NOWHERE,
+            local: NOWHERE,
+            certificate: None,
+            tls: false,
+            process: Some(Process {
+                uid: credentials.uid(),
+                // 0 stands for a process of another namespace.
+                pid: credentials
+                    .pid()
+                    .and_then(|pid| u32::try_from(pid).ok())
+                    .filter(|pid| *pid > 0),
+            }),
+            findings: Findings::default(),
+        };
+        let unhurried = Arc::new(AtomicBool::new(false));
+        let stream = self.stalling(stream, &unhurried);
+        let stream = Severable::new(Lingering::new(stream, admission), &self.kill, ());
+        self.http(stream, Protocol::Http1, peer, unhurried, handler)
+            .await
+    }
+
+    fn stalling<T>(&self, stream: T, unhurried: &Arc<AtomicBool>) -> Stalling<T> {
         Stalling::new(
             stream,
             self.options.stalled_client.unwrap_or(NEVER),

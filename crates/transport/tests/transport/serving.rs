@@ -49,6 +49,55 @@ async fn handlers_know_their_peer() {
 }
 
 #[tokio::test]
+async fn a_unix_socket_says_whose_process_connected() {
+    let directory = std::env::temp_dir().join(format!("yurt-transport-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let path = directory.join("serve.sock");
+    let _ = std::fs::remove_file(&path);
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let handler = |request: Request<hyper::body::Incoming>| async move {
+        let peer = request.extensions().get::<Peer>().unwrap();
+        let found = peer
+            .findings
+            .once(async { Ok::<_, ()>(request.uri().path().to_owned()) });
+        let found = found.await.unwrap();
+        let process = peer.process.unwrap();
+        http::Response::new(full(format!("{found} {:?}", process.pid)))
+    };
+    let serving = tokio::spawn(serve(
+        listener,
+        None,
+        ServeOptions::default(),
+        shutdown.clone(),
+        handler,
+    ));
+    let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+    // What the first request finds out holds for the second.
+    stream
+        .write_all(b"GET /one HTTP/1.1\r\nHost: a\r\n\r\nGET /two HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut said = String::new();
+    let reading = stream.read_to_string(&mut said);
+    timeout(LONG, reading).await.unwrap().unwrap();
+    let pid = format!("/one {:?}", Some(std::process::id()));
+    assert_eq!(said.matches(&pid).count(), 2, "{said}");
+    shutdown.cancel();
+    serving.await.unwrap().unwrap();
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+#[tokio::test]
+async fn findings_keep_no_errors() {
+    let findings = Findings::default();
+    let failed: Result<u8, &str> = findings.once(async { Err("not now") }).await;
+    assert_eq!(failed, Err("not now"));
+    assert_eq!(findings.once(async { Ok::<u8, &str>(1) }).await, Ok(1));
+    assert_eq!(findings.once(async { Ok::<u8, &str>(2) }).await, Ok(1));
+}
+
+#[tokio::test]
 async fn a_silent_client_is_closed() {
     let options = || ServeOptions {
         header_read_timeout: Duration::from_millis(100),
