@@ -41,6 +41,24 @@ impl Caller {
         }
     }
 
+    /// Its kind, for metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Node => "node",
+            Self::Peer(_) => "peer",
+            Self::User(_) => "user",
+            Self::Bearer(_) => "bearer",
+        }
+    }
+
+    /// Whose rights are kept for it: a peer reads with this node's certificate, and so what this node may read.
+    pub fn rights(&self) -> &Self {
+        match self {
+            Self::Peer(_) => &Self::Node,
+            caller => caller,
+        }
+    }
+
     /// Whether it comes with a token of its own, under which its requests go to the cloud.
     pub fn has_token(&self) -> bool {
         matches!(self, Self::User(_) | Self::Bearer(_))
@@ -62,6 +80,8 @@ pub enum Entrance {
     Plain,
     /// Plain text on the dummy interface: every process of the node can reach it, those in pods too.
     Dummy,
+    /// The Unix socket in `--root-dir`, for root and the hub's own user.
+    Local,
     /// TLS on the dummy interface or `--bind-proxy-address`.
     Secure,
     /// TLS on the node's address: the other nodes of the pool.
@@ -74,6 +94,7 @@ impl Entrance {
         match self {
             Self::Plain => "plain",
             Self::Dummy => "dummy",
+            Self::Local => "local",
             Self::Secure => "secure",
             Self::Pool => "pool",
         }

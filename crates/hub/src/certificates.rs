@@ -684,14 +684,20 @@ fn end_of(held: &Held) -> Option<i64> {
     held.pair.as_ref().map(|pair| pair.leaf.not_after)
 }
 
-/// The address by which this machine reaches an API server. Asks the routing table; nothing is sent.
-fn default_address(servers: &[String]) -> Option<IpAddr> {
-    let server: SocketAddr = servers.iter().find_map(|server| server.parse().ok())?;
-    let any: SocketAddr = match server {
-        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
-        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
-    };
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(server).ok()?;
-    Some(socket.local_addr().ok()?.ip())
+/// The address by which this machine reaches an API server, or else anything. Asks the routing table; nothing is sent.
+pub(crate) fn default_address(servers: &[String]) -> Option<IpAddr> {
+    // Where servers are names: addresses of documentation (RFC 5737, RFC 3849), which every default route leads to.
+    let anywhere = ["192.0.2.1:9", "[2001:db8::1]:9"];
+    let servers = servers.iter().map(String::as_str).chain(anywhere);
+    servers
+        .filter_map(|server| server.parse().ok())
+        .find_map(|server| {
+            let any: SocketAddr = match server {
+                SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+                SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+            };
+            let socket = UdpSocket::bind(any).ok()?;
+            socket.connect(server).ok()?;
+            Some(socket.local_addr().ok()?.ip())
+        })
 }

@@ -50,6 +50,20 @@ pub struct ReasonLabel {
     reason: &'static str,
 }
 
+/// A request that came in.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EntryLabels {
+    entrance: &'static str,
+    caller: &'static str,
+}
+
+/// A request that did not.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TurnedAwayLabels {
+    entrance: &'static str,
+    reason: &'static str,
+}
+
 /// All metrics of the hub. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
@@ -74,6 +88,8 @@ struct Inner {
     offline_seconds: Counter<f64, AtomicU64>,
     local: Family<ReasonLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
+    entered: Family<EntryLabels, Counter>,
+    turned_away: Family<TurnedAwayLabels, Counter>,
     retries: Counter,
     unlearned: Family<ReasonLabel, Counter>,
     watches: Gauge,
@@ -199,6 +215,16 @@ impl Metrics {
             "refused_requests",
             "Requests refused by the hub",
             m.refused.clone(),
+        );
+        hub.register(
+            "requests",
+            "Requests let in, by listener and kind of caller (lent: not the node, and acts as it by --unsafe-open-proxy)",
+            m.entered.clone(),
+        );
+        hub.register(
+            "callers_refused",
+            "Requests turned away for who sent them, by listener and reason",
+            m.turned_away.clone(),
         );
         hub.register(
             "retried_requests",
@@ -480,6 +506,18 @@ impl Metrics {
     pub fn issuer_keys(&self, count: usize) {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         self.inner.token_issuer_keys.set(count);
+    }
+
+    /// A request was let in.
+    pub fn entered(&self, entrance: &'static str, caller: &'static str) {
+        let labels = EntryLabels { entrance, caller };
+        self.inner.entered.get_or_create(&labels).inc();
+    }
+
+    /// A request was turned away for who sent it.
+    pub fn turned_away(&self, entrance: &'static str, reason: &'static str) {
+        let labels = TurnedAwayLabels { entrance, reason };
+        self.inner.turned_away.get_or_create(&labels).inc();
     }
 
     /// A request goes to another server.

@@ -1,6 +1,7 @@
-//! The pipeline: what happens to one request, from its first byte to who answers it. Beside it: how request bodies are taken
-//! (`upload`), what answers say about callers (`rights`) and their tokens (`vouching`).
+//! The pipeline: what happens to one request, from its first byte to who answers it. Beside it: who may come in (`entry`), how
+//! request bodies are taken (`upload`), what answers say about callers (`rights`) and their tokens (`vouching`).
 
+mod entry;
 mod rights;
 mod upload;
 mod vouching;
@@ -12,7 +13,7 @@ use crate::{
     certificates::Certificates,
     config::Bounds,
     deadline,
-    identity::{self, Identity},
+    identity::{self, Gate, Identity},
     journal::{Journal, Waiting},
     metrics::{InFlight, Metrics},
     offline::Offline,
@@ -40,9 +41,9 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use upload::{Upload, too_large_status};
-use yurt_transport::{Body, ClientError, Peer, ResponseBody, Unhurried};
+use yurt_transport::{Body, ClientError, ResponseBody, Unhurried};
 use yurt_wire::{
-    Encoding, Object, Reason, RequestInfo, Status, Verb,
+    Encoding, Gvr, Object, Reason, RequestInfo, Status, Verb,
     media::{Representation, negotiate},
     request::ListOptions,
 };
@@ -55,6 +56,10 @@ pub(crate) const SETTLE: Duration = Duration::from_millis(1500);
 pub struct Hub {
     /// Name of the node.
     pub node_name: String,
+    /// Tells callers apart.
+    pub gate: Gate,
+    /// What the nodes of the pool may read of each other.
+    pub pool_scope: Vec<Gvr>,
     /// The cloud.
     pub upstreams: Arc<Upstreams>,
     /// What the node and the hub prove themselves with.
@@ -164,26 +169,28 @@ impl Hub {
     ) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let accept = parts.headers.get(header::ACCEPT).cloned();
-        let peer = parts.extensions.get::<Peer>();
-        let answer = match identity::identify(entrance, &parts.headers, peer) {
-            Ok(identity) => {
-                let identity = self.recognize(identity, &parts.headers);
-                self.answer(identity, parts, Upload::Stream(body)).await
+        let mut lent = false;
+        let answer = match self.enter(entrance, &parts, body).await {
+            Ok((identity, body)) => {
+                lent = identity.lent;
+                self.answer(identity, parts, body).await
             }
             Err(status) => Err(status),
         };
-        self.answered(answer, accept.as_ref())
+        let mut response = self.answered(answer, accept.as_ref());
+        if lent {
+            response.headers_mut().append(header::WARNING, entry::LENT);
+        }
+        response
     }
 
     /// Answers a request of the hub's own, as the node's other components are answered.
     pub async fn own(self: &Arc<Self>, request: Request<Bytes>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let accept = parts.headers.get(header::ACCEPT).cloned();
-        let identity = Identity {
-            caller: Caller::Node,
-            impersonates: false,
-        };
-        let answer = self.answer(identity, parts, Upload::Held(body)).await;
+        let answer = self
+            .answer(Identity::node(), parts, Upload::Held(body))
+            .await;
         self.answered(answer, accept.as_ref())
     }
 

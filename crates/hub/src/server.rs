@@ -9,9 +9,11 @@ use crate::{
     certificates::{self, Certificates},
     config::{Config, ConfigError},
     endpoints::Endpoints,
+    identity::Gate,
     journal::{Journal, JournalConfig},
     metrics::Metrics,
     offline::Offline,
+    pool::{Membership, follow_members},
     prefetch,
     proxy::Hub,
     reconnect,
@@ -25,16 +27,24 @@ use admin::Admin;
 use http::Request;
 use hyper::body::Incoming;
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
-use tokio::{net::TcpListener, sync::watch, task::JoinSet};
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::watch,
+    task::JoinSet,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use yurt_transport::ServeOptions;
 
 /// How long open requests may go on at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
+/// The Unix socket of the API proxy, in the root directory.
+pub const LOCAL_SOCKET: &str = "hub.sock";
 /// How long tasks may take to end after that.
 const STOP: Duration = Duration::from_secs(3);
 
@@ -54,6 +64,14 @@ pub enum HubError {
         address: SocketAddr,
         /// What for.
         purpose: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The Unix socket cannot be listened on.
+    #[error("cannot listen on {}: {source}{}", path.display(), hint(.source))]
+    BindLocal {
+        /// The socket.
+        path: PathBuf,
         /// What the system said.
         source: std::io::Error,
     },
@@ -87,6 +105,8 @@ pub struct Listeners {
     pub secure_proxy: Option<TcpListener>,
     /// For the other nodes of the pool.
     pub pool: Option<TcpListener>,
+    /// For root's processes on the node.
+    pub local: Option<UnixListener>,
 }
 
 impl Listeners {
@@ -103,9 +123,63 @@ impl Listeners {
                 "TLS API proxy",
             )
             .await?,
-            pool: None,
+            pool: bind_pool(config).await?,
+            local: bind_local(config)?,
         })
     }
+}
+
+/// Binds the port for the other nodes of the pool on the node's address. Who is let in there does not depend on the address: where
+/// the node has none yet (no `--node-ip`, no route, or not set up after a start), every address will do.
+async fn bind_pool(config: &Config) -> Result<Option<TcpListener>, HubError> {
+    let purpose = "for the nodes of the pool";
+    let tls = config.serving_certificate.is_some() || config.bootstrap.is_some();
+    let (Some(port), true) = (config.pool_port, tls) else {
+        return Ok(None);
+    };
+    let any = match config.node_ip {
+        Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        _ => Ipv4Addr::UNSPECIFIED.into(),
+    };
+    let ip = config
+        .node_ip
+        .or_else(|| certificates::default_address(&config.servers))
+        .unwrap_or(any);
+    match bind(Some(SocketAddr::new(ip, port)), purpose).await {
+        Err(HubError::Bind { source, .. })
+            if source.kind() == std::io::ErrorKind::AddrNotAvailable =>
+        {
+            tracing::warn!(%ip, "the node does not have this address now; its pool is served on every address");
+            bind(Some(SocketAddr::new(any, port)), purpose).await
+        }
+        bound => bound,
+    }
+}
+
+/// Binds the Unix socket in the root directory, for root and the hub's own user. Another hub that still serves there is an error.
+fn bind_local(config: &Config) -> Result<Option<UnixListener>, HubError> {
+    let path = config.root_dir.join(LOCAL_SOCKET);
+    let bind = || {
+        if let Err(error) = std::fs::create_dir_all(&config.root_dir) {
+            tracing::warn!(dir = %config.root_dir.display(), %error, "no Unix socket: there is no root directory");
+            return Ok(None);
+        }
+        match std::os::unix::net::UnixStream::connect(&path) {
+            Ok(_) => return Err(std::io::ErrorKind::AddrInUse.into()),
+            // What an earlier hub left.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(&path)?;
+            }
+            Err(_) => {}
+        }
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(Some(listener))
+    };
+    bind().map_err(|source| HubError::BindLocal {
+        path: path.clone(),
+        source,
+    })
 }
 
 async fn bind(
@@ -185,8 +259,11 @@ pub async fn run_on(
     );
     // Ends when the last handle is gone, so that nothing on its way is lost at shutdown.
     let learning = tokio::spawn(learning);
+    let (members, pool) = watch::channel(Membership::default());
     let hub = Arc::new(Hub {
         node_name: config.node_name.clone(),
+        gate: Gate::new(&config.node_name, pool, config.unsafe_open_proxy),
+        pool_scope: config.pool_scope.clone(),
         offline: offline.clone(),
         backing: Backing::new(
             upstreams.clone(),
@@ -262,10 +339,36 @@ pub async fn run_on(
             &hub,
         );
     }
+    if let Some(listener) = listeners.local {
+        serve_proxy(
+            &mut serving,
+            Entrance::Local,
+            listener,
+            None,
+            &options,
+            &hub,
+        );
+    }
     if let (Some(listener), Some(tls)) = (listeners.secure_proxy, certificates.secure()) {
         serve_proxy(
             &mut serving,
             Entrance::Secure,
+            listener,
+            Some(tls),
+            &options,
+            &hub,
+        );
+    }
+    if let (Some(listener), Some(tls)) = (listeners.pool, certificates.pool()) {
+        tasks.spawn(follow_members(
+            hub.clone(),
+            config.pool.clone(),
+            config.node_buckets,
+            members,
+        ));
+        serve_proxy(
+            &mut serving,
+            Entrance::Pool,
             listener,
             Some(tls),
             &options,
@@ -357,12 +460,13 @@ async fn open(config: &Arc<Config>) -> Result<(Cache, Journal, Endpoints), HubEr
 fn serve_proxy(
     serving: &mut JoinSet<std::io::Result<()>>,
     entrance: Entrance,
-    listener: TcpListener,
+    listener: impl Into<yurt_transport::Listening>,
     tls: Option<certificates::ServingTls>,
     options: &ServeOptions,
     hub: &Arc<Hub>,
 ) {
-    tracing::info!(address = ?listener.local_addr().ok(), entrance = entrance.as_str(), "API proxy");
+    let listener = listener.into();
+    tracing::info!(?listener, entrance = entrance.as_str(), "API proxy");
     let shutdown = hub.shutdown.clone();
     let hub = hub.clone();
     let handler = move |request: Request<Incoming>| hub.clone().handle(entrance, request);

@@ -108,9 +108,9 @@ pub(crate) struct Grants {
 impl Grants {
     /// What of a query a caller's successful read proves.
     pub(crate) fn of_read(caller: &Caller, query: &Query) -> Query {
-        match caller {
-            Caller::Node => query.clone(),
-            Caller::Peer(_) | Caller::User(_) | Caller::Bearer(_) => match query.name() {
+        match caller.rights() {
+            Caller::Node | Caller::Peer(_) => query.clone(),
+            Caller::User(_) | Caller::Bearer(_) => match query.name() {
                 Some(name) => Query::named(query.gvr.clone(), &query.namespace, name),
                 None => Query {
                     labels: LabelSelector::default(),
@@ -123,7 +123,7 @@ impl Grants {
 
     /// Under whom the grants of a caller are kept.
     pub(crate) fn who<'a>(&'a self, caller: &'a Caller) -> &'a Caller {
-        self.aliases.get(caller).unwrap_or(caller)
+        self.aliases.get(caller).unwrap_or(caller.rights())
     }
 
     /// The bearer turned out to be a user. Gives what was kept of it, which is the user's to have now.
@@ -142,6 +142,7 @@ impl Grants {
 
     /// Remembers a grant ([`Grants::of_read`]); `false` when it adds nothing or there is no room.
     pub(crate) fn observe(&mut self, caller: &Caller, grant: &Query) -> bool {
+        let caller = caller.rights();
         let count = self.counts.entry(caller.clone()).or_default();
         let known = self
             .observed
@@ -159,6 +160,7 @@ impl Grants {
 
     /// The cloud refused a read: what was granted within it is granted no more. Gives the grants taken back.
     pub(crate) fn revoke(&mut self, caller: &Caller, query: &Query) -> Vec<Query> {
+        let caller = caller.rights();
         let Some(known) = self
             .observed
             .get_mut(caller)

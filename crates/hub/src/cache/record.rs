@@ -74,7 +74,7 @@ pub(crate) fn coverage_record(query: &Query) -> Vec<u8> {
 pub(crate) fn grant_record(caller: &Caller, query: &Query) -> Vec<u8> {
     [
         GRANTS,
-        caller.key().as_bytes(),
+        caller.rights().key().as_bytes(),
         b"/",
         query.to_text().as_bytes(),
     ]

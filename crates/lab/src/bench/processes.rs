@@ -388,6 +388,7 @@ fn hub_arguments(dir: &Path, addresses: Addresses) -> Vec<OsString> {
         flag("proxy-port", addresses.proxy.port().to_string().into()),
         flag("serve-port", addresses.admin.port().to_string().into()),
         flag("proxy-secure-port", "0".into()),
+        flag("multiplexer-port", "0".into()),
         flag("enable-dummy-if", "false".into()),
         flag("root-dir", file("hub")),
         flag("disk-cache-path", file("cache")),

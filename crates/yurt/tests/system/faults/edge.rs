@@ -76,6 +76,7 @@ impl Edge {
         let file = |name: &str| self.scratch.path().join(name);
         let hub = yurt()
             .args(["hub", "--node-name=edge-1", "--enable-dummy-if=false"])
+            .arg("--multiplexer-port=0")
             .arg(format!("--bind-address={}", self.address))
             .arg(format!("--bind-proxy-address={}", self.address))
             .arg(format!("--server-addr=https://{}", self.link.addr))

@@ -1,0 +1,295 @@
+//! Which nodes the pool has, as the NodePool says (`status.nodes`) or, with `--enable-pool-service-topology`, its NodeBuckets;
+//! followed through the hub's own pipeline, so that it is known offline as well.
+
+use crate::{
+    follow::{Objects, follow},
+    identity::Refusal,
+    proxy::Hub,
+};
+use bytes::Bytes;
+use http::{Request, StatusCode, header};
+use serde_json::Value;
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use yurt_wire::{Object, request::encode_query_value};
+
+/// Nodes of a pool that are known; more are not let in.
+const MOST_NODES: usize = 16 << 10;
+/// The label of nodes that names their pool.
+const POOL_LABEL: &str = "apps.openyurt.io/nodepool";
+/// The label of NodeBuckets that names their pool.
+const BUCKET_LABEL: &str = "openyurt.io/pool-name";
+const GROUP: &str = "/apis/apps.openyurt.io";
+/// Versions of the API, the best first.
+const VERSIONS: [&str; 3] = ["v1beta2", "v1beta1", "v1alpha1"];
+/// Between attempts to learn which versions are served.
+const RETRY: Duration = Duration::from_secs(30);
+const WAIT: Duration = Duration::from_secs(30);
+const MOST_BYTES: usize = 1 << 20;
+
+/// Who is in this node's pool. The default is what holds while nothing is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// The pool's name.
+    pub pool: Option<String>,
+    /// Its nodes.
+    pub nodes: Option<BTreeSet<Box<str>>>,
+}
+
+impl Membership {
+    /// Whether a node is in the pool.
+    pub(crate) fn admits(&self, node: &str) -> Result<(), Refusal> {
+        let (Some(pool), Some(nodes)) = (&self.pool, &self.nodes) else {
+            return Err(Refusal::PoolUnknown);
+        };
+        if nodes.contains(node) {
+            return Ok(());
+        }
+        Err(Refusal::OtherPool {
+            node: node.to_owned(),
+            pool: pool.clone(),
+        })
+    }
+}
+
+/// Follows who is in the pool until shutdown. `pool` is its name, empty when only the Node's label says.
+pub(crate) async fn follow_members(
+    hub: Arc<Hub>,
+    pool: String,
+    buckets: bool,
+    members: watch::Sender<Membership>,
+) {
+    let mut named = pool.is_empty().then(|| {
+        let selector = format!("fieldSelector={}", name_selector(&hub.node_name));
+        follow(&hub, "/api/v1/nodes", &selector)
+    });
+    loop {
+        let pool = match &mut named {
+            Some(nodes) => nodes.borrow_and_update().as_ref().and_then(pool_of),
+            None => Some(pool.clone()),
+        };
+        members.send_replace(Membership {
+            pool: pool.clone(),
+            nodes: None,
+        });
+        let follow = async {
+            match &pool {
+                Some(pool) => follow_pool(&hub, pool, buckets, &members).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = hub.shutdown.cancelled() => return,
+            () = another(&mut named, pool.as_deref()) => {}
+            () = follow => {}
+        }
+    }
+}
+
+fn name_selector(name: &str) -> String {
+    encode_query_value(&format!("metadata.name={name}"))
+}
+
+/// Returns when the Node names another pool.
+async fn another(named: &mut Option<watch::Receiver<Option<Objects>>>, pool: Option<&str>) {
+    let Some(nodes) = named else {
+        return std::future::pending().await;
+    };
+    loop {
+        if nodes.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        if nodes
+            .borrow_and_update()
+            .as_ref()
+            .and_then(pool_of)
+            .as_deref()
+            != pool
+        {
+            return;
+        }
+    }
+}
+
+/// The pool that the Node's label names.
+fn pool_of(nodes: &Objects) -> Option<String> {
+    let meta = nodes.values().next()?.meta().ok()?;
+    let (_, pool) = meta.labels.into_iter().find(|(key, _)| key == POOL_LABEL)?;
+    (!pool.is_empty()).then_some(pool)
+}
+
+async fn follow_pool(
+    hub: &Arc<Hub>,
+    pool: &str,
+    buckets: bool,
+    members: &watch::Sender<Membership>,
+) {
+    let (resource, selector) = if buckets {
+        let label = encode_query_value(&format!("{BUCKET_LABEL}={pool}"));
+        ("nodebuckets", format!("labelSelector={label}"))
+    } else {
+        (
+            "nodepools",
+            format!("fieldSelector={}", name_selector(pool)),
+        )
+    };
+    let mut modes = hub.modes();
+    let version = loop {
+        modes.mark_unchanged();
+        // NodeBuckets never had another version.
+        if let Some(version) = served(hub).await {
+            break if buckets { "v1alpha1" } else { version };
+        }
+        tokio::select! {
+            () = tokio::time::sleep(RETRY) => {}
+            _ = modes.changed() => {}
+        }
+    };
+    let mut objects = follow(hub, &format!("{GROUP}/{version}/{resource}"), &selector);
+    loop {
+        let nodes = objects.borrow_and_update().as_ref().and_then(nodes_of);
+        members.send_if_modified(|known| {
+            let changed = known.nodes != nodes;
+            known.nodes = nodes;
+            changed
+        });
+        if objects.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// The best version of the API that the cloud serves, or served when it was last asked.
+async fn served(hub: &Arc<Hub>) -> Option<&'static str> {
+    let mut request = Request::new(Bytes::new());
+    *request.uri_mut() = http::Uri::from_static(GROUP);
+    for (name, value) in [
+        (header::ACCEPT, "application/json"),
+        (header::USER_AGENT, crate::USER_AGENT),
+    ] {
+        request
+            .headers_mut()
+            .insert(name, http::HeaderValue::from_static(value));
+    }
+    let response = tokio::time::timeout(WAIT, hub.own(request)).await.ok()?;
+    if response.status() != StatusCode::OK {
+        return None;
+    }
+    let body = yurt_transport::collect(response.into_body(), MOST_BYTES);
+    let body = tokio::time::timeout(WAIT, body).await.ok()?.ok()?;
+    best_version(&serde_json::from_slice(&body).ok()?)
+}
+
+fn best_version(group: &Value) -> Option<&'static str> {
+    let served: Vec<&str> = group
+        .get("versions")?
+        .as_array()?
+        .iter()
+        .filter_map(|version| version.get("version")?.as_str())
+        .collect();
+    VERSIONS
+        .into_iter()
+        .find(|version| served.contains(version))
+}
+
+/// The nodes that NodePools (`status.nodes: [NAME]`) or NodeBuckets (`nodes: [{name: NAME}]`) list; `None` when there are none of them.
+fn nodes_of(objects: &Objects) -> Option<BTreeSet<Box<str>>> {
+    let lists: Vec<Value> = objects.values().filter_map(list_of).collect();
+    if lists.is_empty() {
+        return None;
+    }
+    let nodes = lists
+        .iter()
+        .filter_map(Value::as_array)
+        .flatten()
+        .filter_map(|node| node.as_str().or_else(|| node.get("name")?.as_str()))
+        .take(MOST_NODES)
+        .map(Into::into)
+        .collect();
+    Some(nodes)
+}
+
+fn list_of(object: &Object) -> Option<Value> {
+    let mut object = object.to_json_value().ok()?;
+    let kind = object
+        .get("kind")
+        .and_then(Value::as_str)
+        .unwrap_or_default();
+    let list = if kind == "NodeBucket" {
+        object.get_mut("nodes")
+    } else {
+        object.pointer_mut("/status/nodes")
+    };
+    Some(list.map(Value::take).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use yurt_wire::Encoding;
+
+    fn objects(values: &[Value]) -> Objects {
+        let named = values.iter().enumerate().map(|(index, value)| {
+            let object = Object::from_json_value(value, Encoding::Json).unwrap();
+            (format!("/{index}").into(), object)
+        });
+        Arc::new(named.collect())
+    }
+
+    fn nodes(values: &[Value]) -> Option<Vec<String>> {
+        let nodes = nodes_of(&objects(values))?;
+        Some(nodes.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn pools_and_buckets_name_their_nodes() {
+        let pool = |nodes: Value| json!({"apiVersion": "apps.openyurt.io/v1beta2", "kind": "NodePool", "metadata": {"name": "a"}, "status": {"nodes": nodes}});
+        assert_eq!(nodes(&[pool(json!(["x", "y", 7]))]).unwrap(), ["x", "y"]);
+        assert_eq!(nodes(&[pool(Value::Null)]).unwrap(), [""; 0]);
+        let new = json!({"kind": "NodePool", "metadata": {"name": "a"}});
+        assert_eq!(nodes(&[new]).unwrap(), [""; 0]);
+        let bucket = |names: Value| json!({"apiVersion": "apps.openyurt.io/v1alpha1", "kind": "NodeBucket", "metadata": {"name": "a-1"}, "nodes": names});
+        let both = [
+            bucket(json!([{"name": "x"}])),
+            bucket(json!([{"name": "y"}, {}])),
+        ];
+        assert_eq!(nodes(&both).unwrap(), ["x", "y"]);
+        assert_eq!(nodes(&[]), None);
+        let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n", "labels": {POOL_LABEL: "here"}}});
+        assert_eq!(pool_of(&objects(&[node])).as_deref(), Some("here"));
+        assert_eq!(pool_of(&objects(&[])), None);
+    }
+
+    #[test]
+    fn the_best_version_is_taken() {
+        let group = |versions: &[&str]| {
+            let versions: Vec<Value> = versions.iter().map(|v| json!({"version": v})).collect();
+            best_version(&json!({"kind": "APIGroup", "versions": versions}))
+        };
+        assert_eq!(group(&["v1alpha1", "v1beta2", "v1beta1"]), Some("v1beta2"));
+        assert_eq!(group(&["v1alpha1"]), Some("v1alpha1"));
+        assert_eq!(group(&["v9"]), None);
+        assert_eq!(best_version(&json!({})), None);
+    }
+
+    #[test]
+    fn only_members_are_admitted() {
+        let membership = Membership {
+            pool: Some("here".into()),
+            nodes: Some(["a".into()].into()),
+        };
+        assert!(membership.admits("a").is_ok());
+        let Err(refusal) = membership.admits("b") else {
+            panic!("admitted")
+        };
+        assert_eq!(
+            refusal.to_string(),
+            r#"node "b" is not in this node's pool "here""#
+        );
+        assert!(matches!(
+            Membership::default().admits("a"),
+            Err(Refusal::PoolUnknown)
+        ));
+    }
+}
