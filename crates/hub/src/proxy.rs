@@ -304,6 +304,13 @@ impl Hub {
         {
             return self.forward(call, Upload::Held(body), false).await;
         }
+        // The link is not what is missing.
+        if response.status() == StatusCode::SERVICE_UNAVAILABLE
+            && self.upstreams.up()
+            && self.lacks_identity(caller)
+        {
+            return Err(self.unavailable(caller, "only the cloud can answer this"));
+        }
         Ok(response)
     }
 

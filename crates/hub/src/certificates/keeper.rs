@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use yurt_pki::{KeyPairPem, Profile, Request, SigningRequest};
 
 /// Between looks at files and at the clock, which may jump.
-const LOOK: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_secs(5);
 /// The longest a renewal that is due sleeps.
 const DOZE: Duration = Duration::from_secs(60);
 /// Connections of an old certificate are gone so many seconds before it ends.

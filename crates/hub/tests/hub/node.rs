@@ -172,6 +172,13 @@ impl Node {
         Answered::of(self.admin.send(request, PATIENCE).await.unwrap()).await
     }
 
+    pub(crate) async fn admin_call(&self, method: Method, path: &str, body: &str) -> Answered {
+        let request = Request::builder().method(method).uri(path);
+        let body = yurt_transport::full(body.to_owned());
+        let request = request.body(body).unwrap();
+        Answered::of(self.admin.send(request, PATIENCE).await.unwrap()).await
+    }
+
     pub(crate) async fn status(&self) -> serde_json::Value {
         serde_json::from_slice(&self.admin("/v1/status").await.body).unwrap()
     }
