@@ -5,7 +5,7 @@ use super::{
     needs::{self, Needs},
     record::{self, split_index_key},
     state::{State, Value},
-    worth::{Scale, Scope, Worth, over_share},
+    worth::{Scale, Scope, Sizes, Worth, over_share},
 };
 use crate::caller::Caller;
 use std::{
@@ -72,18 +72,10 @@ fn drop_forms(shared: &Shared) -> u64 {
 pub(crate) fn held(state: &State, shared: &Shared) -> HashMap<Caller, u64> {
     let mut held: HashMap<Caller, u64> = HashMap::new();
     for (gvr, resource) in &state.resources {
-        let sizes: Vec<(&str, u64)> = resource
-            .objects
-            .keys()
-            .map(|key| (&**key, bytes_of(shared, gvr, key)))
-            .collect();
+        let keys = resource.objects.keys();
+        let sizes = Sizes::of(keys.map(|key| (&**key, bytes_of(shared, gvr, key))));
         for (caller, grants) in state.grants.readers(gvr) {
-            let scope = Scope::of(grants);
-            let bytes: u64 = sizes
-                .iter()
-                .filter(|(key, _)| scope.holds(key))
-                .map(|(_, bytes)| bytes)
-                .sum();
+            let bytes = Scope::of(grants).sum(&sizes);
             if bytes > 0 {
                 *held.entry(caller.clone()).or_default() += bytes;
             }

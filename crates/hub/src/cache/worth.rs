@@ -56,6 +56,27 @@ fn is_common(gvr: &Gvr) -> bool {
     )
 }
 
+/// Bytes of one resource's objects.
+#[derive(Debug, Default)]
+pub(crate) struct Sizes<'a> {
+    objects: HashMap<&'a str, u64>,
+    namespaces: HashMap<&'a str, u64>,
+    total: u64,
+}
+
+impl<'a> Sizes<'a> {
+    /// From each object's.
+    pub(crate) fn of(objects: impl Iterator<Item = (&'a str, u64)>) -> Self {
+        let mut sizes = Self::default();
+        for (key, bytes) in objects {
+            sizes.objects.insert(key, bytes);
+            *sizes.namespaces.entry(split_index_key(key).0).or_default() += bytes;
+            sizes.total += bytes;
+        }
+        sizes
+    }
+}
+
 /// What a caller was seen to read of one resource, by place.
 #[derive(Debug, Default)]
 pub(crate) struct Scope<'a> {
@@ -80,6 +101,21 @@ impl<'a> Scope<'a> {
             }
         }
         scope
+    }
+
+    /// The sum of the sizes that are in it; of each object, each namespace and all.
+    pub(crate) fn sum(&self, sizes: &Sizes<'_>) -> u64 {
+        if self.everywhere {
+            return sizes.total;
+        }
+        let of = |namespace: &str| sizes.namespaces.get(namespace).copied().unwrap_or(0);
+        let whole: u64 = self.namespaces.iter().map(|namespace| of(namespace)).sum();
+        let single = |key: &&Key| !self.namespaces.contains(split_index_key(key).0);
+        let names = self.names.iter().filter(single);
+        whole
+            + names
+                .filter_map(|key| sizes.objects.get(&**key))
+                .sum::<u64>()
     }
 
     /// Whether an object is in it.
@@ -190,6 +226,21 @@ mod tests {
         assert_eq!(over_share(1000, &held), HashSet::from([callers[0].clone()]));
         assert!(over_share(2000, &held).is_empty());
         assert!(over_share(0, &HashMap::new()).is_empty());
+    }
+
+    #[test]
+    fn sizes_are_summed_once() {
+        let sizes = Sizes::of([("a/x", 1), ("a/y", 2), ("b/x", 4), ("c/x", 8)].into_iter());
+        let sum = |grants: &[Query]| Scope::of(grants).sum(&sizes);
+        let (a, ax) = (Query::all(pods(), "a"), Query::named(pods(), "a", "x"));
+        assert_eq!(sum(&[a.clone()]), 3);
+        assert_eq!(
+            sum(&[a.clone(), ax.clone(), Query::named(pods(), "b", "x")]),
+            7
+        );
+        assert_eq!(sum(&[ax, Query::named(pods(), "b", "none")]), 1);
+        assert_eq!(sum(&[a, Query::all(pods(), "")]), 15);
+        assert_eq!(sum(&[]), 0);
     }
 
     #[test]
