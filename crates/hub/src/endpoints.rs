@@ -38,7 +38,7 @@ use yurt_wire::{Gvr, Object};
 /// Changes that come together are worked on together: a pod that starts reports several times.
 const TOGETHER: Duration = Duration::from_millis(30);
 /// Between looks at the time that the cloud has left.
-const TICK: Duration = Duration::from_secs(5);
+const TICK: Duration = Duration::from_secs(2);
 /// Labels: the service of a slice, the zone of a node.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const ZONE: &str = "topology.kubernetes.io/zone";

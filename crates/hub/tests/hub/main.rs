@@ -10,6 +10,7 @@ mod online;
 mod recorded;
 mod settings;
 mod tokens;
+mod services;
 
 /// A pod as the scripted cloud tells it.
 fn pod(name: &str, revision: u64) -> String {
