@@ -243,6 +243,7 @@ async fn a_write_that_the_cloud_refuses_is_undone_in_open_watches() {
     let told = pods.event().await;
     assert_eq!(told["object"]["metadata"]["name"], "a");
     assert_ne!(told["type"], "DELETED");
+    eventually("resumed", async || edge.cloud.watching("/api/v1/pods") == 1).await;
     edge.cloud.end_watches("/api/v1/pods", false).await;
     // It may be told twice, never otherwise.
     while let Came::Event(again) = pods.next().await {
