@@ -31,7 +31,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 use yurt_store::{Batch, StoreError};
 use yurt_transport::ClientError;
@@ -98,14 +98,10 @@ pub enum AppendError {
     Encode(#[from] serde_json::Error),
 }
 
-/// A renewal of a lease need not survive a crash: the next one comes in seconds.
-const LEASE_DURABLE_EVERY: Duration = Duration::from_secs(300);
-
 #[derive(Debug)]
 struct Kept {
     entry: Entry,
     bytes: usize,
-    durable_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -242,7 +238,7 @@ fn local_uid(name: &str, at: i64, order: u64) -> String {
 }
 
 /// Gives an entry that creates something a uid for it, unless it has one.
-fn name_uid(entry: &mut Entry) {
+pub(crate) fn name_uid(entry: &mut Entry) {
     if let Write::Create { uid, .. } = &mut entry.write
         && uid.is_empty()
     {
@@ -279,7 +275,6 @@ impl Journal {
                         let index = index_key(&entry.namespace, &entry.name);
                         let kept = Kept {
                             bytes: value.len(),
-                            durable_at: Some(Instant::now()),
                             entry,
                         };
                         entries.insert((kept.entry.gvr(), index), kept);
@@ -376,7 +371,6 @@ impl Journal {
         let gvr = new.gvr();
         let index = index_key(&new.namespace, &new.name);
         let key = (gvr.clone(), index.clone());
-        let is_lease = new.resource == "leases";
         let prepared = {
             let mut entries = self.entries();
             let known = entries.map.get(&key);
@@ -384,7 +378,6 @@ impl Journal {
             if known.is_none() && !new.is_event() && others >= inner.config.max_entries {
                 return Err(AppendError::Full(others));
             }
-            let durable_at = known.and_then(|kept| kept.durable_at);
             let known = known.map(|kept| kept.entry.clone());
             entries.order += 1;
             new.order = entries.order;
@@ -398,43 +391,29 @@ impl Journal {
                     } else {
                         Vec::new()
                     };
-                    Some((entry, durable_at, surplus, value))
+                    Some((entry, surplus, value))
                 }
             }
         };
-        let Some((entry, durable_at, surplus, value)) = prepared else {
+        let Some((entry, surplus, value)) = prepared else {
             return self.undo(key).await;
         };
         let view = overlay(&entry);
         let bytes = value.len();
-        let lazy = is_lease && durable_at.is_some_and(|at| at.elapsed() < LEASE_DURABLE_EVERY);
-        if !lazy {
-            let mut batch = Batch::default();
-            let record = record::object_record(record::JOURNAL, &gvr, &index);
-            let store = &inner.cache.shared().store;
-            store.put(&mut batch, record, value.into())?;
-            for (gvr, index) in &surplus {
-                batch.delete(record::object_record(record::JOURNAL, gvr, index));
-            }
-            self.commit(batch).await?;
+        let mut batch = Batch::default();
+        let record = record::object_record(record::JOURNAL, &gvr, &index);
+        let store = &inner.cache.shared().store;
+        store.put(&mut batch, record, value.into())?;
+        for (gvr, index) in &surplus {
+            batch.delete(record::object_record(record::JOURNAL, gvr, index));
         }
+        self.commit(batch).await?;
         {
             let mut entries = self.entries();
             for key in &surplus {
                 entries.remove(key);
             }
-            entries.insert(
-                key,
-                Kept {
-                    entry,
-                    bytes,
-                    durable_at: if lazy {
-                        durable_at
-                    } else {
-                        Some(Instant::now())
-                    },
-                },
-            );
+            entries.insert(key, Kept { entry, bytes });
         }
         if !surplus.is_empty() {
             inner

@@ -3,8 +3,9 @@
 //! Start with [`query::Query`] (what a caller wants, apart from representation), then [`route`] (who answers),
 //! [`upstream`] and [`link`] (the cloud side), [`cache`] (what the node knows), [`offline`] (answers without the cloud),
 //! [`journal`] (what the node wrote meanwhile), [`endpoints`] (what that means for services), [`proxy`] (the pipeline that ties them together), [`relay`] (watches that go
-//! on over a cut), [`server`] (listeners, and how it all starts).
+//! on over a cut), [`server`] (listeners, and how it all starts). [`autonomy`] is the node's life as the cluster sees it.
 
+pub mod autonomy;
 pub mod backing;
 pub mod cache;
 pub mod caller;

@@ -90,6 +90,8 @@ struct Inner {
     refused: Family<ReasonLabel, Counter>,
     entered: Family<EntryLabels, Counter>,
     turned_away: Family<TurnedAwayLabels, Counter>,
+    heartbeats: Family<ReasonLabel, Counter>,
+    resyncs: Counter,
     retries: Counter,
     unlearned: Family<ReasonLabel, Counter>,
     watches: Gauge,
@@ -318,6 +320,16 @@ impl Metrics {
             m.cache_overflowed.clone(),
         );
         hub.register(
+            "heartbeats",
+            "Rounds of renewing the node's lease in the cloud, by how they ended",
+            m.heartbeats.clone(),
+        );
+        hub.register(
+            "status_resyncs",
+            "Statuses of pods and of the Node told to the cloud again after the link was away",
+            m.resyncs.clone(),
+        );
+        hub.register(
             "cache_evicted_objects",
             "Objects given up to keep the cache's budget",
             m.cache_evicted.clone(),
@@ -518,6 +530,19 @@ impl Metrics {
     pub fn turned_away(&self, entrance: &'static str, reason: &'static str) {
         let labels = TurnedAwayLabels { entrance, reason };
         self.inner.turned_away.get_or_create(&labels).inc();
+    }
+
+    /// A round of renewing the node's lease ended: `renewed`, `refused` or `failed`.
+    pub fn heartbeat(&self, reason: &'static str) {
+        self.inner
+            .heartbeats
+            .get_or_create(&ReasonLabel { reason })
+            .inc();
+    }
+
+    /// A status that the cluster gave up was told again.
+    pub fn resynced(&self) {
+        self.inner.resyncs.inc();
     }
 
     /// A request goes to another server.

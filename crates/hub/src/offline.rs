@@ -11,6 +11,7 @@ mod watch;
 mod write;
 
 use crate::{
+    autonomy::heartbeat::NODE_LEASES,
     cache::{Cache, Lookup, Uncovered},
     caller::Caller,
     identity,
@@ -260,7 +261,7 @@ impl Offline {
                 &self.never_read(),
             ))),
             // A kubelet creates its lease when there is none; nobody else does.
-            Lookup::Unknown if self.is_own_lease(caller, info) => Err(Box::new(Status::not_found(
+            Lookup::Unknown if self.is_heartbeat(caller, info) => Err(Box::new(Status::not_found(
                 &info.group,
                 &info.resource,
                 &info.name,
@@ -285,12 +286,22 @@ impl Offline {
         }
     }
 
-    fn is_own_lease(&self, caller: &Caller, info: &RequestInfo) -> bool {
-        *caller == Caller::Node
+    /// Whether a request is about the lease by which the kubelet tells that the node lives. One that creates names it in its body
+    /// only.
+    pub fn is_heartbeat(&self, caller: &Caller, info: &RequestInfo) -> bool {
+        let named = match info.verb {
+            Verb::Get | Verb::Update | Verb::Patch => info.name == *self.node_name,
+            Verb::Create => info.name.is_empty(),
+            _ => false,
+        };
+        named
+            && *caller == Caller::Node
+            && info.is_resource
             && info.group == "coordination.k8s.io"
             && info.resource == "leases"
-            && info.namespace == write::NODE_LEASES
-            && info.name == *self.node_name
+            && info.subresource.is_empty()
+            && info.namespace == NODE_LEASES
+            && !write::is_dry_run(info)
     }
 
     fn never_read(&self) -> String {

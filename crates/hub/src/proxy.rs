@@ -7,11 +7,12 @@ mod upload;
 mod vouching;
 
 use crate::{
+    autonomy::heartbeat::Heartbeat,
     backing::Backing,
     cache::{Cache, agents},
     caller::{Caller, Entrance},
     certificates::Certificates,
-    config::Bounds,
+    config::{Bounds, Config},
     deadline,
     identity::{self, Gate, Identity},
     journal::{Journal, Waiting},
@@ -60,6 +61,10 @@ pub struct Hub {
     pub gate: Gate,
     /// What the nodes of the pool may read of each other.
     pub pool_scope: Vec<Gvr>,
+    /// What the hub was told.
+    pub config: Arc<Config>,
+    /// The node's heartbeat, where the hub keeps it.
+    pub heartbeat: Option<Arc<Heartbeat>>,
     /// The cloud.
     pub upstreams: Arc<Upstreams>,
     /// What the node and the hub prove themselves with.
@@ -249,6 +254,8 @@ impl Hub {
             impersonates: identity.impersonates,
             kept: self.offline.keeps(&identity.caller, &info),
             journal_pending: self.in_order.load(Ordering::Relaxed) && self.journal.pending() > 0,
+            heartbeat: self.heartbeat.is_some()
+                && self.offline.is_heartbeat(&identity.caller, &info),
         });
         if way == Way::Upgrade {
             let wait = deadline::head_wait(&info);
@@ -274,14 +281,52 @@ impl Hub {
                 Ok(response)
             }
             Way::Local => {
-                let body = match body {
-                    Upload::Stream(body) => self.hold(&call.parts.headers, body).await?,
-                    Upload::Held(bytes) => bytes,
-                };
+                let body = self.held(&call, body).await?;
                 self.locally_first(call, body).await
+            }
+            Way::Heartbeat => {
+                let body = self.held(&call, body).await?;
+                self.beat(call, body).await
             }
             Way::Cloud { fallback } => self.forward(call, body, fallback).await,
         }
+    }
+
+    async fn held(&self, call: &Call, body: Upload) -> Result<Bytes, Box<Status>> {
+        match body {
+            Upload::Stream(body) => self.hold(&call.parts.headers, body).await,
+            Upload::Held(bytes) => Ok(bytes),
+        }
+    }
+
+    /// The kubelet reads and renews the node's lease at the hub, which brings it on. What the node does not know of it (a lease from
+    /// before the hub, another's), the cloud may.
+    async fn beat(
+        self: &Arc<Self>,
+        call: Call,
+        body: Bytes,
+    ) -> Result<Response<Body>, Box<Status>> {
+        let response = self.locally(&call, body.clone()).await?;
+        let unknown = matches!(
+            response.status(),
+            StatusCode::NOT_FOUND | StatusCode::SERVICE_UNAVAILABLE
+        );
+        let write = !call.parts.method.is_safe();
+        // A creation that the node does not take is about another node's.
+        let ours = !call.info.name.is_empty();
+        let (response, ours) = if unknown && self.mode() == Mode::Online {
+            (self.forward(call, Upload::Held(body), true).await?, ours)
+        } else {
+            (response, true)
+        };
+        if write
+            && ours
+            && response.status().is_success()
+            && let Some(heartbeat) = &self.heartbeat
+        {
+            heartbeat.heard();
+        }
+        Ok(response)
     }
 
     /// Answers from what the node knows. Where that is not enough, the cloud is asked if it turns out to be there: the hub

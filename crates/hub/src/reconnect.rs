@@ -6,7 +6,7 @@ use crate::{
     metrics::Metrics,
     offline::Offline,
     route::Mode,
-    upstream::{GRACE, Outgoing, OutgoingBody, SendError, Upstreams},
+    upstream::{GRACE, Outgoing, OutgoingBody, SendError, Server, Upstreams},
 };
 use bytes::Bytes;
 use http::{Request, Response};
@@ -20,7 +20,7 @@ use std::{
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use yurt_transport::{ClientError, CollectError};
+use yurt_transport::{ClientError, CollectError, ResponseBody};
 
 /// How long the return to the cloud may wait for the replay, so that clients do not see their own writes undone for a moment.
 /// After it, the replay goes on beside.
@@ -38,57 +38,81 @@ const REPLAY_ANSWER: usize = 4 << 20;
 #[derive(Clone, Debug)]
 pub struct NodeCloud(pub Arc<Upstreams>);
 
+/// The same during a drill, of which the cluster is to notice nothing.
+#[derive(Clone, Debug)]
+pub struct Drilled(pub Arc<Upstreams>);
+
+type Answering<'a> =
+    Pin<Box<dyn Future<Output = Result<Response<Bytes>, ClientError>> + Send + 'a>>;
+
 impl Cloud for NodeCloud {
-    fn call(
-        &self,
-        request: Request<Bytes>,
-        timeout: Duration,
-    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, ClientError>> + Send + '_>> {
+    fn call(&self, request: Request<Bytes>, timeout: Duration) -> Answering<'_> {
         Box::pin(async move {
-            let (parts, body) = request.into_parts();
-            let outgoing = Outgoing {
-                safe: parts.method.is_safe(),
-                method: parts.method,
-                uri: parts.uri,
-                headers: parts.headers,
-                body: OutgoingBody::Held(body),
-                wait: timeout,
-            };
-            let (response, server) = match self.0.send(&Caller::Node, outgoing).await {
-                Ok(answer) => answer,
-                Err(SendError::Failed(error)) => return Err(error),
-                Err(error) => {
-                    return Err(ClientError::Connect {
-                        authority: "the cloud".into(),
-                        source: error.to_string().into(),
-                    });
-                }
-            };
-            let (parts, body) = response.into_parts();
-            let authority = || server.authority().to_owned();
-            match tokio::time::timeout(timeout, yurt_transport::collect(body, REPLAY_ANSWER)).await
-            {
-                Ok(Ok(body)) => {
-                    server.heard();
-                    Ok(Response::from_parts(parts, body))
-                }
-                Ok(Err(error @ CollectError::TooLarge(_))) => Err(ClientError::Broken {
-                    authority: authority(),
-                    source: error.into(),
-                }),
-                Ok(Err(error)) => {
-                    server.suspect();
-                    Err(ClientError::Broken {
-                        authority: authority(),
-                        source: error.into(),
-                    })
-                }
-                Err(_) => Err(ClientError::Timeout {
-                    authority: authority(),
-                    after: timeout,
-                }),
-            }
+            let sent = self.0.send(&Caller::Node, outgoing(request, timeout)).await;
+            whole(sent, timeout).await
         })
+    }
+}
+
+impl Cloud for Drilled {
+    fn call(&self, request: Request<Bytes>, timeout: Duration) -> Answering<'_> {
+        Box::pin(async move {
+            let request = outgoing(request, timeout);
+            let sent = self.0.send_despite_drill(request).await;
+            whole(sent, timeout).await
+        })
+    }
+}
+
+fn outgoing(request: Request<Bytes>, wait: Duration) -> Outgoing {
+    let (parts, body) = request.into_parts();
+    Outgoing {
+        safe: parts.method.is_safe(),
+        method: parts.method,
+        uri: parts.uri,
+        headers: parts.headers,
+        body: OutgoingBody::Held(body),
+        wait,
+    }
+}
+
+/// The whole answer, within bounds.
+async fn whole(
+    sent: Result<(Response<ResponseBody>, Arc<Server>), SendError>,
+    timeout: Duration,
+) -> Result<Response<Bytes>, ClientError> {
+    let (response, server) = match sent {
+        Ok(answer) => answer,
+        Err(SendError::Failed(error)) => return Err(error),
+        Err(error) => {
+            return Err(ClientError::Connect {
+                authority: "the cloud".into(),
+                source: error.to_string().into(),
+            });
+        }
+    };
+    let (parts, body) = response.into_parts();
+    let authority = || server.authority().to_owned();
+    match tokio::time::timeout(timeout, yurt_transport::collect(body, REPLAY_ANSWER)).await {
+        Ok(Ok(body)) => {
+            server.heard();
+            Ok(Response::from_parts(parts, body))
+        }
+        Ok(Err(error @ CollectError::TooLarge(_))) => Err(ClientError::Broken {
+            authority: authority(),
+            source: error.into(),
+        }),
+        Ok(Err(error)) => {
+            server.suspect();
+            Err(ClientError::Broken {
+                authority: authority(),
+                source: error.into(),
+            })
+        }
+        Err(_) => Err(ClientError::Timeout {
+            authority: authority(),
+            after: timeout,
+        }),
     }
 }
 

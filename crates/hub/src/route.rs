@@ -42,6 +42,8 @@ pub struct Facts<'a> {
     pub kept: bool,
     /// Writes of offline times wait for the cloud.
     pub journal_pending: bool,
+    /// It is about the lease that the hub renews for the kubelet.
+    pub heartbeat: bool,
 }
 
 /// Who answers.
@@ -58,6 +60,8 @@ pub enum Way {
     Upgrade,
     /// The node.
     Local,
+    /// The node, whether the cloud is there or not.
+    Heartbeat,
     /// Nobody: only the cloud could.
     Unavailable,
 }
@@ -71,6 +75,9 @@ pub fn decide(facts: Facts<'_>) -> Way {
         } else {
             Way::Upgrade
         };
+    }
+    if facts.heartbeat && !facts.impersonates {
+        return Way::Heartbeat;
     }
     // The node does not know what that somebody may read.
     if facts.impersonates {
@@ -225,6 +232,7 @@ mod tests {
             impersonates: false,
             kept,
             journal_pending: pending,
+            heartbeat: false,
         })
     }
 
@@ -311,6 +319,35 @@ mod tests {
     }
 
     #[test]
+    fn heartbeats_never_wait_for_the_cloud() {
+        let lease = info(
+            "PUT",
+            "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n",
+        );
+        for (mode, journal_pending) in [
+            (Mode::Online, false),
+            (Mode::Online, true),
+            (Mode::Offline, true),
+        ] {
+            let facts = Facts {
+                info: &lease,
+                mode,
+                upgrade: false,
+                impersonates: false,
+                kept: true,
+                journal_pending,
+                heartbeat: true,
+            };
+            assert_eq!(decide(facts), Way::Heartbeat);
+            let facts = Facts {
+                impersonates: true,
+                ..facts
+            };
+            assert_ne!(decide(facts), Way::Heartbeat);
+        }
+    }
+
+    #[test]
     fn nobody_else_is_answered_for() {
         let info = info("GET", POD);
         let facts = Facts {
@@ -320,6 +357,7 @@ mod tests {
             impersonates: true,
             kept: false,
             journal_pending: false,
+            heartbeat: false,
         };
         assert_eq!(decide(facts), Way::Unavailable);
         let facts = Facts {

@@ -3,11 +3,12 @@
 pub mod admin;
 
 use crate::{
+    autonomy::{self, heartbeat::Heartbeat},
     backing::Backing,
     cache::{Binding, Cache, CacheConfig, collect},
     caller::Entrance,
     certificates::{self, Certificates},
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, WorkingMode},
     endpoints::Endpoints,
     identity::Gate,
     journal::{Journal, JournalConfig},
@@ -264,6 +265,9 @@ pub async fn run_on(
         node_name: config.node_name.clone(),
         gate: Gate::new(&config.node_name, pool, config.unsafe_open_proxy),
         pool_scope: config.pool_scope.clone(),
+        heartbeat: (config.working_mode == WorkingMode::Edge)
+            .then(|| Arc::new(Heartbeat::new(config.heartbeat.clone()))),
+        config: config.clone(),
         offline: offline.clone(),
         backing: Backing::new(
             upstreams.clone(),
@@ -302,6 +306,7 @@ pub async fn run_on(
         stop.clone(),
     ));
     tasks.spawn(prefetch::run(hub.clone()));
+    autonomy::start(&hub);
     tasks.spawn(endpoints.run(hub.modes(), stop.clone()));
     tasks.spawn(collect::run(
         cache.clone(),

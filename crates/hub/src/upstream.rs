@@ -58,7 +58,9 @@ pub struct Server {
     origin: Instant,
     heard: LastSeen,
     link: Mutex<Link>,
+    /// What the hub goes by: the link's state, or down during a drill.
     state: watch::Sender<State>,
+    cut: AtomicBool,
     nudge: Notify,
     reachable: watch::Sender<bool>,
     metrics: Metrics,
@@ -153,9 +155,28 @@ impl Server {
         self.nudge.notify_one();
     }
 
-    /// Its state.
+    /// Its state, as far as requests are concerned: down during a drill.
     pub fn state(&self) -> State {
         *self.state.borrow()
+    }
+
+    /// The state of the link itself, which a drill does not change.
+    fn link_state(&self) -> State {
+        self.link().state()
+    }
+
+    /// Cuts the server off for the length of a drill, or takes that back.
+    fn set_cut(&self, cut: bool) {
+        {
+            let link = self.link();
+            self.cut.store(cut, Ordering::Relaxed);
+            self.state
+                .send_replace(if cut { State::Down } else { link.state() });
+        }
+        if cut {
+            self.reset();
+        }
+        self.reachable.send_modify(|_| {});
     }
 
     /// Resolves when the link is down.
@@ -177,7 +198,13 @@ impl Server {
         let (change, lasted) = {
             let mut link = self.link();
             let lasted = now.saturating_duration_since(link.since());
-            (link.input(now, input), lasted)
+            let change = link.input(now, input);
+            if let Some(state) = change
+                && !self.cut.load(Ordering::Relaxed)
+            {
+                self.state.send_replace(state);
+            }
+            (change, lasted)
         };
         if let Some(to) = change {
             let error = self.trouble().clone().filter(|_| to == State::Down);
@@ -188,14 +215,12 @@ impl Server {
             Some(State::Down) => {
                 tracing::warn!(server = %self.authority, up_for = ?lasted, cause = ?input, "link down");
                 self.metrics.server(&self.authority, false);
-                self.state.send_replace(State::Down);
                 // Streams on it would hang until the kernel gives up; they end now, and their relays take over.
                 self.reset();
             }
-            Some(state) => {
+            Some(_) => {
                 tracing::info!(server = %self.authority, was_down_for = ?lasted, "link up");
                 self.metrics.server(&self.authority, true);
-                self.state.send_replace(state);
             }
             None => return,
         }
@@ -256,6 +281,20 @@ pub struct Upstreams {
     tokens: Tokens,
     /// Held by who exchanges a token.
     exchanging: tokio::sync::Mutex<()>,
+    cut: AtomicBool,
+}
+
+/// All servers are cut off while it lives.
+#[derive(Debug)]
+pub struct Cut(Arc<Upstreams>);
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        for server in &self.0.servers {
+            server.set_cut(false);
+        }
+        self.0.cut.store(false, Ordering::Release);
+    }
 }
 
 /// A request on its way to the cloud.
@@ -358,6 +397,7 @@ impl Upstreams {
                     heard: LastSeen::default(),
                     link: Mutex::new(Link::new(origin)),
                     state: watch::channel(State::Starting).0,
+                    cut: AtomicBool::new(false),
                     nudge: Notify::new(),
                     reachable: reachable.clone(),
                     metrics: metrics.clone(),
@@ -376,6 +416,7 @@ impl Upstreams {
             metrics,
             tokens,
             exchanging: tokio::sync::Mutex::default(),
+            cut: AtomicBool::new(false),
         })
     }
 
@@ -477,9 +518,28 @@ impl Upstreams {
         }
     }
 
+    /// Whether any server is up, drill or not.
+    pub fn linked(&self) -> bool {
+        self.servers
+            .iter()
+            .any(|server| server.link_state() == State::Up)
+    }
+
+    /// Cuts all servers off, as far as the hub and its clients can tell, until the cut is dropped. Probes go on. `None` when there
+    /// is such a cut already.
+    pub fn cut(self: &Arc<Self>) -> Option<Cut> {
+        if self.cut.swap(true, Ordering::AcqRel) {
+            return None;
+        }
+        for server in &self.servers {
+            server.set_cut(true);
+        }
+        Some(Cut(self.clone()))
+    }
+
     /// Servers to try, in order.
-    fn candidates(&self) -> Vec<Arc<Server>> {
-        let states: Vec<State> = self.servers.iter().map(|server| server.state()).collect();
+    fn candidates(&self, state: impl Fn(&Server) -> State) -> Vec<Arc<Server>> {
+        let states: Vec<State> = self.servers.iter().map(|server| state(server)).collect();
         let start = match self.mode {
             LbMode::Priority => 0,
             LbMode::RoundRobin => self.cursor.fetch_add(1, Ordering::Relaxed),
@@ -498,7 +558,8 @@ impl Upstreams {
         mut request: Outgoing,
     ) -> Result<(Response<ResponseBody>, Arc<Server>), SendError> {
         let exchanged = self.exchange(caller, &mut request.headers).await?;
-        let sent = self.send_as_is(caller, request).await;
+        let servers = self.candidates(Server::state);
+        let sent = self.send_as_is(servers, caller, request, false).await;
         if let (Some(exchanged), Ok((response, _))) = (&exchanged, &sent)
             && response.status() == StatusCode::UNAUTHORIZED
         {
@@ -507,14 +568,25 @@ impl Upstreams {
         sent
     }
 
+    /// As [`Self::send`], under the node's identity and during a drill too: for what the cluster must not notice of it.
+    pub async fn send_despite_drill(
+        &self,
+        request: Outgoing,
+    ) -> Result<(Response<ResponseBody>, Arc<Server>), SendError> {
+        let servers = self.candidates(Server::link_state);
+        self.send_as_is(servers, &Caller::Node, request, true).await
+    }
+
     async fn send_as_is(
         &self,
+        servers: Vec<Arc<Server>>,
         caller: &Caller,
         mut request: Outgoing,
+        despite_drill: bool,
     ) -> Result<(Response<ResponseBody>, Arc<Server>), SendError> {
         let deadline = Instant::now() + request.wait;
         let mut failure = SendError::NoServer;
-        for server in self.candidates() {
+        for server in servers {
             let Some(client) = server.client(caller) else {
                 return Err(SendError::NoIdentity);
             };
@@ -534,7 +606,7 @@ impl Upstreams {
             *attempt.headers_mut() = request.headers.clone();
             let sent = tokio::select! {
                 sent = client.send(attempt, left) => sent,
-                () = server.went_down() => Err(ClientError::Broken {
+                () = server.went_down(), if !despite_drill => Err(ClientError::Broken {
                     authority: server.authority.clone(),
                     source: "the link went down".into(),
                 }),
@@ -566,7 +638,7 @@ impl Upstreams {
     ) -> Result<(Response<ResponseBody>, Arc<Server>), SendError> {
         self.exchange(caller, &mut request.headers).await?;
         let mut failure = SendError::NoServer;
-        for server in self.candidates() {
+        for server in self.candidates(Server::state) {
             let Some(client) = server.client(caller) else {
                 return Err(SendError::NoIdentity);
             };

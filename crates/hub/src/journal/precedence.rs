@@ -7,7 +7,6 @@ use super::{
     overlay_of,
 };
 use crate::cache::record::{self, index_key};
-use std::time::Instant;
 use yurt_store::Batch;
 use yurt_wire::Gvr;
 
@@ -85,7 +84,7 @@ impl Journal {
         let mut batch = Batch::default();
         batch.put(record::object_record(record::JOURNAL, gvr, index), value);
         // An error was logged; then the older status comes back only after a restart.
-        let durable_at = self.commit(batch).await.ok().map(|()| Instant::now());
+        let _logged = self.commit(batch).await;
         let overlay = overlay_of(&self.inner.cache, &rest);
         {
             let mut entries = self.entries();
@@ -93,14 +92,7 @@ impl Journal {
             if !entries.map.get(&waiting.key).is_some_and(unchanged) {
                 return;
             }
-            entries.insert(
-                waiting.key.clone(),
-                Kept {
-                    entry: rest,
-                    bytes,
-                    durable_at,
-                },
-            );
+            entries.insert(waiting.key.clone(), Kept { entry: rest, bytes });
         }
         if let Some(overlay) = overlay {
             self.inner.cache.set_overlay(gvr, index, overlay, false);

@@ -11,6 +11,7 @@ use super::{
 use crate::{
     cache::{
         Lookup,
+        record::index_key,
         state::{Layer, Overlay},
     },
     caller::Caller,
@@ -18,7 +19,7 @@ use crate::{
         AppendError,
         change::Change,
         entry::{Entry, MIRROR, Write},
-        fill_created,
+        fill_created, name_uid,
     },
 };
 use bytes::Bytes;
@@ -27,7 +28,7 @@ use rules::{
     Kind, Refusal, bad_request, bare, check_identity, decide, media_type, metadata, only_metadata,
     patched, take,
 };
-pub(super) use rules::{NODE_LEASES, decode_object};
+pub(super) use rules::decode_object;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use yurt_transport::Body;
@@ -213,18 +214,15 @@ impl Offline {
             return Ok((StatusCode::CREATED, encode_like(&show(&entry), encoding)?));
         }
         let mut answer = None;
-        let made = self
-            .journal
-            .append(entry, |entry| {
-                let shown = encode_like(&show(entry), encoding).ok()?;
-                answer = Some(shown.clone());
-                Some(Overlay {
-                    object: shown,
-                    layer: Layer::Created,
-                })
+        self.keep(kind, entry, |entry| {
+            let shown = encode_like(&show(entry), encoding).ok()?;
+            answer = Some(shown.clone());
+            Some(Overlay {
+                object: shown,
+                layer: Layer::Created,
             })
-            .await;
-        made.map_err(|error| not_kept(&error))?;
+        })
+        .await?;
         let object =
             answer.ok_or_else(|| Box::new(Status::internal_error("the object cannot be shown")))?;
         Ok((StatusCode::CREATED, object))
@@ -261,7 +259,10 @@ impl Offline {
             Verb::Patch => patched(&gvk, &current, parts, body)?,
             _ => decode_object(parts, body)?,
         };
-        check_identity(info, &current, &sent)?;
+        // The hub renews the lease beside the kubelet, which writes it on whatever it read last.
+        if kind != Kind::NodeLease {
+            check_identity(info, &current, &sent)?;
+        }
         if kind == Kind::NodeMetadata && !only_metadata(&current, &sent) {
             return Err(self.refused(
                 info,
@@ -288,20 +289,41 @@ impl Offline {
             ..self.entry(info, &gvk, &info.name)
         };
         let shown = object.clone();
-        self.journal
-            .append(entry, |entry| {
-                let layer = match &entry.write {
-                    Write::Change { change, .. } => Layer::Changed(Arc::new(change.clone())),
-                    Write::Create { .. } | Write::Delete { .. } => Layer::Created,
-                };
-                Some(Overlay {
-                    object: shown,
-                    layer,
-                })
+        self.keep(kind, entry, |entry| {
+            let layer = match &entry.write {
+                Write::Change { change, .. } => Layer::Changed(Arc::new(change.clone())),
+                Write::Create { .. } | Write::Delete { .. } => Layer::Created,
+            };
+            Some(Overlay {
+                object: shown,
+                layer,
             })
-            .await
-            .map_err(|error| not_kept(&error))?;
+        })
+        .await?;
         Ok((StatusCode::OK, object))
+    }
+
+    /// Keeps a write: until the cloud has it, or, for a heartbeat, which is worth nothing later, until the hub renewed the lease.
+    async fn keep(
+        &self,
+        kind: Kind,
+        mut entry: Entry,
+        view: impl FnOnce(&Entry) -> Option<Overlay>,
+    ) -> Result<(), Box<Status>> {
+        if kind != Kind::NodeLease {
+            let kept = self.journal.append(entry, view).await;
+            return kept.map_err(|error| not_kept(&error));
+        }
+        name_uid(&mut entry);
+        if let Some(mut overlay) = view(&entry) {
+            let (gvr, key) = (entry.gvr(), index_key(&entry.namespace, &entry.name));
+            if self.cache.shared().read_stored(&gvr, &key).is_none() {
+                // The cloud has none to put a change on.
+                overlay.layer = Layer::Created;
+            }
+            self.cache.set_overlay(&gvr, &key, overlay, true);
+        }
+        Ok(())
     }
 
     /// An entry about an object; its write is to be filled in.
@@ -342,7 +364,7 @@ pub(super) fn keeps(caller: &Caller, node_name: &str, info: &RequestInfo) -> boo
     !is_dry_run(info) && decide(caller, node_name, info).is_ok()
 }
 
-fn is_dry_run(info: &RequestInfo) -> bool {
+pub(super) fn is_dry_run(info: &RequestInfo) -> bool {
     info.query_value("dryRun")
         .is_some_and(|value| value == "All")
 }

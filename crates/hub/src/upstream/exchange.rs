@@ -1,7 +1,7 @@
 //! Tokens that the node signed itself mean nothing to the cloud: on their way there they are exchanged for real ones, which the
 //! node asks for as the kubelet would, bound to the same pod.
 
-use super::{Outgoing, OutgoingBody, SendError, Upstreams};
+use super::{Outgoing, OutgoingBody, SendError, Server, Upstreams};
 use crate::{
     caller::Caller,
     identity,
@@ -92,7 +92,7 @@ impl Upstreams {
             // A token more does no harm.
             safe: true,
         };
-        let (response, _) = self.send_as_is(&Caller::Node, outgoing).await?;
+        let (response, _) = self.send_as_is(self.candidates(Server::state), &Caller::Node, outgoing, false).await?;
         let status = response.status();
         let body = tokio::time::timeout(
             WAIT,

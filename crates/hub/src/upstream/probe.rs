@@ -50,7 +50,7 @@ pub(super) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
         if absorb(&server, &mut absorbed) && server.link().plan().at > Instant::now() {
             continue;
         }
-        let state = server.state();
+        let state = server.link_state();
         let before = absorbed;
         if probes.len() < MOST_PROBES {
             // After a reset the shared connection is left to requests: probes must not wait for its slower dials.
@@ -94,7 +94,7 @@ pub(super) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
                         .metrics
                         .server_rtt(&server.authority, rtt.as_secs_f64());
                 }
-                if state != State::Up && server.state() == State::Up {
+                if state != State::Up && server.link_state() == State::Up {
                     warmed = Instant::now();
                 }
             }
@@ -105,7 +105,7 @@ pub(super) async fn run(server: Arc<Server>, shutdown: CancellationToken) {
             Outcome::Missed if heard_meanwhile && state == State::Up => {}
             Outcome::Missed => server.input(Instant::now(), Input::Missed),
         }
-        if server.state() == State::Down && state != State::Down {
+        if server.link_state() == State::Down && state != State::Down {
             probes.abort_all();
             while probes.join_next().await.is_some() {}
         }

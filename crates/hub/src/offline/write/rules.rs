@@ -1,6 +1,6 @@
 //! Which writes are taken while the cloud is away, and what of them. Pure.
 
-use crate::caller::Caller;
+use crate::{autonomy::heartbeat::NODE_LEASES, caller::Caller};
 use bytes::Bytes;
 use http::{header, request::Parts};
 use serde_json::{Map, Value};
@@ -9,9 +9,6 @@ use yurt_wire::{
     patch::{PatchType, json_patch, merge_patch, strategic_merge_patch},
     schema::message_of,
 };
-
-/// Namespace of the leases by which nodes are known to live.
-pub(crate) const NODE_LEASES: &str = "kube-node-lease";
 
 /// What kind of write is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
