@@ -74,6 +74,7 @@ async fn keep_condition(hub: Arc<Hub>, interval: Duration) {
                     .filter(|free| *free < LEAST_DISK)
                     .map(|_| "the disk is full".to_owned());
                 observer.look(Troubles::of(hub.cache.stats()), full);
+                hub.trouble.send_replace(observer.trouble().map(str::to_owned));
             }
             changed = nodes.changed() => if changed.is_err() {
                 return;

@@ -3,7 +3,8 @@
 //! Start with [`query::Query`] (what a caller wants, apart from representation), then [`route`] (who answers),
 //! [`upstream`] and [`link`] (the cloud side), [`cache`] (what the node knows), [`offline`] (answers without the cloud),
 //! [`journal`] (what the node wrote meanwhile), [`endpoints`] (what that means for services), [`proxy`] (the pipeline that ties them together), [`relay`] (watches that go
-//! on over a cut), [`server`] (listeners, and how it all starts). [`autonomy`] is the node's life as the cluster sees it.
+//! on over a cut), [`server`] (listeners, and how it all starts). [`autonomy`] is the node's life as the cluster sees it,
+//! [`doctor`] and [`drill`] tell whether it would go on alone.
 
 pub mod autonomy;
 pub mod backing;
@@ -12,6 +13,8 @@ pub mod caller;
 pub mod certificates;
 pub mod config;
 pub mod deadline;
+pub mod doctor;
+pub mod drill;
 pub mod endpoints;
 pub mod follow;
 pub mod identity;

@@ -14,6 +14,7 @@ use crate::{
     certificates::Certificates,
     config::{Bounds, Config},
     deadline,
+    drill::Drill,
     identity::{self, Gate, Identity},
     journal::{Journal, Waiting},
     metrics::{InFlight, Metrics},
@@ -65,6 +66,10 @@ pub struct Hub {
     pub config: Arc<Config>,
     /// The node's heartbeat, where the hub keeps it.
     pub heartbeat: Option<Arc<Heartbeat>>,
+    /// What the cache was in trouble with when it was looked at last.
+    pub trouble: watch::Sender<Option<String>>,
+    /// Being cut off on purpose.
+    pub drill: Drill,
     /// The cloud.
     pub upstreams: Arc<Upstreams>,
     /// What the node and the hub prove themselves with.
@@ -174,6 +179,7 @@ impl Hub {
     ) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let accept = parts.headers.get(header::ACCEPT).cloned();
+        let asked = self.drill.ask(&parts);
         let mut lent = false;
         let answer = match self.enter(entrance, &parts, body).await {
             Ok((identity, body)) => {
@@ -185,6 +191,9 @@ impl Hub {
         let mut response = self.answered(answer, accept.as_ref());
         if lent {
             response.headers_mut().append(header::WARNING, entry::LENT);
+        }
+        if let Some(asked) = asked {
+            self.drill.answered(asked, response.status());
         }
         response
     }

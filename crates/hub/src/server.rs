@@ -9,6 +9,7 @@ use crate::{
     caller::Entrance,
     certificates::{self, Certificates},
     config::{Config, ConfigError, WorkingMode},
+    drill::Drill,
     endpoints::Endpoints,
     identity::Gate,
     journal::{Journal, JournalConfig},
@@ -267,6 +268,8 @@ pub async fn run_on(
         pool_scope: config.pool_scope.clone(),
         heartbeat: (config.working_mode == WorkingMode::Edge)
             .then(|| Arc::new(Heartbeat::new(config.heartbeat.clone()))),
+        trouble: watch::Sender::new(None),
+        drill: Drill::default(),
         config: config.clone(),
         offline: offline.clone(),
         backing: Backing::new(

@@ -106,6 +106,11 @@ impl Observer {
         };
     }
 
+    /// What the cache is in trouble with, as of the last look.
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+
     /// What follows from the looks so far; `None` when the condition is to stay as it is.
     pub fn verdict(&self, autonomy: &Autonomy) -> Option<Verdict> {
         match (autonomy, &self.trouble) {

@@ -331,6 +331,17 @@ impl Cache {
         (newer.into_iter().map(|(_, key)| key).collect(), deleted)
     }
 
+    /// Whether somebody keeps a complete list of a resource over all namespaces, with whatever selectors.
+    pub(crate) fn is_followed(&self, gvr: &Gvr) -> bool {
+        let state = self.shared().lock();
+        state.resources.get(gvr).is_some_and(|resource| {
+            let mut coverages = resource.coverages.iter();
+            coverages.any(|coverage| {
+                coverage.query.namespace.is_empty() && coverage.query.name().is_none()
+            })
+        })
+    }
+
     /// The kind of a resource's objects; its `kind` is empty while none was seen.
     pub(crate) fn gvk_of(&self, gvr: &Gvr) -> Gvk {
         let kind = self

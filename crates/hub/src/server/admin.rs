@@ -1,6 +1,7 @@
 //! The admin endpoints: is it alive, is it ready, what does it see, what did it count. One line of [`ENDPOINTS`] and one arm of
 //! `Admin::serve` for each; what they answer is in a file per noun beside.
 
+mod autonomy;
 mod debug;
 mod health;
 mod status;
@@ -32,10 +33,12 @@ enum Endpoint {
     Links,
     Cache,
     Settings,
+    Doctor,
+    Drill,
 }
 
 /// Path, methods (GET stands for HEAD too), endpoint.
-const ENDPOINTS: [(&str, &[Method], Endpoint); 9] = [
+const ENDPOINTS: [(&str, &[Method], Endpoint); 11] = [
     ("/v1/healthz", &[Method::GET], Endpoint::Healthz),
     ("/v1/readyz", &[Method::GET], Endpoint::Readyz),
     ("/v1/status", &[Method::GET], Endpoint::Status),
@@ -49,6 +52,12 @@ const ENDPOINTS: [(&str, &[Method], Endpoint); 9] = [
     ("/debug/link", &[Method::GET], Endpoint::Links),
     ("/debug/cache", &[Method::GET], Endpoint::Cache),
     ("/debug/settings", &[Method::GET], Endpoint::Settings),
+    ("/v1/doctor", &[Method::GET], Endpoint::Doctor),
+    (
+        "/v1/drill",
+        &[Method::GET, Method::POST, Method::DELETE],
+        Endpoint::Drill,
+    ),
 ];
 
 /// One request to an admin endpoint, its body read.
@@ -138,6 +147,8 @@ impl Admin {
             Endpoint::Links => self.debugging(&ask, || debug::links(&self.hub)),
             Endpoint::Cache => self.debugging(&ask, || debug::cache(&self.hub)),
             Endpoint::Settings => self.debugging(&ask, || debug::settings(&self.hub)),
+            Endpoint::Doctor => autonomy::doctor(self).await,
+            Endpoint::Drill => autonomy::drill(self, &ask),
         }
     }
 
