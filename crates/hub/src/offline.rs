@@ -16,7 +16,6 @@ use crate::{
     caller::Caller,
     identity,
     journal::Journal,
-    metrics::Metrics,
     query::Query,
     tokens::{Tokens, Verdict, question::Question},
 };
@@ -65,7 +64,7 @@ impl Offline {
     /// What answers for a node.
     pub fn new(cache: Cache, journal: Journal, node_name: &str) -> Self {
         Self {
-            tokens: Tokens::open(&cache, node_name, None, Metrics::default()),
+            tokens: Tokens::blank(&cache, node_name),
             cache,
             journal,
             node_name: node_name.into(),

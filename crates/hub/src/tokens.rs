@@ -59,7 +59,7 @@ const ISSUER: &str = "cloud";
 pub enum Refusal {
     #[error("the token is longer than {MAX_TOKEN} bytes")]
     TooLong,
-    #[error("the token is malformed")]
+    #[error("the token does not say what a service account's says")]
     Malformed,
     #[error("the token is signed in a way that is not accepted")]
     Algorithm,
@@ -82,11 +82,12 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the node knows that the token is bad, rather than not knowing that it is good.
+    /// Whether the node knows that the token is bad, rather than not knowing that it is good: the cloud may have accepted it all
+    /// the same (another authenticator, a token of a secret, which never ends).
     pub fn is_certain(self) -> bool {
-        !matches!(
+        matches!(
             self,
-            Self::Opaque | Self::Issuer | Self::Key | Self::Audience
+            Self::TooLong | Self::Signature | Self::Expired | Self::NotYet | Self::Denied
         )
     }
 
@@ -157,6 +158,20 @@ struct Inner {
     metrics: Metrics,
 }
 
+impl Inner {
+    fn new(cache: &Cache, node: &str) -> Self {
+        Self {
+            node: node.to_owned(),
+            key_path: None,
+            signer: Mutex::default(),
+            table: Mutex::default(),
+            issuer: Mutex::default(),
+            cache: cache.clone(),
+            metrics: Metrics::default(),
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // What is locked is valid after every statement.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -171,19 +186,24 @@ impl Tokens {
                 None
             })
         });
+        let inner = Inner {
+            key_path,
+            signer: Mutex::new(signer.map(Arc::new)),
+            metrics,
+            ..Inner::new(cache, node)
+        };
         let tokens = Self {
-            inner: Arc::new(Inner {
-                node: node.to_owned(),
-                key_path,
-                signer: Mutex::new(signer.map(Arc::new)),
-                table: Mutex::default(),
-                issuer: Mutex::default(),
-                cache: cache.clone(),
-                metrics,
-            }),
+            inner: Arc::new(inner),
         };
         tokens.load(crate::offline::now());
         tokens
+    }
+
+    /// With nothing known, and no key.
+    pub(crate) fn blank(cache: &Cache, node: &str) -> Self {
+        Self {
+            inner: Arc::new(Inner::new(cache, node)),
+        }
     }
 
     fn load(&self, now: i64) {
@@ -229,11 +249,16 @@ impl Tokens {
 
     /// Whose a token is, at a time by the node's clock (seconds since the epoch). Asks nobody.
     pub fn verify(&self, token: &str, now: i64) -> Verdict {
-        let verdict = match self.prove(token, now) {
+        match self.prove(token, now) {
             Ok(known) if self.is_for_api(&known) => Verdict::Known(known),
             Ok(_) => Refusal::Audience.into(),
             Err(refusal) => refusal.into(),
-        };
+        }
+    }
+
+    /// The caller that a token speaks for. Counted.
+    pub fn caller(&self, token: &str, now: i64) -> Caller {
+        let verdict = self.verify(token, now);
         self.inner.metrics.token(match &verdict {
             Verdict::Known(known) => match known.via {
                 Via::Review => "reviewed",
@@ -243,12 +268,7 @@ impl Tokens {
             },
             Verdict::Unknown(refusal) | Verdict::Refused(refusal) => refusal.as_str(),
         });
-        verdict
-    }
-
-    /// The caller that a token speaks for.
-    pub fn caller(&self, token: &str, now: i64) -> Caller {
-        match self.verify(token, now) {
+        match verdict {
             Verdict::Known(known) => Caller::User(known.rights.clone()),
             Verdict::Unknown(_) | Verdict::Refused(_) => Caller::Bearer(identity::hash(token)),
         }
@@ -380,7 +400,8 @@ impl Tokens {
             Some(Word::Good(known)) => match known.via {
                 // Only what does not say when it ends is renewed.
                 Via::Review => {
-                    Unproven::parse(token).is_none() && known.until - now < OPAQUE - REVIEW_AGAIN
+                    !matches!(Unproven::parse(token), Some(Ok(_)))
+                        && known.until - now < OPAQUE - REVIEW_AGAIN
                 }
                 Via::Issue => false,
                 Via::Keys | Via::Node => true,
@@ -393,6 +414,10 @@ impl Tokens {
     /// somebody's.
     pub fn learn_review(&self, spec: &Value, status: &Value, now: i64) -> Option<Arc<Known>> {
         let token = spec["token"].as_str().filter(|t| t.len() <= MAX_TOKEN)?;
+        if self.is_own(token) {
+            // The cloud knows nothing of those.
+            return None;
+        }
         let asked = strings(&spec["audiences"]);
         if status["authenticated"] != true {
             // With audiences it may only be meant for others.
@@ -407,16 +432,19 @@ impl Tokens {
             self.learn_audiences(told.clone());
         }
         let hash = identity::hash(token);
-        let (until, audiences) = match Unproven::parse(token).and_then(Result::ok) {
+        // Without audiences it is the API server's own that were asked for, told by their names or not.
+        let unnamed = asked.is_empty() && told.is_empty();
+        let mut audiences = told;
+        let until = match Unproven::parse(token).and_then(Result::ok) {
             Some(parsed) => {
                 let claims = parsed.claims();
-                self.learn_time(claims);
-                (claims.exp, claims.aud.clone())
+                self.raise_floor(claims.iat.or(claims.nbf).unwrap_or(0));
+                if !unnamed {
+                    audiences.extend(claims.aud.iter().cloned());
+                }
+                claims.exp
             }
-            None => (
-                now.saturating_add(OPAQUE),
-                if asked.is_empty() { Vec::new() } else { told },
-            ),
+            None => now.saturating_add(OPAQUE),
         };
         let known = Arc::new(Known::new(user, until, audiences, Via::Review));
         self.forget(&denial(token));
@@ -579,16 +607,18 @@ impl Tokens {
         Ok(signer.insert(Arc::new(made)).clone())
     }
 
-    /// Whether the issuer's keys should be asked for, now that a token could not be proven (`needed`) or it is time.
+    /// Whether it is time to ask for the issuer's keys.
+    pub fn keys_are_due(&self, now: i64) -> bool {
+        lock(&self.inner.issuer).is_due(now, false)
+    }
+
+    /// Whether the issuer's keys should be asked for now: it is time, or this token names one that is not known. Notes that they
+    /// are.
     pub fn wants_keys(&self, token: &str, now: i64) -> bool {
-        let needed = match Unproven::parse(token) {
-            Some(Ok(parsed)) => {
-                let issuer = lock(&self.inner.issuer);
-                issuer.keys.prove(&parsed) == Err(Refusal::Key)
-            }
-            _ => false,
-        };
-        lock(&self.inner.issuer).wants_keys(now, needed)
+        let mut issuer = lock(&self.inner.issuer);
+        let needed = matches!(Unproven::parse(token), Some(Ok(parsed))
+            if (issuer.url.is_empty() || parsed.issuer() == issuer.url) && !issuer.keys.has_key_of(&parsed));
+        issuer.wants_keys(now, needed)
     }
 
     /// Takes in the issuer's discovery document and key set; whether they were understood.
@@ -615,10 +645,6 @@ impl Tokens {
         }
     }
 
-    fn learn_time(&self, claims: &Claims) {
-        self.raise_floor(claims.iat.or(claims.nbf).unwrap_or(0));
-    }
-
     fn raise_floor(&self, since: i64) {
         let mut issuer = lock(&self.inner.issuer);
         if since > issuer.floor.saturating_add(FLOOR_STEP) {
@@ -642,8 +668,9 @@ const TOKEN: &str = "t/";
 /// Under what key a refusal of a token is remembered: by what is signed, because for one signature another can be made that is
 /// as good (ECDSA).
 fn denial(token: &str) -> String {
-    let signed = match Unproven::parse(token) {
-        Some(Ok(_)) => token.rsplit_once('.').map_or(token, |(signed, _)| signed),
+    // A web token: the first part is `{"...` in base64.
+    let signed = match token.rsplit_once('.') {
+        Some((signed, _)) if token.starts_with("eyJ") && signed.matches('.').count() == 1 => signed,
         _ => token,
     };
     format!("!{}", identity::hash(signed))

@@ -72,7 +72,7 @@ impl Hub {
         }
         let due = self.is_due(caller, every);
         let unknown = self.tokens.wants_review(&token, now());
-        if !due && !unknown {
+        if !due && !unknown && !self.tokens.keys_are_due(now()) {
             return;
         }
         self.cache.accept_bearer(caller);

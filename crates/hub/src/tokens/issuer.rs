@@ -65,14 +65,18 @@ impl Issuer {
     /// Whether the keys should be asked for (again), now that somebody can. `needed`: a token could not be proven for want of
     /// a key.
     pub fn wants_keys(&mut self, now: i64, needed: bool) -> bool {
+        let due = self.is_due(now, needed);
+        if due {
+            self.tried = now;
+        }
+        due
+    }
+
+    /// As [`Self::wants_keys`], without noting that they are asked for.
+    pub fn is_due(&self, now: i64, needed: bool) -> bool {
         // A clock that jumped back must not put it off for ever.
         let since = |at: i64| if at > now { i64::MAX } else { now - at };
-        let due = since(self.fetched) >= if needed { PAUSE } else { REFRESH };
-        if !due || since(self.tried) < PAUSE {
-            return false;
-        }
-        self.tried = now;
-        true
+        since(self.fetched) >= if needed { PAUSE } else { REFRESH } && since(self.tried) >= PAUSE
     }
 
     /// As stored.

@@ -112,6 +112,13 @@ impl PublicKey {
             )
     }
 
+    fn is_named_by(&self, token: &Unproven<'_>) -> bool {
+        match (&token.kid, &self.kid) {
+            (Some(wanted), Some(kid)) => wanted == kid,
+            (Some(_), None) | (None, _) => true,
+        }
+    }
+
     /// Whether the key signed a token.
     pub fn proves(&self, token: &Unproven<'_>) -> bool {
         if !self.serves(token.algorithm) {
@@ -167,23 +174,22 @@ impl KeySet {
 
     /// What a token says, when one of the keys signed it. A token that names its key is held to that key.
     pub fn prove<'t>(&self, token: &'t Unproven<'_>) -> Result<&'t Claims, Refusal> {
-        let mut tried = false;
-        for key in &self.keys {
-            let named = match (&token.kid, &key.kid) {
-                (Some(wanted), Some(kid)) => wanted == kid,
-                (Some(_), None) | (None, _) => true,
-            };
-            if named {
-                tried = true;
-                if key.proves(token) {
-                    return Ok(token.claims());
-                }
-            }
+        if !self.has_key_of(token) {
+            return Err(Refusal::Key);
         }
-        Err(if tried {
-            Refusal::Signature
+        if self
+            .keys
+            .iter()
+            .any(|key| key.is_named_by(token) && key.proves(token))
+        {
+            Ok(token.claims())
         } else {
-            Refusal::Key
-        })
+            Err(Refusal::Signature)
+        }
+    }
+
+    /// Whether a key may be the one that signed a token.
+    pub fn has_key_of(&self, token: &Unproven<'_>) -> bool {
+        self.keys.iter().any(|key| key.is_named_by(token))
     }
 }

@@ -303,6 +303,13 @@ async fn a_token_of_the_node_is_good_here_and_exchanged_on_its_way_to_the_cloud(
     let other = edge.get(&token_of(&answer), MAP).await;
     assert_eq!(other.status, 401, "a token for others is none for the API");
 
+    // A watch that began without the cloud goes on with it.
+    let authorization = format!("Bearer {own}");
+    let headers = [("authorization", authorization.as_str()), ("accept", JSON)];
+    let watch = format!("{MAPS}?watch=true&fieldSelector=metadata.name%3Dsettings");
+    let mut watch = edge.node.watch(&watch, &headers).await;
+    assert_eq!(watch.event().await["object"]["data"]["color"], "blue");
+
     // What the cloud says now is what the pod gets.
     let mut map = direct(&edge.cloud, Method::GET, MAP, None).await;
     map["data"]["color"] = "green".into();
@@ -311,6 +318,8 @@ async fn a_token_of_the_node_is_good_here_and_exchanged_on_its_way_to_the_cloud(
     let fresh = edge.get(&own, MAP).await;
     assert_eq!(fresh.status, 200, "{}", fresh.text());
     assert_eq!(fresh.json()["data"]["color"], "green");
+    let event = watch.event().await;
+    assert_eq!(event["object"]["data"]["color"], "green", "{event}");
     assert_eq!(edge.code(&own, SECRET).await, 403);
     let exchanged = "node_yurthub_tokens_exchanged_total{reason=\"done\"}";
     assert_eq!(
@@ -436,5 +445,85 @@ async fn reviews_of_the_kubelet_are_answered_as_before() {
         let reason = status["reason"].as_str().unwrap_or_default();
         assert_eq!(reason.contains("offline"), !allowed, "{reason}");
     }
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_the_cloud_refused_is_refused_without_it() {
+    let edge = edge().await;
+    // Issued elsewhere: the cloud is asked whose they are.
+    let (gone, stays) = (
+        edge.token_from_elsewhere("web-1").await,
+        edge.token_from_elsewhere("web-2").await,
+    );
+    for token in [&gone, &stays] {
+        assert_eq!(edge.code(token, MAP).await, 200);
+    }
+    edge.until_keys().await;
+    let reviewed = "node_yurthub_bearer_tokens_total{reason=\"reviewed\"}";
+    eventually("reviewed", async || {
+        edge.code(&stays, MAP).await == 200 && edge.node.metric(reviewed).await > 0.0
+    })
+    .await;
+    let path = "/api/v1/namespaces/default/pods/web-1?gracePeriodSeconds=0";
+    direct(&edge.cloud, Method::DELETE, path, None).await;
+    assert_eq!(edge.code(&gone, MAP).await, 401);
+
+    edge.cut().await;
+    let refused = edge.get(&gone, MAP).await;
+    assert_eq!(refused.status, 401);
+    assert!(refused.text().contains("refused"), "{}", refused.text());
+    // The user's rights are not the token's.
+    assert_eq!(edge.code(&stays, MAP).await, 200);
+    let edge = edge.restart().await;
+    edge.node.until_mode("offline").await;
+    assert_eq!(edge.code(&gone, MAP).await, 401);
+    assert_eq!(edge.code(&stays, MAP).await, 200);
+
+    // Who asks is told who it is, and what it may.
+    let authorization = format!("Bearer {stays}");
+    let headers = [
+        ("authorization", authorization.as_str()),
+        ("content-type", JSON),
+        ("accept", JSON),
+    ];
+    let own = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"});
+    let path = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let who = edge
+        .node
+        .call(Method::POST, path, &headers, &own.to_string())
+        .await;
+    assert_eq!(
+        who.json()["status"]["userInfo"]["username"],
+        "system:serviceaccount:default:web",
+        "{}",
+        who.text()
+    );
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    for (resource, verb, allowed) in [
+        ("configmaps", "get", true),
+        ("configmaps", "delete", false),
+        ("secrets", "get", false),
+    ] {
+        let ask = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {"namespace": "default", "verb": verb, "resource": resource, "name": "settings"}}});
+        let answer = edge
+            .node
+            .call(Method::POST, path, &headers, &ask.to_string())
+            .await;
+        assert_eq!(answer.status, 201, "{}", answer.text());
+        assert_eq!(
+            answer.json()["status"]["allowed"],
+            allowed,
+            "{verb} {resource}"
+        );
+    }
+    // It may not ask about others.
+    let review = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": {"token": gone}});
+    let refused = edge
+        .node
+        .call(Method::POST, REVIEWS, &headers, &review.to_string())
+        .await;
+    assert_eq!(refused.status, 403, "{}", refused.text());
     edge.stop().await;
 }
