@@ -24,11 +24,11 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{Response, StatusCode, request::Parts};
+pub(super) use rules::decode_object;
 use rules::{
     Kind, Refusal, bad_request, bare, check_identity, decide, media_type, metadata, only_metadata,
     patched, take,
 };
-pub(super) use rules::decode_object;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use yurt_transport::Body;

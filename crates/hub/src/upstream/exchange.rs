@@ -92,7 +92,14 @@ impl Upstreams {
             // A token more does no harm.
             safe: true,
         };
-        let (response, _) = self.send_as_is(self.candidates(Server::state), &Caller::Node, outgoing, false).await?;
+        let (response, _) = self
+            .send_as_is(
+                self.candidates(Server::state),
+                &Caller::Node,
+                outgoing,
+                false,
+            )
+            .await?;
         let status = response.status();
         let body = tokio::time::timeout(
             WAIT,

@@ -8,9 +8,9 @@ mod link;
 mod node;
 mod online;
 mod recorded;
+mod services;
 mod settings;
 mod tokens;
-mod services;
 
 /// A pod as the scripted cloud tells it.
 fn pod(name: &str, revision: u64) -> String {

@@ -131,6 +131,18 @@ impl Lab {
         self.at(file)
     }
 
+    /// A kubectl command at a server that is told by its address alone.
+    pub(crate) fn through(&self, server: &str) -> Kubectl {
+        let config = serde_json::json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": server}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": ""}}],
+        });
+        let file = self.dir().join("through.kubeconfig");
+        std::fs::write(&file, config.to_string()).unwrap();
+        self.at(file)
+    }
+
     fn at(&self, kubeconfig: PathBuf) -> Kubectl {
         Kubectl {
             program: self.kubectl.clone(),

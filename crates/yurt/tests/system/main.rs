@@ -7,5 +7,6 @@ mod faults;
 mod link_cut;
 mod peers;
 mod processes;
+mod real_node;
 mod recorded;
 mod session;

@@ -12,7 +12,7 @@ use yurt_lab::kubeconfig::{self, Credentials};
 use yurt_pki::{Ca, Profile};
 
 /// The binary that an environment variable names; `None`, said loudly, when it names none.
-fn binary(variable: &str) -> Option<PathBuf> {
+pub(crate) fn binary(variable: &str) -> Option<PathBuf> {
     match std::env::var_os(variable).map(PathBuf::from) {
         Some(path) if path.is_file() => Some(path),
         Some(path) => panic!("{variable} names {}, which is no file", path.display()),

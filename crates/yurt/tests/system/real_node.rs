@@ -1,0 +1,336 @@
+//! A node as it is in the field: the kubelet as Kubernetes ships it, containerd, pods that are processes with addresses of their own,
+//! and a hub that joined by a bootstrap token. Then the link is cut, everything is killed, and the node must come up alone.
+//!
+//! The kubelet is not part of this repository: `KUBELET` names its binary. containerd, runc, CNI plugins and a static busybox come
+//! with Debian. Without them, or without root, the test is skipped and says so.
+
+mod runtime;
+
+use crate::fixture::{Kubectl, Lab, Scratch, eventually, signal, text, yurt};
+use runtime::Runtime;
+use serde_json::{Value, json};
+use std::{
+    fs::File,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+use yurt_lab::link::{Link, LinkState};
+
+const NODE: &str = "real";
+/// Where the hub listens: an address of its own, so that it is in nobody's way.
+const HUB: &str = "127.77.0.1";
+const TOKEN: (&str, &str) = ("real00", "0123456789abcdef");
+
+/// A process that is started again and again, with one log.
+struct Service {
+    log: PathBuf,
+    child: Option<Child>,
+    command: Box<dyn Fn() -> Command>,
+}
+
+impl Service {
+    fn start(log: PathBuf, command: impl Fn() -> Command + 'static) -> Self {
+        let mut service = Self {
+            log,
+            child: None,
+            command: Box::new(command),
+        };
+        service.again();
+        service
+    }
+
+    fn again(&mut self) {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .unwrap();
+        let child = (self.command)()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn();
+        self.child = Some(child.unwrap());
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    fn must_run(&mut self) {
+        let ended = self.child.as_mut().and_then(|c| c.try_wait().unwrap());
+        if let Some(status) = ended {
+            let said = std::fs::read(&self.log).unwrap_or_default();
+            let said = text(&said);
+            let end: Vec<&str> = said.lines().rev().take(20).collect();
+            panic!("{} ended with {status}: {end:#?}", self.log.display());
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            signal(child.id(), rustix::process::Signal::TERM);
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Lets a node join with a bootstrap token, as kubeadm's documentation has it.
+fn bootstrap_token(cloud: &Kubectl) {
+    let (id, secret) = TOKEN;
+    let token = json!({
+        "apiVersion": "v1", "kind": "Secret", "type": "bootstrap.kubernetes.io/token",
+        "metadata": {"name": format!("bootstrap-token-{id}"), "namespace": "kube-system"},
+        "stringData": {
+            "token-id": id, "token-secret": secret,
+            "usage-bootstrap-authentication": "true", "usage-bootstrap-signing": "true",
+        },
+    });
+    cloud.feed(&["apply", "-f", "-"], &token.to_string());
+}
+
+/// The hash by which a node knows the CA, as `kubeadm token create --print-join-command` prints it.
+fn pin(ca: &Path) -> String {
+    let certificates = yurt_pki::certs_from_pem(&std::fs::read_to_string(ca).unwrap()).unwrap();
+    let digest = yurt_pki::public_key_digest(&certificates[0]).unwrap();
+    let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{hex}")
+}
+
+fn hub_command(link: SocketAddr, ca_hash: &str, dir: &Path) -> Command {
+    let mut command = yurt();
+    let (id, secret) = TOKEN;
+    command
+        .arg("hub")
+        .arg(format!("--node-name={NODE}"))
+        .arg(format!("--server-addr=https://{link}"))
+        .arg(format!("--join-token={id}.{secret}"))
+        .arg(format!("--discovery-token-ca-cert-hash={ca_hash}"))
+        .arg(format!("--bind-address={HUB}"))
+        .arg(format!("--bind-proxy-address={HUB}"))
+        .arg(format!("--root-dir={}", dir.display()))
+        .arg(format!("--disk-cache-path={}", dir.join("cache").display()))
+        .args(["--enable-dummy-if=false", "--multiplexer-port=0"]);
+    command
+}
+
+/// Writes what the kubelet is told, and gives its command.
+fn kubelet(program: PathBuf, dir: &Path, runtime: &Runtime, ca: &Path) -> impl Fn() -> Command {
+    let config = json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
+        "address": HUB, "port": 10250, "healthzPort": 0,
+        "failCgroupV1": false, "cgroupDriver": "cgroupfs", "enforceNodeAllocatable": [], "failSwapOn": false,
+        "containerRuntimeEndpoint": format!("unix://{}", runtime.socket().display()),
+        "authentication": {
+            "anonymous": {"enabled": false}, "webhook": {"enabled": true},
+            "x509": {"clientCAFile": ca},
+        },
+        "authorization": {"mode": "Webhook"},
+        "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local", "evictionHard": {},
+    });
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "hub",
+        "clusters": [{"name": "hub", "cluster": {"server": format!("http://{HUB}:10261")}}],
+        "contexts": [{"name": "hub", "context": {"cluster": "hub", "user": ""}}],
+    });
+    std::fs::write(dir.join("config"), config.to_string()).unwrap();
+    std::fs::write(dir.join("kubeconfig"), kubeconfig.to_string()).unwrap();
+    let dir = dir.to_owned();
+    move || {
+        let mut command = Command::new(&program);
+        command
+            .arg(format!("--config={}", dir.join("config").display()))
+            .arg(format!("--kubeconfig={}", dir.join("kubeconfig").display()))
+            .arg(format!("--root-dir={}", dir.join("root").display()))
+            .arg(format!("--cert-dir={}", dir.join("pki").display()))
+            .arg(format!("--hostname-override={NODE}"))
+            .args(["--v=2"]);
+        command
+    }
+}
+
+/// Two pods that serve a config map's text, with a secret and their own service account beside it.
+fn application() -> String {
+    let container = json!({
+        "name": "web", "image": runtime::IMAGE, "imagePullPolicy": "IfNotPresent",
+        "command": ["sh", "-c", "mkdir -p /tmp/w; cat /conf/greeting > /tmp/w/index.html; exec busybox httpd -f -p 8080 -h /tmp/w"],
+        "volumeMounts": [{"name": "conf", "mountPath": "/conf"}, {"name": "sec", "mountPath": "/sec"}],
+        "readinessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1},
+    });
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "conf"}, "data": {"greeting": "hello"}},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "sec"}, "stringData": {"password": "hunter2"}},
+        {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {
+            "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]}},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": {
+            "replicas": 2, "selector": {"matchLabels": {"app": "web"}},
+            "template": {"metadata": {"labels": {"app": "web"}}, "spec": {
+                "nodeName": NODE, "containers": [container],
+                "volumes": [
+                    {"name": "conf", "configMap": {"name": "conf"}},
+                    {"name": "sec", "secret": {"secretName": "sec"}},
+                ]}}}},
+    ]});
+    list.to_string()
+}
+
+/// The addresses of the pods that are Ready, sorted.
+fn ready(kubectl: &Kubectl) -> Vec<String> {
+    let out = kubectl.output(&[
+        "get",
+        "pods",
+        "-A",
+        &format!("--field-selector=spec.nodeName={NODE}"),
+        "-o",
+        "json",
+    ]);
+    let Ok(pods) = serde_json::from_slice::<Value>(&out.stdout) else {
+        return Vec::new();
+    };
+    let mut addresses: Vec<String> = pods["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|pod| pod["metadata"]["deletionTimestamp"].is_null())
+        .filter(|pod| {
+            let conditions = pod["status"]["conditions"].as_array();
+            conditions
+                .into_iter()
+                .flatten()
+                .any(|c| c["type"] == "Ready" && c["status"] == "True")
+        })
+        .filter_map(|pod| pod["status"]["podIP"].as_str().map(str::to_owned))
+        .collect();
+    addresses.sort();
+    addresses
+}
+
+/// The endpoints of the service that are ready, sorted.
+fn endpoints(slices: &Value) -> Vec<String> {
+    let mut addresses: Vec<String> = slices["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|slice| slice["metadata"]["labels"]["kubernetes.io/service-name"] == "web")
+        .flat_map(|slice| slice["endpoints"].as_array().into_iter().flatten())
+        .filter(|endpoint| endpoint["conditions"]["ready"] == true)
+        .filter_map(|endpoint| endpoint["addresses"][0].as_str().map(str::to_owned))
+        .collect();
+    addresses.sort();
+    addresses
+}
+
+fn slices(kubectl: &Kubectl) -> Vec<String> {
+    let out = kubectl.output(&["get", "endpointslices", "-A", "-o", "json"]);
+    serde_json::from_slice(&out.stdout).map_or_else(|_| Vec::new(), |list| endpoints(&list))
+}
+
+/// What a pod says to `GET /`.
+fn greeting(address: &str) -> Option<String> {
+    let address: SocketAddr = format!("{address}:8080").parse().ok()?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(2))).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said).ok()?;
+    said.rsplit("\r\n\r\n").next().map(str::to_owned)
+}
+
+#[test]
+fn a_real_kubelet_brings_its_pods_up_again_while_the_cloud_is_away() {
+    let Some(program) = crate::peers::binary("KUBELET") else {
+        return;
+    };
+    let scratch = Scratch::new();
+    let Some(runtime) = Runtime::start(&scratch.path().join("runtime")) else {
+        return;
+    };
+    let Some(lab) = Lab::start("a=1") else { return };
+    let cloud = lab.cloud();
+    bootstrap_token(&cloud);
+
+    let api = cloud.ok(&[
+        "config",
+        "view",
+        "-o",
+        "jsonpath={.clusters[0].cluster.server}",
+    ]);
+    let api: SocketAddr = api.trim_start_matches("https://").parse().unwrap();
+    let tokio = tokio::runtime::Runtime::new().unwrap();
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let link = tokio.block_on(Link::start(any, api)).unwrap();
+    let ca = lab.dir().join("pki/ca.crt");
+    let hash = pin(&ca);
+
+    let dir = |name: &str| {
+        let dir = scratch.path().join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    };
+    let (address, hub_dir) = (link.address(), dir("hub"));
+    let hub_log = scratch.path().join("hub.log");
+    let mut hub = Service::start(hub_log, move || hub_command(address, &hash, &hub_dir));
+    let command = kubelet(program, &dir("kubelet"), &runtime, &ca);
+    let mut kubelet = Service::start(scratch.path().join("kubelet.log"), command);
+
+    let condition = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+    eventually("the node is Ready", || {
+        hub.must_run();
+        kubelet.must_run();
+        cloud.output(&["get", "node", NODE, "-o", condition]).stdout == b"True"
+    });
+    cloud.feed(&["apply", "-f", "-"], &application());
+    eventually("both pods are Ready", || {
+        kubelet.must_run();
+        ready(&cloud).len() == 2
+    });
+    let before = ready(&cloud);
+    for address in &before {
+        assert_eq!(greeting(address).as_deref(), Some("hello"), "{address}");
+    }
+    // As kube-proxy and CoreDNS do: what a component of the node follows is there when the cloud is not.
+    let node = lab.through(&format!("http://{HUB}:10261"));
+    eventually("the service leads to both", || slices(&node) == before);
+    assert_eq!(ready(&node), before);
+
+    link.set(LinkState::Cut);
+    hub.kill();
+    kubelet.kill();
+    runtime.kill_containers();
+    hub.again();
+    kubelet.again();
+
+    eventually("both pods are up again, with new addresses", || {
+        hub.must_run();
+        kubelet.must_run();
+        let now = ready(&node);
+        now.len() == 2 && now.iter().all(|address| !before.contains(address))
+    });
+    let after = ready(&node);
+    for address in &after {
+        assert_eq!(greeting(address).as_deref(), Some("hello"), "{address}");
+    }
+    eventually("the service leads to the new addresses", || {
+        slices(&node) == after
+    });
+    assert_eq!(ready(&cloud), before, "the cloud knows nothing of it yet");
+
+    link.set(LinkState::Up);
+    eventually("the cloud knows", || {
+        ready(&cloud) == after && slices(&cloud) == after
+    });
+    assert_eq!(slices(&node), after);
+    cloud.ok(&["delete", "deployment", "web", "--timeout=60s"]);
+    eventually("the pods are gone", || {
+        let pods = cloud.ok(&["get", "pods", "-l", "app=web", "-o", "name"]);
+        pods.is_empty()
+    });
+}
