@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Deserialize;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -31,9 +31,22 @@ const MOST_VERSIONS: usize = 512;
 const JSON: &str = "application/json";
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
 
+/// The documents that tell by their tag (`ETag`) whether anything of discovery changed at all.
+const TAGGED: [&str; 2] = ["/api", "/apis"];
+
+/// The last complete look.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Tags of [`TAGGED`]; empty when there is nothing to rely on.
+    tags: HashMap<&'static str, HeaderValue>,
+    served: Served,
+}
+
 /// Fetches at start, whenever the link comes back, and now and then, until shutdown.
 pub async fn run(hub: Arc<Hub>) {
     let mut modes = hub.modes();
+    let mut seen = Seen::default();
+    let mut retry = RETRY;
     loop {
         tokio::select! {
             () = hub.shutdown.cancelled() => return,
@@ -41,9 +54,15 @@ pub async fn run(hub: Arc<Hub>) {
         }
         let complete = tokio::select! {
             () = hub.shutdown.cancelled() => return,
-            complete = fetch_all(&hub) => complete,
+            complete = fetch_all(&hub, &mut seen) => complete,
         };
-        let pause = if complete { EVERY } else { RETRY };
+        // An aggregated API may be down for long.
+        let pause = if complete { EVERY } else { retry };
+        retry = if complete {
+            RETRY
+        } else {
+            (retry * 2).min(EVERY)
+        };
         modes.mark_unchanged();
         tokio::select! {
             () = hub.shutdown.cancelled() => return,
@@ -54,41 +73,98 @@ pub async fn run(hub: Arc<Hub>) {
 }
 
 /// True when nothing was missing.
-async fn fetch_all(hub: &Hub) -> bool {
-    let mut served = Served::default();
-    let mut all_served = true;
-    let mut complete = fetch(hub, "/version", JSON).await.is_some();
-    let core = fetch(hub, "/api", JSON).await;
-    let groups = fetch(hub, "/apis", JSON).await;
-    complete &= core.is_some() && groups.is_some();
-    // Servers older than 1.26 answer these in the legacy form, which is known already.
-    complete &= fetch(hub, "/api", AGGREGATED).await.is_some();
-    complete &= fetch(hub, "/apis", AGGREGATED).await.is_some();
+async fn fetch_all(hub: &Hub, seen: &mut Seen) -> bool {
+    let mut complete = fetch(hub, "/version", JSON, None).await.is_some();
+    let mut tags = HashMap::new();
+    let mut unchanged = true;
+    for path in TAGGED {
+        // Servers older than 1.26 answer these in the legacy form, without a tag.
+        match fetch(hub, path, AGGREGATED, seen.tags.get(path)).await {
+            Some(Fetched::Unchanged) => {}
+            Some(Fetched::Document { tag, .. }) => {
+                unchanged = false;
+                tags.extend(tag.map(|tag| (path, tag)));
+            }
+            Some(Fetched::Refused) => unchanged = false,
+            None => (complete, unchanged) = (false, false),
+        }
+    }
+    if complete && unchanged {
+        hub.cache.note_served(&seen.served, Instant::now());
+        return true;
+    }
+    let core = fetch(hub, "/api", JSON, None).await;
+    let groups = fetch(hub, "/apis", JSON, None).await;
+    let all_named = core.is_some() && groups.is_some();
+    complete &= all_named;
     // Not every server has it.
-    fetch(hub, "/openapi/v3", JSON).await;
+    fetch(hub, "/openapi/v3", JSON, None).await;
+    let mut served = Served::default();
+    let (core, groups) = (core.and_then(Fetched::body), groups.and_then(Fetched::body));
     for path in versions(core.as_ref(), groups.as_ref()) {
-        let list = fetch(hub, &path, JSON).await;
+        let list = fetch(hub, &path, JSON, None).await;
         complete &= list.is_some();
-        match list.as_ref().and_then(|list| resources(list)) {
+        match list
+            .and_then(Fetched::body)
+            .and_then(|list| resources(&list))
+        {
             Some(resources) => served.resources.extend(resources),
-            None => all_served = false,
+            None => {
+                served.unknown.insert(path);
+            }
         }
     }
     // Half a picture would make what is served look gone.
-    if complete && all_served && !served.resources.is_empty() {
+    if all_named && !served.resources.is_empty() {
         hub.cache.note_served(&served, Instant::now());
     }
+    // Both were fetched anew, or what is relied on is not the same look.
+    if !complete || tags.len() < TAGGED.len() {
+        tags.clear();
+    }
+    *seen = Seen { tags, served };
     complete
 }
 
-/// Fetches one document and gives it to the cache. `None` when it could not be had; a refusal counts as an answer.
-async fn fetch(hub: &Hub, path: &str, accept: &'static str) -> Option<Bytes> {
+/// What became of asking for one document.
+#[derive(Debug)]
+enum Fetched {
+    /// It came, and is in the cache.
+    Document {
+        body: Bytes,
+        tag: Option<HeaderValue>,
+    },
+    /// It is as it was when it had the tag.
+    Unchanged,
+    /// The server does not give it.
+    Refused,
+}
+
+impl Fetched {
+    fn body(self) -> Option<Bytes> {
+        match self {
+            Self::Document { body, .. } => Some(body),
+            Self::Unchanged | Self::Refused => None,
+        }
+    }
+}
+
+/// Fetches one document and gives it to the cache. `None` when it could not be had.
+async fn fetch(
+    hub: &Hub,
+    path: &str,
+    accept: &'static str,
+    tag: Option<&HeaderValue>,
+) -> Option<Fetched> {
     let mut headers = HeaderMap::new();
     headers.insert(header::ACCEPT, HeaderValue::from_static(accept));
     headers.insert(
         header::USER_AGENT,
         HeaderValue::from_static(crate::USER_AGENT),
     );
+    if let Some(tag) = tag {
+        headers.insert(header::IF_NONE_MATCH, tag.clone());
+    }
     let request = Outgoing {
         method: Method::GET,
         uri: path.parse().ok()?,
@@ -98,14 +174,20 @@ async fn fetch(hub: &Hub, path: &str, accept: &'static str) -> Option<Bytes> {
         safe: true,
     };
     let (response, _) = hub.upstreams.send(&Caller::Node, request).await.ok()?;
-    let status = response.status();
-    if status != StatusCode::OK {
-        return (!status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS)
-            .then(Bytes::new);
+    match response.status() {
+        StatusCode::OK => {}
+        StatusCode::NOT_MODIFIED if tag.is_some() => return Some(Fetched::Unchanged),
+        StatusCode::TOO_MANY_REQUESTS => return None,
+        status if status.is_server_error() => return None,
+        _ => return Some(Fetched::Refused),
     }
-    let content_type = response
-        .headers()
-        .get(header::CONTENT_TYPE)
+    let text = |name| {
+        let value: Option<&HeaderValue> = response.headers().get(name);
+        value.cloned()
+    };
+    let (content_type, tag) = (text(header::CONTENT_TYPE), text(header::ETAG));
+    let content_type = content_type
+        .as_ref()
         .and_then(|value| value.to_str().ok())
         .unwrap_or(JSON)
         .to_owned();
@@ -118,7 +200,7 @@ async fn fetch(hub: &Hub, path: &str, accept: &'static str) -> Option<Bytes> {
     .ok()?;
     hub.cache
         .learn_document(&document_key(path), &content_type, body.clone());
-    Some(body)
+    Some(Fetched::Document { body, tag })
 }
 
 /// The resources of an `APIResourceList`; `None` when it is none.

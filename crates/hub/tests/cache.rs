@@ -443,7 +443,7 @@ async fn an_overview_tells_what_is_there_and_how_it_serves() {
     assert_eq!(services.resource, "v1/services");
     assert_eq!((services.objects, services.readers), (3, 2));
     assert_eq!((services.hits, services.misses), (2, 1));
-    assert!(services.bytes > 300 && services.bytes <= overview.bytes);
+    assert!(services.bytes > 300 && services.bytes <= overview.live_bytes);
     assert_eq!(services.age_seconds.map(|age| age < 3600), Some(true));
     assert_eq!(services.lists_total, 1);
     assert_eq!(

@@ -59,6 +59,7 @@ fn served(resources: &[(&str, &str, &str)]) -> Served {
             .iter()
             .map(|(group, version, resource)| Gvr::new(group, version, resource))
             .collect::<BTreeSet<_>>(),
+        ..Served::default()
     }
 }
 

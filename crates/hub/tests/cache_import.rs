@@ -435,6 +435,11 @@ async fn broken_files_cost_completeness_and_links_are_not_followed() {
         "not known to be all"
     );
     assert!(!found(&cache, ("", "v1", "nodes"), "", "secret"));
+    assert_eq!(
+        names(&cache, "/api/v1/nodes"),
+        None,
+        "a link may stand for one"
+    );
     assert!(root.path().join("outside/secret").is_file());
 }
 

@@ -45,12 +45,28 @@ fn day_of(time: SystemTime) -> u32 {
 pub struct Served {
     /// Resources.
     pub resources: BTreeSet<Gvr>,
+    /// Paths of group versions (`/apis/GROUP/VERSION`) whose resources could not be had: an aggregated API that is down. Whatever is
+    /// known of them counts as served.
+    pub unknown: BTreeSet<String>,
 }
 
 impl Served {
+    /// Whether a resource may still be served.
+    fn has(&self, gvr: &Gvr) -> bool {
+        self.resources.contains(gvr)
+            || (!self.unknown.is_empty()
+                && self.unknown.contains(&match gvr.group.as_str() {
+                    "" => format!("/api/{}", gvr.version),
+                    group => format!("/apis/{group}/{}", gvr.version),
+                }))
+    }
+
     /// Whether a document may still be served: what is about no group always is.
     fn has_document(&self, path: &str) -> bool {
         let path = path.strip_prefix("/openapi/v3").unwrap_or(path);
+        if self.unknown.iter().any(|unknown| unknown.starts_with(path)) {
+            return true;
+        }
         let mut parts = path.trim_start_matches('/').split('/');
         let (group, version) = match (parts.next(), parts.next(), parts.next()) {
             (Some("api"), Some(version), _) => ("", Some(version)),
@@ -152,7 +168,7 @@ impl Cache {
             .resources
             .keys()
             .chain(state.grants.resources())
-            .filter(|gvr| !served.resources.contains(gvr))
+            .filter(|gvr| !served.has(gvr))
             .cloned()
             .collect();
         let documents: Vec<String> = state
@@ -424,16 +440,13 @@ impl Shared {
     }
 }
 
-/// Collects now and then while the cloud is there, until shutdown. `every` of zero: never.
+/// Collects now and then while the cloud is there, until shutdown.
 pub async fn run(
     cache: Cache,
     mut modes: watch::Receiver<Mode>,
     every: Duration,
     shutdown: CancellationToken,
 ) {
-    if every.is_zero() {
-        return;
-    }
     loop {
         let turn = async {
             tokio::time::sleep(every.mul_f64(0.9 + 0.2 * fastrand::f64())).await;
@@ -513,8 +526,14 @@ mod tests {
                 Gvr::new("", "v1", "pods"),
                 Gvr::new("apps", "v1", "deployments"),
             ]),
+            unknown: BTreeSet::from(["/apis/down.example/v1".to_owned()]),
         };
+        assert!(served.has(&Gvr::new("down.example", "v1", "things")));
+        assert!(!served.has(&Gvr::new("down.example", "v2", "things")));
         for (path, expected) in [
+            ("/apis/down.example/v1", true),
+            ("/apis/down.example", true),
+            ("/apis/down.example/v2", false),
             ("/version", true),
             ("/api", true),
             ("/apis", true),

@@ -308,7 +308,7 @@ impl Import<'_> {
         if let Some(gvr) = gvr.clone().or_else(|| layout::built_in(name)) {
             found.entry(gvr).or_default();
         }
-        let mut torn = false;
+        let (mut torn, mut odd) = (false, false);
         let mut see = |import: &mut Self, namespace: &str, name: &str, path: &Path| {
             match import.object(component, gvr.as_ref(), dir, namespace, name, path)? {
                 Some((gvr, kind)) => {
@@ -320,6 +320,7 @@ impl Import<'_> {
             }
             Ok::<_, StoreError>(())
         };
+        let mut strange = false;
         for (name, (path, is_dir)) in top {
             match is_dir {
                 Some(false) => see(self, "", &name, &path)?,
@@ -328,15 +329,21 @@ impl Import<'_> {
                         for (object, (path, is_dir)) in objects {
                             match is_dir {
                                 Some(false) => see(self, &name, &object, &path)?,
-                                _ => self.done.ignored += 1,
+                                _ => odd = true,
                             }
                         }
                     }
-                    Err(_) => self.done.ignored += 1,
+                    Err(_) => odd = true,
                 },
-                None => self.done.ignored += 1,
+                None => odd = true,
+            }
+            if std::mem::take(&mut odd) {
+                // A link, a directory too deep: perhaps an object, but none that can be had.
+                self.done.ignored += 1;
+                strange = true;
             }
         }
+        torn |= strange;
         // A directory that told no group may hold objects of several; the broken ones are of who knows which.
         for (gvr, mut of) in found {
             of.torn = torn;

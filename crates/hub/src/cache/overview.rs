@@ -23,8 +23,10 @@ const OTHER: &str = "other";
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Overview {
-    /// Live bytes on disk.
-    pub bytes: u64,
+    /// Records of all kinds.
+    pub records: u64,
+    /// Their live bytes on disk.
+    pub live_bytes: u64,
     /// Bytes of the files, garbage included.
     pub disk_bytes: u64,
     /// The budget of live bytes.
@@ -36,9 +38,17 @@ pub struct Overview {
     /// Documents: `/version`, discovery, OpenAPI.
     pub documents: usize,
     /// Records that could not be read back since start.
-    pub corrupt: u64,
+    pub corrupt_records: u64,
+    /// Sealed records that this node has no key for, taken out at start.
+    pub unsealable_records: u64,
+    /// Reads that the disk refused since start.
+    pub read_errors: u64,
+    /// Batches that the disk refused since start.
+    pub write_errors: u64,
+    /// Objects not learned since start because too much waited for the disk.
+    pub overflowed_objects: u64,
     /// Objects evicted since start.
-    pub evicted: u64,
+    pub evicted_objects: u64,
     /// By resource, those with most bytes first.
     pub resources: Vec<ResourceOverview>,
     /// By caller, those who hold most first.
@@ -182,7 +192,7 @@ impl Cache {
     /// What it holds. Takes some milliseconds for ten thousand objects.
     pub fn overview(&self) -> Overview {
         let shared = self.shared();
-        let usage = shared.store.usage();
+        let (usage, stats) = (shared.store.usage(), &shared.stats);
         let resources = resources(shared, MOST_LISTS);
         let state = shared.lock();
         let mut callers: Vec<CallerOverview> = held(&state, shared)
@@ -196,14 +206,19 @@ impl Cache {
         let callers_total = callers.len();
         callers.truncate(MOST_CALLERS);
         Overview {
-            bytes: usage.live_bytes,
+            records: usage.records,
+            live_bytes: usage.live_bytes,
             disk_bytes: usage.disk_bytes,
             budget_bytes: shared.config.budget_bytes,
             waiting_bytes: state.pending_bytes,
             objects: state.object_count(),
             documents: state.documents.names().count(),
-            corrupt: shared.stats.corrupt.get(),
-            evicted: shared.stats.evicted.get(),
+            corrupt_records: stats.corrupt.get(),
+            unsealable_records: stats.unsealable.get(),
+            read_errors: stats.read_errors.get(),
+            write_errors: stats.write_errors.get(),
+            overflowed_objects: stats.overflowed.get(),
+            evicted_objects: stats.evicted.get(),
             resources,
             callers,
             callers_total,

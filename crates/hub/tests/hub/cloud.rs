@@ -33,6 +33,8 @@ pub(crate) struct Seen {
 #[derive(Clone, Debug)]
 pub(crate) enum Answer {
     Body(u16, &'static str, Bytes),
+    /// With a tag, and nothing but 304 for who has it already.
+    Tagged(&'static str, &'static str, Bytes),
     /// Compressed, when the client accepts that.
     Gzip(&'static str, Bytes),
     /// Nothing, for ever.
@@ -284,6 +286,17 @@ impl Cloud {
         };
         match answer {
             Some(Answer::Body(status, content_type, body)) => response(status, content_type, body),
+            Some(Answer::Tagged(tag, content_type, body)) => {
+                let known = parts.headers.get(header::IF_NONE_MATCH).is_some_and(|known| known == tag);
+                let mut answer = match known {
+                    true => response(304, content_type, Bytes::new()),
+                    false => response(200, content_type, body),
+                };
+                answer
+                    .headers_mut()
+                    .insert(header::ETAG, header::HeaderValue::from_static(tag));
+                answer
+            }
             Some(Answer::Gzip(content_type, body)) => {
                 let accepted = parts
                     .headers

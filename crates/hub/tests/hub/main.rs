@@ -1,5 +1,6 @@
 //! A whole hub between scripted API servers, a breakable link and plain clients.
 
+mod cache;
 mod certificates;
 mod cloud;
 mod cut;

@@ -43,20 +43,9 @@ pub(super) fn links(hub: &Hub) -> Response<Body> {
     json(&json!({ "mode": hub.mode().as_str(), "servers": links }))
 }
 
-/// `/debug/cache`: what the node knows, in numbers.
+/// `/debug/cache`: what the node knows, by resource and by caller.
 pub(super) fn cache(hub: &Hub) -> Response<Body> {
-    let (usage, stats) = (hub.cache.usage(), hub.cache.stats());
-    json(&json!({
-        "objects": hub.cache.object_count(),
-        "records": usage.records,
-        "liveBytes": usage.live_bytes,
-        "diskBytes": usage.disk_bytes,
-        "corruptRecords": stats.corrupt.get(),
-        "readErrors": stats.read_errors.get(),
-        "writeErrors": stats.write_errors.get(),
-        "overflowedObjects": stats.overflowed.get(),
-        "evictedObjects": stats.evicted.get(),
-    }))
+    json(&json!(hub.cache.overview()))
 }
 
 /// `/debug/settings`: what config maps and the Node say, as it is in force.
