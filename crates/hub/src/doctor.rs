@@ -83,6 +83,8 @@ pub struct Facts {
     pub autonomy: Option<Autonomy>,
     /// The pods of the node that are to run; `None` when they are not all known.
     pub pods: Option<Vec<Pod>>,
+    /// Whether the node can sign tokens for its pods.
+    pub can_sign: bool,
     /// What components follow.
     pub lists: Vec<List>,
     /// What the cache is in trouble with.
@@ -138,8 +140,10 @@ pub struct Pod {
     pub images: Vec<String>,
     /// Containers that need the registry at every start.
     pub always_pulled: Vec<String>,
-    /// Whether its service account's tokens could be had without the cloud, for pods that use one; how.
-    pub token: Option<bool>,
+    /// Tokens of its service account that it mounts.
+    pub tokens: usize,
+    /// Those of them that the cloud gave and that still hold.
+    pub tokens_of_cloud: usize,
 }
 
 /// Some of many, by name.
@@ -352,22 +356,25 @@ fn tokens(facts: &Facts) -> Check {
         10,
         "service-account tokens of the pods can be had without the cloud",
     );
-    let pods: Vec<&Pod> = facts.pods.iter().flatten().collect();
-    let without: Vec<String> = pods
-        .iter()
-        .filter(|pod| pod.token == Some(false))
+    let pods = || facts.pods.iter().flatten();
+    let all: usize = pods().map(|pod| pod.tokens).sum();
+    let kept: usize = pods().map(|pod| pod.tokens_of_cloud).sum();
+    let own = all - kept.min(all);
+    if own == 0 || facts.can_sign {
+        return check.ok(format!(
+            "{kept} of the cloud are kept, {own} would be signed by the node"
+        ));
+    }
+    let without: Vec<String> = pods()
+        .filter(|pod| pod.tokens_of_cloud < pod.tokens)
         .map(|pod| pod.name.clone())
         .collect();
-    let with = pods.iter().filter(|pod| pod.token == Some(true)).count();
-    if without.is_empty() {
-        return check.ok(format!("for {with} pods"));
-    }
     check
         .fail(
-            format!("not for the pods {}", named(&without)),
-            "tokens are kept as the kubelet asks for them through the hub: restart the pod while the cloud is there",
+            format!("the node cannot sign them for {}", named(&without)),
+            "see the hub's log: its key for tokens cannot be read or made below --root-dir",
         )
-        .of(with, without.len())
+        .of(kept, own)
 }
 
 fn images(facts: &Facts) -> Check {

@@ -591,6 +591,11 @@ impl Tokens {
         Ok((token, claims))
     }
 
+    /// Whether the node can sign tokens; makes its key where there is none yet.
+    pub fn can_sign(&self) -> bool {
+        self.signer().is_ok()
+    }
+
     fn signer(&self) -> Result<Arc<Signer>, SignError> {
         let mut signer = lock(&self.inner.signer);
         if let Some(signer) = &*signer {

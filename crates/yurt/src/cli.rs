@@ -33,6 +33,8 @@ enum Command {
     ApiServer(yurt_lab::apiserver::ApiServerArgs),
     /// The node proxy (YurtHub).
     Hub(Box<yurt_hub::HubArgs>),
+    /// Commands for the node this runs on: would it survive a cut and a reboot.
+    Node(yurt_node::NodeArgs),
     /// Measure, beside what one would use instead.
     Bench {
         #[command(subcommand)]
@@ -54,7 +56,7 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
     let cli = Cli::parse();
     let level = match &cli.command {
         // Their own output is the story; a component's warnings still show.
-        Command::Demo(_) | Command::Lab(_) | Command::Bench { .. } if cli.log == "info" => "warn",
+        Command::Demo(_) | Command::Lab(_) | Command::Node(_) | Command::Bench { .. } if cli.log == "info" => "warn",
         _ => &cli.log,
     };
     yurt_telemetry::init_logging(level, cli.log_json);
@@ -94,6 +96,9 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
         Command::Hub(args) => {
             mind_parent(&shutdown);
             yurt_hub::run(yurt_hub::Config::try_from(*args)?, shutdown).await?;
+        }
+        Command::Node(args) => {
+            return Ok(yurt_node::run(args, shutdown).await.code().into());
         }
         Command::Bench { what } => {
             let held = match what {

@@ -16,10 +16,10 @@ use crate::{
     proxy::Hub,
     query::Query,
     route::Mode,
+    tokens::issued::Wish,
 };
 use jiff::Timestamp;
 use serde_json::Value;
-use std::path::Path;
 use yurt_wire::{Gvr, selector::FieldSelector};
 
 /// Looks at everything. Reads the cache's disk: not for a thread that serves others.
@@ -34,6 +34,7 @@ pub(crate) fn gather(hub: &Hub) -> Facts {
         certificates: certificates(hub),
         autonomy: node.as_ref().map(Autonomy::of),
         lists: lists(hub, pods.as_deref().unwrap_or_default()),
+        can_sign: hub.tokens.can_sign(),
         pods: pods.map(|pods| {
             pods.iter()
                 .map(|pod| look(hub, pod, node.as_ref()))
@@ -82,6 +83,11 @@ fn look(hub: &Hub, pod: &Value, node: Option<&Value>) -> Pod {
     }
     seen.images = needs::unseen_images(pod, node.unwrap_or(&Value::Null));
     seen.always_pulled = needs::always_pulled(pod);
+    let now = Timestamp::now().as_second();
+    let wishes = needs::tokens(pod);
+    seen.tokens = wishes.len();
+    let issued = |wish: &&Wish| hub.tokens.issued(wish, now).is_some();
+    seen.tokens_of_cloud = wishes.iter().filter(issued).count();
     seen
 }
 
@@ -174,34 +180,19 @@ fn lists(hub: &Hub, pods: &[Value]) -> Vec<List> {
 }
 
 fn certificates(hub: &Hub) -> Vec<Certificate> {
-    let config = &hub.config;
-    let mut files = vec![("CA", config.ca_file.as_path())];
-    if let Some(pair) = &config.node_certificate {
-        files.push(("client", &pair.cert));
-    }
-    if let Some(pair) = &config.serving_certificate {
-        files.push(("serving", &pair.cert));
-    }
-    files
-        .into_iter()
-        .map(|(purpose, path)| Certificate {
-            purpose: purpose.into(),
-            ends: ends(path, purpose == "CA"),
+    let status = hub.certificates.status().into_iter();
+    status
+        .map(|status| Certificate {
+            purpose: status.certificate.into(),
+            ends: match (status.state, status.not_after.map(|at| at.parse())) {
+                ("valid" | "expired", Some(Ok(ends))) => Ok(ends),
+                (state, _) => Err(status.error.or(status.waiting).map_or_else(
+                    || state.to_owned(),
+                    |why| format!("{state} ({why})"),
+                )),
+            },
         })
         .collect()
-}
-
-/// When the first certificate of a file ends; of several CAs one is enough.
-fn ends(path: &Path, any: bool) -> Result<Timestamp, String> {
-    let pem =
-        std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let chain = yurt_pki::certs_from_pem(&pem).map_err(|error| error.to_string())?;
-    let mut ends = Vec::new();
-    for certificate in chain.iter().take(if any { usize::MAX } else { 1 }) {
-        ends.push(yurt_pki::not_after(certificate).map_err(|error| error.to_string())?);
-    }
-    let seconds = ends.into_iter().max().unwrap_or_default();
-    Timestamp::from_second(seconds).map_err(|error| error.to_string())
 }
 
 /// The latest moment in what the cluster wrote of this node.

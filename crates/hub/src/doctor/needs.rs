@@ -4,6 +4,7 @@
 //! `pkg/api/v1/pod` (`VisitPodSecretNames`). A kubelet reads neither ServiceAccounts nor PriorityClasses to start a pod: admission put
 //! what they say into the pod.
 
+use crate::tokens::{issued::Wish, jwt};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use yurt_wire::Gvr;
@@ -173,14 +174,30 @@ pub fn uses_csi(pod: &Value) -> bool {
     items(pod, "/spec/volumes").any(|volume| volume.get("csi").is_some())
 }
 
-/// Projected tokens of the pod's service account: audience (empty for the API server's) and seconds.
-pub fn tokens(pod: &Value) -> Vec<(String, i64)> {
+/// The tokens of its service account that a pod mounts, as its kubelet asks for them.
+pub fn tokens(pod: &Value) -> Vec<Wish> {
     items(pod, "/spec/volumes")
         .flat_map(|volume| items(volume, "/projected/sources"))
         .filter_map(|source| source.get("serviceAccountToken"))
         .map(|token| {
+            let audience = text(token, "/audience");
             let seconds = token.get("expirationSeconds").and_then(Value::as_i64);
-            (text(token, "/audience").to_owned(), seconds.unwrap_or(3600))
+            Wish {
+                namespace: text(pod, "/metadata/namespace").to_owned(),
+                account: text(pod, "/spec/serviceAccountName").to_owned(),
+                audiences: (!audience.is_empty())
+                    .then(|| audience.to_owned())
+                    .into_iter()
+                    .collect(),
+                seconds: seconds.unwrap_or(3600),
+                bound: Some((
+                    "Pod".into(),
+                    jwt::Reference {
+                        name: text(pod, "/metadata/name").to_owned(),
+                        uid: text(pod, "/metadata/uid").to_owned(),
+                    },
+                )),
+            }
         })
         .collect()
 }
@@ -298,10 +315,12 @@ mod tests {
                 "runtimeclass kata",
             ]
         );
-        assert_eq!(
-            tokens(&pod),
-            [("vault".to_owned(), 600), (String::new(), 3600)]
-        );
+        let tokens = tokens(&pod);
+        let asked: Vec<(&[String], i64)> = tokens
+            .iter()
+            .map(|wish| (wish.audiences.as_slice(), wish.seconds))
+            .collect();
+        assert_eq!(asked, [(&["vault".to_owned()][..], 600), (&[], 3600)]);
         assert!(uses_csi(&pod));
         assert_eq!(references(&json!({"spec": {"volumes": 3}})).len(), 0);
     }

@@ -19,9 +19,10 @@ fn healthy() -> Facts {
         pods: Some(vec![Pod {
             name: "default/web".into(),
             found: 3,
-            token: Some(true),
+            tokens: 1,
             ..Pod::default()
         }]),
+        can_sign: true,
         lists: vec![List {
             what: "services",
             known: true,
@@ -93,7 +94,7 @@ fn every_trouble_shows_in_its_check_and_says_what_to_do() {
         ("pods", State::Fail, |f| f.pods = None),
         ("objects", State::Fail, |f| f.pods = None),
         ("tokens", State::Fail, |f| {
-            f.pods.as_mut().unwrap()[0].token = Some(false);
+            f.can_sign = false;
         }),
         ("images", State::Warn, |f| {
             f.pods.as_mut().unwrap()[0].images = vec!["i".into()];
@@ -151,13 +152,13 @@ fn what_waits_while_the_link_is_down_is_as_it_should_be() {
 proptest! {
     /// The score is one of a hundred, and full only for a node without any fault.
     #[test]
-    fn scores_are_within_bounds(found in 0usize..9, missing in 0usize..9, online: bool, alive: bool, tokens in proptest::option::of(any::<bool>())) {
+    fn scores_are_within_bounds(found in 0usize..9, missing in 0usize..9, online: bool, alive: bool, can_sign: bool, kept in 0usize..3) {
         let mut facts = healthy();
-        (facts.online, facts.kubelet_alive) = (online, alive);
+        (facts.online, facts.kubelet_alive, facts.can_sign) = (online, alive, can_sign);
         let pod = &mut facts.pods.as_mut().unwrap()[0];
         pod.found = found;
         pod.missing = (0..missing).map(|i| i.to_string()).collect();
-        pod.token = tokens;
+        (pod.tokens, pod.tokens_of_cloud) = (2, kept);
         let report = examine(&facts);
         prop_assert!(report.score <= 100);
         prop_assert_eq!(report.score == 100, report.verdict == "ready");

@@ -26,6 +26,8 @@ pub(super) struct Request {
     pub(super) target: String,
     /// Whether it is a watch with initial events.
     pub(super) watch: bool,
+    /// What is sent, if anything.
+    body: Option<Value>,
     /// Whether 404 is as good an answer.
     absent_is_fine: bool,
     /// Whether the node can do without.
@@ -34,7 +36,11 @@ pub(super) struct Request {
 
 impl Request {
     pub(super) fn verb(&self) -> &'static str {
-        if self.watch { "watch" } else { "get" }
+        match (&self.body, self.watch) {
+            (Some(_), _) => "create",
+            (None, true) => "watch",
+            (None, false) => "get",
+        }
     }
 }
 
@@ -43,6 +49,7 @@ fn get(purpose: impl Into<String>, target: String) -> Request {
         purpose: purpose.into(),
         target,
         watch: false,
+        body: None,
         absent_is_fine: false,
         tolerable: false,
     }
@@ -140,10 +147,17 @@ pub(super) fn requests(
                 needs::Kind::RuntimeClass => {}
             }
         }
+        for wish in needs::tokens(pod) {
+            let tokens = format!("{objects}/serviceaccounts/{}/token", wish.account);
+            out.push(Request {
+                body: Some(wish.to_json()),
+                ..get(purpose.clone(), tokens)
+            });
+        }
     }
     // Pods share what they need; it is asked for once, and missed for the first.
     let mut seen = std::collections::HashSet::new();
-    out.retain(|request| seen.insert(request.target.clone()));
+    out.retain(|request| request.body.is_some() || seen.insert(request.target.clone()));
     out
 }
 
@@ -157,12 +171,17 @@ pub(super) async fn ask(hub: &Arc<Hub>, request: &Request) -> StatusCode {
 }
 
 async fn answer(hub: &Arc<Hub>, request: &Request) -> StatusCode {
+    let (method, body) = match &request.body {
+        Some(body) => (Method::POST, Bytes::from(body.to_string())),
+        None => (Method::GET, Bytes::new()),
+    };
     let asked = http::Request::builder()
-        .method(Method::GET)
+        .method(method)
         .uri(&request.target)
         .header(header::ACCEPT, ACCEPT)
+        .header(header::CONTENT_TYPE, "application/json")
         .header(header::USER_AGENT, crate::USER_AGENT)
-        .body(Bytes::new());
+        .body(body);
     let Ok(asked) = asked else {
         return StatusCode::BAD_REQUEST;
     };

@@ -1,9 +1,11 @@
 //! A whole hub between scripted API servers, a breakable link and plain clients.
 
 mod cache;
+mod autonomy;
 mod certificates;
 mod cloud;
 mod cut;
+mod doctor;
 mod hostile;
 mod link;
 mod node;
