@@ -148,12 +148,8 @@ impl Hub {
         loop {
             modes.borrow_and_update();
             changes.borrow_and_update();
-            // By what was told to everybody, not by what the link looks like this very moment.
-            let mode = match *self.mode.borrow() {
-                Mode::Online if !self.lacks_identity(caller) => Mode::Online,
-                _ => Mode::Offline,
-            };
-            if mode == wanted {
+            // The same question as those ask who act on the answer: another one would let them go round and round.
+            if self.mode_of(caller) == wanted {
                 return;
             }
             let ended = tokio::select! {
