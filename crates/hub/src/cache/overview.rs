@@ -300,7 +300,8 @@ impl Collector for ByResource {
                 }
             }
         }
-        let counters: [(&str, &str, fn(&ResourceOverview) -> u64); 2] = [
+        type Counter = (&'static str, &'static str, fn(&ResourceOverview) -> u64);
+        let counters: [Counter; 2] = [
             (
                 "node_yurthub_cache_hits",
                 "Reads that the cache answered",

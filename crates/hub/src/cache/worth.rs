@@ -233,7 +233,7 @@ mod tests {
         let sizes = Sizes::of([("a/x", 1), ("a/y", 2), ("b/x", 4), ("c/x", 8)].into_iter());
         let sum = |grants: &[Query]| Scope::of(grants).sum(&sizes);
         let (a, ax) = (Query::all(pods(), "a"), Query::named(pods(), "a", "x"));
-        assert_eq!(sum(&[a.clone()]), 3);
+        assert_eq!(sum(std::slice::from_ref(&a)), 3);
         assert_eq!(
             sum(&[a.clone(), ax.clone(), Query::named(pods(), "b", "x")]),
             7
