@@ -34,6 +34,7 @@ pub mod route;
 pub mod server;
 pub mod settings;
 pub mod tee;
+pub mod tenant;
 pub mod tokens;
 pub mod upgrade;
 pub mod upstream;

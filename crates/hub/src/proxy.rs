@@ -24,6 +24,7 @@ use crate::{
     route::{self, Facts, Mode, Way},
     settings::Settings,
     tee::{Counted, Passing, Silence, Subject, Teacher, Tee},
+    tenant::Tenant,
     tokens::Tokens,
     upgrade,
     upstream::{GRACE, Outgoing, OutgoingBody, SendError, Server, Upstreams},
@@ -45,7 +46,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use upload::{Upload, too_large_status};
 use yurt_transport::{Body, ClientError, ResponseBody, Unhurried};
 use yurt_wire::{
-    Encoding, Gvr, Object, Reason, RequestInfo, Status, Verb,
+    Encoding, Object, Reason, RequestInfo, Status, Verb,
     media::{Representation, negotiate},
     request::ListOptions,
 };
@@ -60,8 +61,8 @@ pub struct Hub {
     pub node_name: String,
     /// Tells callers apart.
     pub gate: Gate,
-    /// What the nodes of the pool may read of each other.
-    pub pool_scope: Vec<Gvr>,
+    /// Whose node this is, when it is a tenant's.
+    pub tenant: Option<Tenant>,
     /// What the hub was told.
     pub config: Arc<Config>,
     /// The node's heartbeat, where the hub keeps it.
@@ -173,11 +174,11 @@ impl Hub {
         entrance: Entrance,
         request: Request<Incoming>,
     ) -> Response<Body> {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let accept = parts.headers.get(header::ACCEPT).cloned();
         let asked = self.drill.ask(&parts);
         let mut lent = false;
-        let answer = match self.enter(entrance, &parts, body).await {
+        let answer = match self.enter(entrance, &mut parts, body).await {
             Ok((identity, body)) => {
                 lent = identity.lent;
                 self.answer(identity, parts, body).await

@@ -22,6 +22,7 @@ use crate::{
     route::Mode,
     settings::{self, Settings},
     tee::Teacher,
+    tenant::Tenant,
     tokens::{Tokens, signer},
     upstream::Upstreams,
 };
@@ -159,7 +160,7 @@ async fn bind_pool(config: &Config) -> Result<Option<TcpListener>, HubError> {
 }
 
 /// Binds the Unix socket in the root directory, for root and the hub's own user. Another hub that still serves there is an error.
-fn bind_local(config: &Config) -> Result<Option<UnixListener>, HubError> {
+pub fn bind_local(config: &Config) -> Result<Option<UnixListener>, HubError> {
     let path = config.root_dir.join(LOCAL_SOCKET);
     let bind = || {
         if let Err(error) = std::fs::create_dir_all(&config.root_dir) {
@@ -265,7 +266,7 @@ pub async fn run_on(
     let hub = Arc::new(Hub {
         node_name: config.node_name.clone(),
         gate: Gate::new(&config.node_name, pool, config.unsafe_open_proxy),
-        pool_scope: config.pool_scope.clone(),
+        tenant: Tenant::of(&config.organizations),
         heartbeat: (config.working_mode == WorkingMode::Edge)
             .then(|| Arc::new(Heartbeat::new(config.heartbeat.clone()))),
         trouble: watch::Sender::new(None),
@@ -298,6 +299,9 @@ pub async fn run_on(
         tasks: tasks.clone(),
         shutdown: stop.clone(),
     });
+    if let Some(tenant) = &hub.tenant {
+        tenant.start(&hub);
+    }
     upstreams.start(&stop, &tasks);
     tasks.spawn(reconnect::supervise(
         upstreams.clone(),
@@ -368,12 +372,7 @@ pub async fn run_on(
         );
     }
     if let (Some(listener), Some(tls)) = (listeners.pool, certificates.pool()) {
-        tasks.spawn(follow_members(
-            hub.clone(),
-            config.pool.clone(),
-            config.node_buckets,
-            members,
-        ));
+        tasks.spawn(follow_members(hub.clone(), config.node_buckets, members));
         serve_proxy(
             &mut serving,
             Entrance::Pool,

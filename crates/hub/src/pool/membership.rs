@@ -15,8 +15,6 @@ use yurt_wire::{Object, request::encode_query_value};
 
 /// Nodes of a pool that are known; more are not let in.
 const MOST_NODES: usize = 16 << 10;
-/// The label of nodes that names their pool.
-const POOL_LABEL: &str = "apps.openyurt.io/nodepool";
 /// The label of NodeBuckets that names their pool.
 const BUCKET_LABEL: &str = "openyurt.io/pool-name";
 const GROUP: &str = "/apis/apps.openyurt.io";
@@ -52,35 +50,36 @@ impl Membership {
     }
 }
 
-/// Follows who is in the pool until shutdown. `pool` is its name, empty when only the Node's label says.
+/// Follows who is in the pool that the settings name, until shutdown.
 pub(crate) async fn follow_members(
     hub: Arc<Hub>,
-    pool: String,
     buckets: bool,
     members: watch::Sender<Membership>,
 ) {
-    let mut named = pool.is_empty().then(|| {
-        let selector = format!("fieldSelector={}", name_selector(&hub.node_name));
-        follow(&hub, "/api/v1/nodes", &selector)
-    });
+    let mut settings = hub.settings.clone();
     loop {
-        let pool = match &mut named {
-            Some(nodes) => nodes.borrow_and_update().as_ref().and_then(pool_of),
-            None => Some(pool.clone()),
-        };
+        let pool = settings.borrow_and_update().pool.clone();
         members.send_replace(Membership {
-            pool: pool.clone(),
+            pool: (!pool.is_empty()).then(|| pool.clone()),
             nodes: None,
         });
         let follow = async {
-            match &pool {
-                Some(pool) => follow_pool(&hub, pool, buckets, &members).await,
-                None => std::future::pending().await,
+            if pool.is_empty() {
+                std::future::pending().await
+            } else {
+                follow_pool(&hub, &pool, buckets, &members).await
+            }
+        };
+        let another = async {
+            let named = settings.wait_for(|settings| settings.pool != pool);
+            // Otherwise the settings are as they will be.
+            if named.await.is_err() {
+                std::future::pending().await
             }
         };
         tokio::select! {
             () = hub.shutdown.cancelled() => return,
-            () = another(&mut named, pool.as_deref()) => {}
+            () = another => {}
             () = follow => {}
         }
     }
@@ -88,34 +87,6 @@ pub(crate) async fn follow_members(
 
 fn name_selector(name: &str) -> String {
     encode_query_value(&format!("metadata.name={name}"))
-}
-
-/// Returns when the Node names another pool.
-async fn another(named: &mut Option<watch::Receiver<Option<Objects>>>, pool: Option<&str>) {
-    let Some(nodes) = named else {
-        return std::future::pending().await;
-    };
-    loop {
-        if nodes.changed().await.is_err() {
-            return std::future::pending().await;
-        }
-        if nodes
-            .borrow_and_update()
-            .as_ref()
-            .and_then(pool_of)
-            .as_deref()
-            != pool
-        {
-            return;
-        }
-    }
-}
-
-/// The pool that the Node's label names.
-fn pool_of(nodes: &Objects) -> Option<String> {
-    let meta = nodes.values().next()?.meta().ok()?;
-    let (_, pool) = meta.labels.into_iter().find(|(key, _)| key == POOL_LABEL)?;
-    (!pool.is_empty()).then_some(pool)
 }
 
 async fn follow_pool(
@@ -256,9 +227,6 @@ mod tests {
         ];
         assert_eq!(nodes(&both).unwrap(), ["x", "y"]);
         assert_eq!(nodes(&[]), None);
-        let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n", "labels": {POOL_LABEL: "here"}}});
-        assert_eq!(pool_of(&objects(&[node])).as_deref(), Some("here"));
-        assert_eq!(pool_of(&objects(&[])), None);
     }
 
     #[test]

@@ -3,12 +3,15 @@
 use super::{Hub, upload::Upload};
 use crate::{
     caller::{Caller, Entrance},
-    identity::Identity,
+    identity::{self, Identity},
+    offline::now,
     pool::{self, Permission},
+    tenant::{self, Decision},
 };
 use http::{HeaderValue, header, request::Parts};
 use hyper::body::Incoming;
-use yurt_wire::{Encoding, Object, RequestInfo, Status};
+use std::sync::Arc;
+use yurt_wire::{Encoding, Object, Reason, RequestInfo, Status};
 
 /// Said with every answer to a caller that the node's identity is lent to. `Warning` headers are shown to users by kubectl and
 /// logged by client-go.
@@ -19,9 +22,9 @@ pub(super) const LENT: HeaderValue = HeaderValue::from_static(
 impl Hub {
     /// Finds out who is calling.
     pub(super) async fn enter(
-        &self,
+        self: &Arc<Self>,
         entrance: Entrance,
-        parts: &Parts,
+        parts: &mut Parts,
         body: Incoming,
     ) -> Result<(Identity, Upload), Box<Status>> {
         let turn_away = |label| self.metrics.turned_away(entrance.as_str(), label);
@@ -34,6 +37,10 @@ impl Hub {
                 refusal.status()
             })?;
         let identity = self.recognize(identity, &parts.headers);
+        let identity = self
+            .isolate(identity, parts)
+            .await
+            .inspect_err(|_| turn_away("tenant"))?;
         let body = match &identity.caller {
             Caller::Peer(peer) => {
                 let admitted = self.admit_peer(peer, parts, body).await;
@@ -50,6 +57,56 @@ impl Hub {
         Ok((identity, body))
     }
 
+    /// On a node of a tenant, service accounts of the system act as the tenant's.
+    async fn isolate(
+        self: &Arc<Self>,
+        mut identity: Identity,
+        parts: &mut Parts,
+    ) -> Result<Identity, Box<Status>> {
+        let (Some(tenant), true) = (&self.tenant, identity.caller.has_token()) else {
+            return Ok(identity);
+        };
+        let Some(token) = identity::token(&parts.headers) else {
+            return Ok(identity);
+        };
+        let claimed = tenant::claimed_user(&token);
+        let decide = |identity: &Identity| {
+            tenant::decide(tenant.namespace(), &identity.caller, claimed.as_deref())
+        };
+        if decide(&identity) == Decision::Refuse {
+            // It may be known whose the token is as soon as the cloud is asked.
+            self.vouch(&token).await;
+            identity = self.recognize_again(identity, &token);
+        }
+        match decide(&identity) {
+            Decision::Keep => Ok(identity),
+            Decision::Refuse => Err(Box::new(Status::new(
+                Reason::Forbidden,
+                format!(
+                    "this node is one of the tenant {:?}: a token of the system's service accounts does not leave it, and it could \
+                     not be verified that this one is what it says",
+                    tenant.namespace()
+                ),
+            ))),
+            Decision::Exchange => {
+                let token = tenant.token(self).await?;
+                if !identity::set_token(&mut parts.headers, &token) {
+                    return Err(Box::new(Status::internal_error(
+                        "the tenant's token cannot be carried by a header",
+                    )));
+                }
+                Ok(self.recognize_again(identity, &token))
+            }
+        }
+    }
+
+    fn recognize_again(&self, identity: Identity, token: &str) -> Identity {
+        Identity {
+            caller: self.tokens.caller(token, now()),
+            ..identity
+        }
+    }
+
     /// Whether another node of the pool may ask for this.
     async fn admit_peer(
         &self,
@@ -58,7 +115,8 @@ impl Hub {
         body: Incoming,
     ) -> Result<Upload, Box<Status>> {
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
-        match pool::permission(&self.pool_scope, peer, &info) {
+        let permission = pool::permission(&self.settings.borrow().pool_scope, peer, &info);
+        match permission {
             Permission::Given => Ok(Upload::Stream(body)),
             Permission::Refused => Err(pool::refusal(peer, &info)),
             Permission::OwnName => {

@@ -2,6 +2,7 @@
 
 mod cache;
 mod autonomy;
+mod callers;
 mod certificates;
 mod cloud;
 mod cut;
@@ -10,6 +11,7 @@ mod hostile;
 mod link;
 mod node;
 mod online;
+mod pool;
 mod recorded;
 mod services;
 mod settings;

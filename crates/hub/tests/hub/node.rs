@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use yurt_hub::{
     Config, HubError,
     config::KeyPairFiles,
-    server::{Listeners, run_on},
+    server::{Listeners, bind_local, run_on},
 };
 use yurt_pki::KeyPairPem;
 use yurt_transport::{Client, ClientOptions, ResponseBody};
@@ -41,7 +41,10 @@ impl Drop for Directory {
 }
 
 pub(crate) struct Node {
+    pub(crate) plain: SocketAddr,
+    pub(crate) dummy: SocketAddr,
     pub(crate) secure: SocketAddr,
+    pub(crate) pool: SocketAddr,
     pub(crate) client: Client,
     admin: Client,
     shutdown: CancellationToken,
@@ -90,22 +93,32 @@ fn client(addr: SocketAddr) -> Client {
 
 impl Node {
     pub(crate) async fn start(config: Config) -> Self {
-        let bind = || async { TcpListener::bind("127.0.0.1:0").await.unwrap() };
-        let (admin, proxy, secure) = (bind().await, bind().await, bind().await);
+        let bind = |ip: &'static str| async move { TcpListener::bind((ip, 0)).await.unwrap() };
+        let node = "127.0.0.1";
+        let (admin, proxy, secure) = (bind(node).await, bind(node).await, bind(node).await);
+        // An address of the node that is not the one of its components.
+        let (dummy, pool) = (bind("127.0.0.2").await, bind(node).await);
+        let local = bind_local(&config).unwrap();
         let address = |listener: &TcpListener| listener.local_addr().unwrap();
-        let addresses = (address(&admin), address(&proxy), address(&secure));
         let shutdown = CancellationToken::new();
+        let (plain, admin_address) = (address(&proxy), address(&admin));
+        let addresses = (address(&dummy), address(&secure), address(&pool));
         let listeners = Listeners {
             admin: Some(admin),
             proxy: Some(proxy),
+            dummy_proxy: Some(dummy),
             secure_proxy: Some(secure),
-            ..Listeners::default()
+            pool: Some(pool),
+            local,
         };
         let running = tokio::spawn(run_on(config, listeners, shutdown.clone()));
         Self {
-            secure: addresses.2,
-            client: client(addresses.1),
-            admin: client(addresses.0),
+            plain,
+            dummy: addresses.0,
+            secure: addresses.1,
+            pool: addresses.2,
+            client: client(plain),
+            admin: client(admin_address),
             shutdown,
             running,
         }
