@@ -18,7 +18,9 @@ pub enum HubError {
     #[error("--hub {0:?} is no address of a hub: http://HOST:PORT is expected")]
     Address(String),
     /// Nobody answers there.
-    #[error("{0}; does the hub run on this node (systemctl status yurthub), and is {1} its --bind-address and --serve-port?")]
+    #[error(
+        "{0}; does the hub run on this node (systemctl status yurthub), and is {1} its --bind-address and --serve-port?"
+    )]
     Silent(ClientError, String),
     /// The answer broke off.
     #[error("the answer broke off: {0}")]
@@ -30,7 +32,9 @@ pub enum HubError {
     #[error("the answer cannot be read: {0}")]
     Unreadable(#[from] serde_json::Error),
     /// A drill goes on long after its end.
-    #[error("the drill does not end; DELETE /v1/drill at the hub ends it, and so does a restart of the hub")]
+    #[error(
+        "the drill does not end; DELETE /v1/drill at the hub ends it, and so does a restart of the hub"
+    )]
     Endless,
     /// Nobody agreed.
     #[error("a drill cuts the node off for a while: say --yes if that is meant")]

@@ -161,7 +161,7 @@ async fn drill(args: &DrillArgs, shutdown: &CancellationToken) -> Result<Outcome
         loop {
             let (drill, body) = hub.get::<Drill>("/v1/drill").await?;
             if drill.is_over() {
-                return Ok((drill, body));
+                return Ok::<_, HubError>((drill, body));
             }
             if lively {
                 eprint!("\r{}", render::progress(&drill));
@@ -216,7 +216,16 @@ mod tests {
         assert_eq!(seconds("30s"), Ok(30));
         assert_eq!(seconds("30"), Ok(30));
         assert_eq!(seconds("10m"), Ok(600));
-        for bad in ["", "s", "4s", "601", "11m", "1h", "-5s", "99999999999999999999m"] {
+        for bad in [
+            "",
+            "s",
+            "4s",
+            "601",
+            "11m",
+            "1h",
+            "-5s",
+            "99999999999999999999m",
+        ] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
     }

@@ -209,10 +209,15 @@ mod tests {
         assert!(told.is_over());
         let text = drill(&told);
         assert!(
-            text.starts_with("The node does not go on without the cloud.\nIt went local after 12 ms"),
+            text.starts_with(
+                "The node does not go on without the cloud.\nIt went local after 12 ms"
+            ),
             "{text}"
         );
-        let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{part} in {text}"));
+        let at = |part: &str| {
+            text.find(part)
+                .unwrap_or_else(|| panic!("{part} in {text}"))
+        };
         assert!(at("7x 503 get /b (kubelet)") < at("1x 503 get /a (kubelet)"));
         assert!(at("can do without") < at("/c (kubectl)"));
         assert!(text.ends_with("... and 2 more.\n"));

@@ -56,7 +56,11 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
     let cli = Cli::parse();
     let level = match &cli.command {
         // Their own output is the story; a component's warnings still show.
-        Command::Demo(_) | Command::Lab(_) | Command::Node(_) | Command::Bench { .. } if cli.log == "info" => "warn",
+        Command::Demo(_) | Command::Lab(_) | Command::Node(_) | Command::Bench { .. }
+            if cli.log == "info" =>
+        {
+            "warn"
+        }
         _ => &cli.log,
     };
     yurt_telemetry::init_logging(level, cli.log_json);

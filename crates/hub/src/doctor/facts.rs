@@ -186,10 +186,10 @@ fn certificates(hub: &Hub) -> Vec<Certificate> {
             purpose: status.certificate.into(),
             ends: match (status.state, status.not_after.map(|at| at.parse())) {
                 ("valid" | "expired", Some(Ok(ends))) => Ok(ends),
-                (state, _) => Err(status.error.or(status.waiting).map_or_else(
-                    || state.to_owned(),
-                    |why| format!("{state} ({why})"),
-                )),
+                (state, _) => Err(status
+                    .error
+                    .or(status.waiting)
+                    .map_or_else(|| state.to_owned(), |why| format!("{state} ({why})"))),
             },
         })
         .collect()

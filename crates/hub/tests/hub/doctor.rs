@@ -25,7 +25,13 @@ fn told(cloud: &Cloud) {
     });
     let nodes = json!({"apiVersion": "v1", "kind": "NodeList", "metadata": {"resourceVersion": "4"}, "items": [node]});
     cloud.answer(Method::GET, "/api/v1/nodes", 200, JSON, nodes.to_string());
-    cloud.answer(Method::GET, "/api/v1/nodes/edge-1", 200, JSON, node.to_string());
+    cloud.answer(
+        Method::GET,
+        "/api/v1/nodes/edge-1",
+        200,
+        JSON,
+        node.to_string(),
+    );
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {"name": "web", "namespace": "default", "uid": "u", "resourceVersion": "5"},
@@ -120,7 +126,9 @@ async fn a_missing_secret_is_found_and_the_drill_proves_both() {
     assert_eq!(check(&before, "certificates")["state"], "warn");
 
     // The drill says the same.
-    let begun = node.admin_call(Method::POST, "/v1/drill", r#"{"seconds":5}"#).await;
+    let begun = node
+        .admin_call(Method::POST, "/v1/drill", r#"{"seconds":5}"#)
+        .await;
     assert_eq!(begun.status, 202, "{}", begun.text());
     let again = node.admin_call(Method::POST, "/v1/drill", "").await;
     assert_eq!(again.status, 409, "{}", again.text());
@@ -128,18 +136,37 @@ async fn a_missing_secret_is_found_and_the_drill_proves_both() {
     let renewed = cloud.seen(Method::PUT, crate::autonomy::LEASE).len();
     // A real caller: it is answered from the cache, or not, and that is noted.
     assert_eq!(node.get(PODS).await.status, 200);
-    assert_eq!(node.get("/api/v1/namespaces/default/configmaps/never").await.status, 503);
-    eventually("it ends by itself", async || drilled(node).await["state"] == "done").await;
+    assert_eq!(
+        node.get("/api/v1/namespaces/default/configmaps/never")
+            .await
+            .status,
+        503
+    );
+    eventually("it ends by itself", async || {
+        drilled(node).await["state"] == "done"
+    })
+    .await;
     node.until_mode("online").await;
     assert!(
         cloud.seen(Method::PUT, crate::autonomy::LEASE).len() > renewed + 10,
         "the node's lease waited for the drill's end"
     );
     let drill = drilled(node).await;
-    assert_eq!((&drill["complete"], &drill["survived"]), (&true.into(), &false.into()), "{drill}");
+    assert_eq!(
+        (&drill["complete"], &drill["survived"]),
+        (&true.into(), &false.into()),
+        "{drill}"
+    );
     let misses = drill["misses"].as_array().unwrap();
-    let missed = |what: &str| misses.iter().any(|miss| miss["what"] == what && miss["code"] == 503);
-    assert!(missed(SECRET) && missed("/api/v1/namespaces/default/configmaps/never"), "{drill}");
+    let missed = |what: &str| {
+        misses
+            .iter()
+            .any(|miss| miss["what"] == what && miss["code"] == 503)
+    };
+    assert!(
+        missed(SECRET) && missed("/api/v1/namespaces/default/configmaps/never"),
+        "{drill}"
+    );
     assert_eq!(misses.len(), 2, "{drill}");
 
     // After it is cached the score rises, and the drill is passed.
@@ -149,7 +176,12 @@ async fn a_missing_secret_is_found_and_the_drill_proves_both() {
     })
     .await;
     assert_eq!(check(&examined(node).await, "objects")["state"], "ok");
-    assert_eq!(node.admin_call(Method::POST, "/v1/drill", r#"{"seconds":5}"#).await.status, 202);
+    assert_eq!(
+        node.admin_call(Method::POST, "/v1/drill", r#"{"seconds":5}"#)
+            .await
+            .status,
+        202
+    );
     eventually("it ends", async || drilled(node).await["state"] == "done").await;
     let drill = drilled(node).await;
     assert_eq!(drill["survived"], true, "{drill}");
@@ -162,16 +194,31 @@ async fn a_drill_is_ended_on_request_and_not_begun_in_earnest() {
     let edge = edge(told, |_| {}).await;
     let node = &edge.node;
     assert_eq!(drilled(node).await["state"], "none");
-    for bad in [r#"{"seconds":1}"#, r#"{"seconds":601}"#, r#"{"for":10}"#, "soon"] {
+    for bad in [
+        r#"{"seconds":1}"#,
+        r#"{"seconds":601}"#,
+        r#"{"for":10}"#,
+        "soon",
+    ] {
         let answer = node.admin_call(Method::POST, "/v1/drill", bad).await;
         assert_eq!(answer.status, 400, "{bad}: {}", answer.text());
     }
-    let begun = node.admin_call(Method::POST, "/v1/drill", r#"{"seconds":600}"#).await;
+    let begun = node
+        .admin_call(Method::POST, "/v1/drill", r#"{"seconds":600}"#)
+        .await;
     assert_eq!(begun.status, 202, "{}", begun.text());
     node.until_mode("offline").await;
-    assert_eq!(node.admin_call(Method::DELETE, "/v1/drill", "").await.status, 200);
+    assert_eq!(
+        node.admin_call(Method::DELETE, "/v1/drill", "")
+            .await
+            .status,
+        200
+    );
     node.until_mode("online").await;
-    eventually("it is over", async || drilled(node).await["state"] == "done").await;
+    eventually("it is over", async || {
+        drilled(node).await["state"] == "done"
+    })
+    .await;
     assert_eq!(drilled(node).await["complete"], false);
     // The link goes for real.
     edge.link.set(State::Cut);
@@ -186,10 +233,18 @@ async fn a_drill_is_ended_on_request_and_not_begun_in_earnest() {
 async fn a_link_that_goes_during_a_drill_is_down_after_it() {
     let edge = edge(told, |_| {}).await;
     let node = &edge.node;
-    assert_eq!(node.admin_call(Method::POST, "/v1/drill", r#"{"seconds":5}"#).await.status, 202);
+    assert_eq!(
+        node.admin_call(Method::POST, "/v1/drill", r#"{"seconds":5}"#)
+            .await
+            .status,
+        202
+    );
     node.until_mode("offline").await;
     edge.link.set(State::Cut);
-    eventually("it is over", async || drilled(node).await["state"] == "done").await;
+    eventually("it is over", async || {
+        drilled(node).await["state"] == "done"
+    })
+    .await;
     assert_eq!(node.status().await["mode"], "offline");
     edge.link.set(State::Whole);
     node.until_mode("online").await;

@@ -1,7 +1,7 @@
 //! A whole hub between scripted API servers, a breakable link and plain clients.
 
-mod cache;
 mod autonomy;
+mod cache;
 mod callers;
 mod certificates;
 mod cloud;

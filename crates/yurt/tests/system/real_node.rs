@@ -123,7 +123,12 @@ fn hub_command(link: SocketAddr, ca_hash: &str, dir: &Path) -> Command {
 }
 
 /// Writes what the kubelet is told, and gives its command.
-fn kubelet(program: PathBuf, dir: &Path, runtime: &Runtime, ca: &Path) -> impl Fn() -> Command {
+fn kubelet(
+    program: PathBuf,
+    dir: &Path,
+    runtime: &Runtime,
+    ca: &Path,
+) -> impl Fn() -> Command + use<> {
     let config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "address": HUB, "port": 10250, "healthzPort": 0,
