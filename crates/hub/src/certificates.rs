@@ -118,6 +118,8 @@ struct State {
     applied: Applied,
     /// When connections of the certificate before the present one must be gone.
     retire_at: Option<i64>,
+    /// The client certificate that the cloud does not accept, and why.
+    refused: Option<(String, String)>,
 }
 
 /// What is in use.
@@ -129,6 +131,12 @@ struct Applied {
 }
 
 impl State {
+    /// Why the cloud does not accept a certificate, when it does not.
+    fn refusal(&self, pair: &Pair) -> Option<&str> {
+        let (cert, why) = self.refused.as_ref()?;
+        (*cert == pair.pem.cert).then_some(why)
+    }
+
     fn held(&mut self, kind: Kind) -> &mut Held {
         match kind {
             Kind::Client => &mut self.client,
@@ -143,7 +151,8 @@ impl State {
 pub struct CertificateStatus {
     /// `client`, `server` or `ca`.
     pub certificate: &'static str,
-    /// `valid`, `notYetValid`, `expired`, `missing`; `foreign` when it is another node's.
+    /// `valid`, `notYetValid`, `expired`, `missing`; `refused` when the cloud does not accept it, `foreign` when it is another
+    /// node's.
     pub state: &'static str,
     /// The common name.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -369,10 +378,16 @@ impl Certificates {
     }
 
     /// Whether the node may go to the cloud with a certificate now.
-    fn is_usable(&self, pair: &Pair, now: i64) -> bool {
-        let own = pair.leaf.identity.user == plan::user_of(&self.inner.node);
-        (own || self.inner.client != Source::Requested)
+    fn is_usable(&self, state: &State, pair: &Pair, now: i64) -> bool {
+        self.is_own(pair)
+            && state.refusal(pair).is_none()
             && plan::validity(&pair.leaf, now) != Validity::Expired
+    }
+
+    /// Whether it is this node's. Of one that somebody else keeps, he knows.
+    fn is_own(&self, pair: &Pair) -> bool {
+        let own = pair.leaf.identity.user == plan::user_of(&self.inner.node);
+        own || self.inner.client != Source::Requested
     }
 
     /// Puts what is held at `now` to use: for connections to the cloud, and for the listeners.
@@ -393,7 +408,7 @@ impl Certificates {
         // Without a CA there is nobody to show it to.
         let trusts = !state.bundle.is_empty();
         let pair = state.client.pair.clone();
-        let pair = pair.filter(|pair| trusts && self.is_usable(pair, now));
+        let pair = pair.filter(|pair| trusts && self.is_usable(&state, pair, now));
         let wanted = (
             state.bundle.clone(),
             pair.as_ref().map(|pair| pair.pem.cert.clone()),
@@ -420,7 +435,7 @@ impl Certificates {
                 "the node's client certificate is in use"
             ),
             None if had_identity => tracing::warn!(
-                "the node's client certificate has ended: its components are served from what the node knows"
+                "the node's client certificate is of no use any more: its components are served from what the node knows"
             ),
             None => {}
         }
@@ -481,7 +496,7 @@ impl Certificates {
             None => yurt_pki::distrustful_client_config()?,
         };
         let pair = state.client.pair.as_ref();
-        let usable = pair.filter(|pair| self.is_usable(pair, plan::now()));
+        let usable = pair.filter(|pair| self.is_usable(&state, pair, plan::now()));
         let node = match usable {
             Some(pair) if !state.bundle.is_empty() => {
                 Some(yurt_pki::client_config(&ca, Some(&pair.pem), &ALPN)?)
@@ -512,11 +527,14 @@ impl Certificates {
         let state = self.state();
         let held = &state.client;
         let what = match &held.pair {
-            Some(pair) if self.is_usable(pair, i64::MIN) => format!(
-                "its client certificate has expired at {}",
-                plan::moment(pair.leaf.not_after)
-            ),
-            Some(_) => "its client certificate is another node's".into(),
+            Some(pair) if !self.is_own(pair) => "its client certificate is another node's".into(),
+            Some(pair) => match state.refusal(pair) {
+                Some(why) => format!("the cloud does not accept its client certificate ({why})"),
+                None => format!(
+                    "its client certificate has expired at {}",
+                    plan::moment(pair.leaf.not_after)
+                ),
+            },
             None => "it has no client certificate yet".into(),
         };
         match held.trouble.as_ref().or(held.waiting.as_ref()) {
@@ -540,11 +558,14 @@ impl Certificates {
             let leaf = held.pair.as_ref().map(|pair| &pair.leaf);
             let foreign = *self.source(kind) == Source::Requested
                 && leaf.is_some_and(|l| l.identity.user != plan::user_of(&self.inner.node));
+            let pair = held.pair.as_ref().filter(|_| kind == Kind::Client);
+            let refusal = pair.and_then(|pair| state.refusal(pair));
             all.push(CertificateStatus {
                 certificate: kind.as_str(),
                 state: match leaf.map(|leaf| plan::validity(leaf, now)) {
                     None => "missing",
                     Some(_) if foreign => "foreign",
+                    Some(Validity::Valid | Validity::NotYet) if refusal.is_some() => "refused",
                     Some(Validity::Valid) => "valid",
                     Some(Validity::NotYet) => "notYetValid",
                     Some(Validity::Expired) => "expired",
@@ -553,7 +574,7 @@ impl Certificates {
                 organizations: leaf.map_or_else(Vec::new, |leaf| leaf.identity.groups.clone()),
                 not_after: leaf.map(|leaf| plan::moment(leaf.not_after)),
                 waiting: held.waiting.clone(),
-                error: held.trouble.clone(),
+                error: held.trouble.clone().or(refusal.map(str::to_owned)),
             });
         }
         let summary = state.bundle.summary();
@@ -611,6 +632,12 @@ impl Certificates {
                     None => return,
                 },
             };
+            // One that TLS cannot work with must not spoil those it can.
+            if let Err(error) = yurt_pki::client_config(&merged.pem(), None, &ALPN) {
+                tracing::warn!(%error, "a CA of the cluster cannot be used");
+                state.bundle_trouble = Some(error.to_string());
+                return;
+            }
             (state.bundle, state.bundle_trouble) = (merged.clone(), None);
             merged
         };

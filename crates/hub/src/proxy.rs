@@ -467,6 +467,16 @@ impl Hub {
             Err(error) => return self.instead(&call, held, fallback, error).await,
         };
         let status = response.status();
+        // It is the node's certificate that the cloud does not accept: as if the node had none.
+        if status == StatusCode::UNAUTHORIZED
+            && fallback
+            && !call.identity.caller.has_token()
+            && let Some(body) = &held
+            && let Ok(known) = self.locally(&call, body.clone()).await
+            && known.status().is_success()
+        {
+            return Ok(known);
+        }
         if !call.identity.impersonates {
             self.learn_acceptance(
                 &call.identity.caller,

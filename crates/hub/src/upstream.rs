@@ -62,6 +62,7 @@ pub struct Server {
     state: watch::Sender<State>,
     cut: AtomicBool,
     nudge: Notify,
+    doubts: Arc<Notify>,
     reachable: watch::Sender<bool>,
     metrics: Metrics,
     /// Why it last refused, until it answers again.
@@ -243,6 +244,10 @@ impl Server {
             tracing::warn!(server = %self.authority, error = text, "API server cannot be reached");
             *trouble = Some(text);
         }
+        // A TLS 1.3 server says so only after the handshake; it may be the certificate of either side.
+        if self.identified() && matches!(error, ClientError::Tls { .. }) {
+            self.doubts.notify_one();
+        }
     }
 
     fn reset(&self) {
@@ -278,6 +283,8 @@ pub struct Upstreams {
     reachable: watch::Sender<bool>,
     tls: Mutex<CloudTls>,
     metrics: Metrics,
+    /// Told when a server may not accept the node's certificate.
+    doubts: Arc<Notify>,
     tokens: Tokens,
     /// Held by who exchanges a token.
     exchanging: tokio::sync::Mutex<()>,
@@ -369,6 +376,7 @@ impl Upstreams {
         tokens: Tokens,
     ) -> Arc<Self> {
         let (reachable, _) = watch::channel(true);
+        let doubts = Arc::new(Notify::new());
         let options = ClientOptions {
             connect_timeout: CONNECT,
             keepalive_interval: Duration::from_secs(15),
@@ -399,6 +407,7 @@ impl Upstreams {
                     state: watch::channel(State::Starting).0,
                     cut: AtomicBool::new(false),
                     nudge: Notify::new(),
+                    doubts: doubts.clone(),
                     reachable: reachable.clone(),
                     metrics: metrics.clone(),
                     trouble: Mutex::default(),
@@ -413,6 +422,7 @@ impl Upstreams {
             origin,
             reachable,
             tls: Mutex::new(tls.clone()),
+            doubts,
             metrics,
             tokens,
             exchanging: tokio::sync::Mutex::default(),
@@ -438,6 +448,11 @@ impl Upstreams {
         for client in self.servers.iter().flat_map(|server| server.clients()) {
             client.end_retired();
         }
+    }
+
+    /// Resolves when it is doubtful whether the cloud accepts the node's certificate.
+    pub async fn doubted(&self) {
+        self.doubts.notified().await;
     }
 
     /// Whether the node has a certificate to go to the cloud with.
@@ -560,6 +575,12 @@ impl Upstreams {
         let exchanged = self.exchange(caller, &mut request.headers).await?;
         let servers = self.candidates(Server::state);
         let sent = self.send_as_is(servers, caller, request, false).await;
+        if !caller.has_token()
+            && let Ok((response, _)) = &sent
+            && response.status() == StatusCode::UNAUTHORIZED
+        {
+            self.doubts.notify_one();
+        }
         if let (Some(exchanged), Ok((response, _))) = (&exchanged, &sent)
             && response.status() == StatusCode::UNAUTHORIZED
         {

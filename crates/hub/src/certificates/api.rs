@@ -6,9 +6,11 @@ use crate::{
     upstream::{Outgoing, OutgoingBody, SendError, Upstreams},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, header};
+use rustls::ClientConfig;
 use serde_json::Value;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
+use yurt_transport::{Client, ClientError, ClientOptions};
 
 /// Largest answer that is read.
 const MOST: usize = 1 << 20;
@@ -54,6 +56,34 @@ impl CallError {
             _ => None,
         }
     }
+}
+
+/// Asks one server over a connection of its own: whatever is known of its link, and under whatever certificate.
+pub(super) async fn ask(
+    server: &str,
+    tls: Arc<ClientConfig>,
+    path: &str,
+) -> Result<(StatusCode, Bytes), ClientError> {
+    let client = Client::new(server, Some(tls), ClientOptions::default());
+    let mut request = Request::new(yurt_transport::empty());
+    *request.uri_mut() = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
+    let headers = request.headers_mut();
+    headers.insert(header::ACCEPT, JSON);
+    headers.insert(
+        header::USER_AGENT,
+        HeaderValue::from_static(crate::USER_AGENT),
+    );
+    let response = client.send(request, WAIT).await?;
+    let status = response.status();
+    let broken = |source: yurt_transport::BoxError| ClientError::Broken {
+        authority: server.to_owned(),
+        source,
+    };
+    let body = tokio::time::timeout(WAIT, yurt_transport::collect(response.into_body(), MOST))
+        .await
+        .map_err(|_| broken("the answer did not end".into()))?
+        .map_err(|error| broken(error.into()))?;
+    Ok((status, body))
 }
 
 /// Makes a call.

@@ -2,22 +2,17 @@
 //! bootstrap token. A node that holds a token can so believe the CA; a pin of the CA's public key makes it sure even when the
 //! token is known to others. Facts: kubeadm's `discovery/token` and `token/api` packages, RFC 7515.
 
-use super::{bundle::Bundle, kubeconfig::Given, token::Token};
+use super::{api, bundle::Bundle, kubeconfig::Given, token::Token};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use http::{Request, StatusCode, Uri, header};
+use http::StatusCode;
 use ring::hmac;
 use rustls::ClientConfig;
 use serde::Deserialize;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc};
 use yurt_pki::public_key_digest;
-use yurt_transport::{Client, ClientOptions};
 
 /// Where the cluster tells who it is.
 pub(super) const PATH: &str = "/api/v1/namespaces/kube-public/configmaps/cluster-info";
-/// Largest answer that is read.
-const MOST: usize = 1 << 20;
-/// For one answer.
-const WAIT: Duration = Duration::from_secs(10);
 const SIGNATURE: &str = "jws-kubeconfig-";
 
 /// Why a cluster is not believed.
@@ -230,27 +225,9 @@ fn verified_by(bundle: &Bundle) -> Result<Arc<ClientConfig>, DiscoveryError> {
 
 async fn read(server: &str, tls: Arc<ClientConfig>) -> Result<ClusterInfo, DiscoveryError> {
     let unreachable = |why: String| DiscoveryError::Unreachable(why);
-    let client = Client::new(server, Some(tls), ClientOptions::default());
-    let mut request = Request::new(yurt_transport::empty());
-    *request.uri_mut() = Uri::from_static(PATH);
-    let headers = request.headers_mut();
-    headers.insert(
-        header::ACCEPT,
-        http::HeaderValue::from_static("application/json"),
-    );
-    headers.insert(
-        header::USER_AGENT,
-        http::HeaderValue::from_static(crate::USER_AGENT),
-    );
-    let response = client
-        .send(request, WAIT)
+    let (status, body) = api::ask(server, tls, PATH)
         .await
         .map_err(|error| unreachable(error.to_string()))?;
-    let status = response.status();
-    let body = tokio::time::timeout(WAIT, yurt_transport::collect(response.into_body(), MOST))
-        .await
-        .map_err(|_| unreachable(format!("{server} did not finish its answer")))?
-        .map_err(|error| unreachable(format!("{server}: {error}")))?;
     if status.is_server_error() {
         return Err(unreachable(format!("{server} answered {status}")));
     }

@@ -12,7 +12,7 @@ use super::{
     token::Token,
 };
 use crate::upstream::Upstreams;
-use http::Method;
+use http::{Method, StatusCode};
 use std::{
     net::IpAddr,
     path::PathBuf,
@@ -21,6 +21,7 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 use yurt_pki::{KeyPairPem, Profile, Request, SigningRequest};
+use yurt_transport::ClientError;
 
 /// Between looks at files and at the clock, which may jump.
 const LOOK: Duration = Duration::from_secs(5);
@@ -91,6 +92,7 @@ impl Certificates {
         let everything = async {
             tokio::join!(
                 self.follow(&upstreams),
+                self.doubt(&upstreams),
                 self.renew(Kind::Client, &upstreams),
                 self.renew(Kind::Serving, &upstreams),
                 self.learn(&upstreams),
@@ -126,6 +128,72 @@ impl Certificates {
                 upstreams.end_retired();
             }
         }
+    }
+
+    fn is_refused(&self, kind: Kind) -> bool {
+        let state = self.state();
+        let pair = state.client.pair.as_ref();
+        kind == Kind::Client && pair.is_some_and(|pair| state.refusal(pair).is_some())
+    }
+
+    /// Finds out whether the cloud accepts the node's certificate, when that is doubtful: it may go by another clock or by other
+    /// CAs than this node. One that it refuses is as none; it is shown again now and then.
+    async fn doubt(&self, upstreams: &Upstreams) {
+        loop {
+            tokio::select! {
+                () = upstreams.doubted() => {}
+                () = tokio::time::sleep(DOZE), if self.is_refused(Kind::Client) => {}
+            }
+            let pair = self.state().client.pair.clone();
+            let Some(pair) = pair else { continue };
+            let refusal = self.examine(&pair).await;
+            let changed = {
+                let mut state = self.state();
+                let known = state.refusal(&pair).is_some();
+                match refusal {
+                    Some(Some(why)) if !known => {
+                        tracing::warn!(why, "the cloud does not accept the node's certificate");
+                        state.refused = Some((pair.pem.cert, why));
+                        true
+                    }
+                    Some(None) if known => {
+                        state.refused = None;
+                        true
+                    }
+                    _ => false,
+                }
+            };
+            if changed {
+                self.apply(plan::now());
+                self.nudge();
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Why the cloud refuses a certificate, if it does; `None` when nobody answers.
+    async fn examine(&self, pair: &Pair) -> Option<Option<String>> {
+        let ca = self.state().bundle.pem();
+        let tls = |own| yurt_pki::client_config(&ca, own, &["http/1.1"]);
+        let path = format!("/api/v1/nodes/{}", self.inner.node);
+        for server in &self.inner.servers {
+            let with = tls(Some(&pair.pem)).ok()?;
+            match api::ask(server, with, &path).await {
+                Ok((StatusCode::UNAUTHORIZED, _)) => {
+                    return Some(Some(format!("{server} answers 401")));
+                }
+                Ok(_) => return Some(None),
+                // The certificate of either side.
+                Err(error @ ClientError::Tls { .. }) => {
+                    let without = tls(None).ok()?;
+                    if api::ask(server, without, "/livez").await.is_ok() {
+                        return Some(Some(error.to_string()));
+                    }
+                }
+                Err(_) => {}
+            }
+        }
+        None
     }
 
     /// When each file last changed.
@@ -170,7 +238,8 @@ impl Certificates {
                 .pair
                 .as_ref()
                 .map(|p| p.leaf.clone());
-            let reason = plan::reason(leaf.as_ref(), &wanted, plan::now(), luck);
+            let reason = plan::reason(leaf.as_ref(), &wanted, plan::now(), luck)
+                .or_else(|| self.is_refused(kind).then_some(Reason::Refused));
             let Some(reason) = reason else {
                 failures = 0;
                 let left = leaf.map_or(0, |leaf| plan::renew_at(&leaf, luck) - plan::now());

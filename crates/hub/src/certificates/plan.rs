@@ -115,6 +115,8 @@ pub enum Reason {
     Foreign,
     /// It has ended.
     Expired,
+    /// The cloud does not accept it.
+    Refused,
     /// Most of its time is over.
     Due,
     /// It lacks groups, names or addresses that it should have.
@@ -127,6 +129,7 @@ impl std::fmt::Display for Reason {
             Self::Missing => formatter.write_str("there is none"),
             Self::Foreign => formatter.write_str("it is not this node's"),
             Self::Expired => formatter.write_str("it has expired"),
+            Self::Refused => formatter.write_str("the cloud does not accept it"),
             Self::Due => formatter.write_str("it ends soon"),
             Self::Contents(what) => write!(formatter, "it lacks {what}"),
         }

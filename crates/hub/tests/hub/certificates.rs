@@ -3,8 +3,10 @@
 mod cluster;
 
 use crate::{
+    cloud::{Cloud, JSON, Trust},
     link::{Link, State},
     node::{Directory, Node, eventually},
+    pod,
 };
 use cluster::{Cluster, TOKEN};
 use http::{Method, Request};
@@ -427,5 +429,63 @@ async fn a_new_ca_is_learned_and_a_corrupt_certificate_is_asked_for_again() {
         yurt_pki::certs_from_pem(&kept).is_ok_and(|all| all.len() == 2)
     })
     .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_that_the_cloud_refuses_is_no_dead_link() {
+    let (cluster, directory) = (Cluster::start().await, Directory::new());
+    cluster.add_token(TOKEN).await;
+    // Of a CA that the cloud does not know any more: it breaks the handshake off.
+    let stranger = Ca::new("kubernetes", 1).unwrap();
+    let foreign = stranger
+        .issue(&Profile {
+            common_name: "system:node:edge-1".into(),
+            organizations: vec!["openyurt:yurthub".into(), "system:nodes".into()],
+            client: true,
+            days: 1,
+            ..Profile::default()
+        })
+        .unwrap();
+    leave(&directory.0, &cluster, &foreign);
+    let flags = [
+        &*format!("--join-token={TOKEN}"),
+        &format!("--discovery-token-ca-cert-hash={}", cluster.pin()),
+    ];
+    let node = Node::start(config(&directory.0, cluster.addr, &flags)).await;
+    let csr = cluster.undecided(CLIENT).await;
+    assert_eq!(csr["spec"]["username"], "system:bootstrap:abcdef");
+    assert_eq!(certificate(&node, "client").await["state"], "refused");
+    node.until_up().await;
+    join(&cluster, &node).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_401_to_the_node_is_answered_from_what_it_knows() {
+    let (trust, directory) = (Trust::new(), Directory::new());
+    let cloud = Cloud::start(&trust).await;
+    let path = "/api/v1/namespaces/default/pods/a";
+    cloud.answer(Method::GET, path, 200, JSON, pod("a", 7));
+    let node = Node::start(crate::node::config(&directory.0, &trust, &[cloud.addr])).await;
+    node.until_mode("online").await;
+    assert_eq!(node.get(path).await.status, 200);
+    eventually("learned", async || {
+        node.status().await["cache"]["objects"].as_u64() >= Some(1)
+    })
+    .await;
+    let unauthorized = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":"Unauthorized","reason":"Unauthorized","code":401}"#;
+    for refused in [path, "/api/v1/nodes/edge-1"] {
+        cloud.answer(Method::GET, refused, 401, JSON, unauthorized);
+    }
+    let known = node.get(path).await;
+    assert_eq!(known.status, 200, "{}", known.text());
+    until_state(&node, "client", "refused").await;
+    assert_eq!(node.status().await["mode"], "offline");
+    let said = node
+        .get("/api/v1/namespaces/default/pods/never")
+        .await
+        .text();
+    assert!(said.contains("does not accept"), "{said}");
     node.stop().await;
 }
