@@ -143,7 +143,8 @@ impl Lab {
         self.at(file)
     }
 
-    fn at(&self, kubeconfig: PathBuf) -> Kubectl {
+    /// A kubectl command with a kubeconfig.
+    pub(crate) fn at(&self, kubeconfig: PathBuf) -> Kubectl {
         Kubectl {
             program: self.kubectl.clone(),
             kubeconfig,

@@ -2,6 +2,7 @@
 
 mod fixture;
 
+mod bootstrap;
 mod durability;
 mod faults;
 mod link_cut;
