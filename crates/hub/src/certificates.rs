@@ -1,6 +1,6 @@
 //! The certificates of the hub: had, kept, renewed, followed (design rule R9). What certificates must say and when they are renewed is
 //! in [`plan`], files in `files`, discovery of the cluster by token in [`discovery`], signing by CSR in `signing`, CAs in [`bundle`];
-//! `keeper` does the work beside the running hub.
+//! whom to believe in `trust`; `keeper` does the work beside the running hub.
 //!
 //! Nothing here is waited for: a hub without certificates, with ended or unreadable ones serves what the node knows, as it does
 //! without a link. It has an identity again as soon as there is a certificate.
@@ -13,7 +13,9 @@ mod keeper;
 pub mod kubeconfig;
 pub mod plan;
 mod signing;
+mod status;
 pub mod token;
+mod trust;
 
 use crate::{
     config::{Bootstrap, Config, KeyPairFiles},
@@ -22,9 +24,10 @@ use crate::{
 };
 use arc_swap::ArcSwap;
 use bundle::Bundle;
-use discovery::{DiscoveryError, Pin, Trust};
+use discovery::Pin;
 use files::Files;
 use plan::{Kind, Validity};
+pub use status::CertificateStatus;
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
@@ -32,6 +35,7 @@ use std::{
 };
 use token::Token;
 use tokio::sync::watch;
+pub use trust::RejoinError;
 use yurt_pki::{Callers, KeyPairPem, Leaf, PkiError, Profile};
 
 /// Protocols offered to API servers.
@@ -143,46 +147,6 @@ impl State {
             Kind::Serving => &mut self.serving,
         }
     }
-}
-
-/// A certificate as `/v1/status` shows it.
-#[derive(Clone, Debug, serde::Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CertificateStatus {
-    /// `client`, `server` or `ca`.
-    pub certificate: &'static str,
-    /// `valid`, `notYetValid`, `expired`, `missing`; `refused` when the cloud does not accept it, `foreign` when it is another
-    /// node's.
-    pub state: &'static str,
-    /// The common name.
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pub subject: String,
-    /// The organizations.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub organizations: Vec<String>,
-    /// When it ends.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub not_after: Option<String>,
-    /// What is being waited for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub waiting: Option<String>,
-    /// Why the last attempt to read or renew it failed, until one succeeds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-/// Why a new bootstrap token was not taken.
-#[derive(Debug, thiserror::Error)]
-pub enum RejoinError {
-    /// The caller's fault.
-    #[error("the join token is not of the form abcdef.0123456789abcdef")]
-    Token,
-    /// The cluster is not believed with it, or not there.
-    #[error(transparent)]
-    Discovery(#[from] DiscoveryError),
-    /// It cannot be kept.
-    #[error("the bootstrap kubeconfig cannot be written: {0}")]
-    Io(#[from] std::io::Error),
 }
 
 /// The certificates of a hub. Cheap to clone.
@@ -473,20 +437,6 @@ impl Certificates {
         Ok(())
     }
 
-    fn report(&self, now: i64) {
-        let state = self.state();
-        let metrics = &self.inner.metrics;
-        for (name, end) in [
-            ("client", end_of(&state.client)),
-            ("server", end_of(&state.serving)),
-            ("ca", state.bundle.summary().map(|(_, end)| end)),
-        ] {
-            if let Some(end) = end {
-                metrics.certificate_ends(name, end, end.saturating_sub(now));
-            }
-        }
-    }
-
     /// How API servers are reached now.
     pub fn cloud(&self) -> Result<CloudTls, PkiError> {
         let state = self.state();
@@ -522,78 +472,6 @@ impl Certificates {
         self.inner.client != Source::Nothing
     }
 
-    /// Why the node has no certificate for the cloud, in a sentence for callers.
-    pub fn absence(&self) -> String {
-        let state = self.state();
-        let held = &state.client;
-        let what = match &held.pair {
-            Some(pair) if !self.is_own(pair) => "its client certificate is another node's".into(),
-            Some(pair) => match state.refusal(pair) {
-                Some(why) => format!("the cloud does not accept its client certificate ({why})"),
-                None => format!(
-                    "its client certificate has expired at {}",
-                    plan::moment(pair.leaf.not_after)
-                ),
-            },
-            None => "it has no client certificate yet".into(),
-        };
-        match held.trouble.as_ref().or(held.waiting.as_ref()) {
-            Some(why) => format!("{what}: {why}"),
-            None => what,
-        }
-    }
-
-    /// The state of all certificates.
-    pub fn status(&self) -> Vec<CertificateStatus> {
-        let now = plan::now();
-        let state = self.state();
-        let mut all = Vec::new();
-        for (kind, held) in [
-            (Kind::Client, &state.client),
-            (Kind::Serving, &state.serving),
-        ] {
-            if *self.source(kind) == Source::Nothing {
-                continue;
-            }
-            let leaf = held.pair.as_ref().map(|pair| &pair.leaf);
-            let foreign = *self.source(kind) == Source::Requested
-                && leaf.is_some_and(|l| l.identity.user != plan::user_of(&self.inner.node));
-            let pair = held.pair.as_ref().filter(|_| kind == Kind::Client);
-            let refusal = pair.and_then(|pair| state.refusal(pair));
-            all.push(CertificateStatus {
-                certificate: kind.as_str(),
-                state: match leaf.map(|leaf| plan::validity(leaf, now)) {
-                    None => "missing",
-                    Some(_) if foreign => "foreign",
-                    Some(Validity::Valid | Validity::NotYet) if refusal.is_some() => "refused",
-                    Some(Validity::Valid) => "valid",
-                    Some(Validity::NotYet) => "notYetValid",
-                    Some(Validity::Expired) => "expired",
-                },
-                subject: leaf.map_or_else(String::new, |leaf| leaf.identity.user.clone()),
-                organizations: leaf.map_or_else(Vec::new, |leaf| leaf.identity.groups.clone()),
-                not_after: leaf.map(|leaf| plan::moment(leaf.not_after)),
-                waiting: held.waiting.clone(),
-                error: held.trouble.clone().or(refusal.map(str::to_owned)),
-            });
-        }
-        let summary = state.bundle.summary();
-        all.push(CertificateStatus {
-            certificate: "ca",
-            state: match &summary {
-                None => "missing",
-                Some((_, end)) if *end <= now => "expired",
-                Some(_) => "valid",
-            },
-            not_after: summary.as_ref().map(|(_, end)| plan::moment(*end)),
-            subject: summary.map(|(names, _)| names).unwrap_or_default(),
-            organizations: Vec::new(),
-            waiting: None,
-            error: state.bundle_trouble.clone(),
-        });
-        all
-    }
-
     /// What a certificate should say now.
     fn wanted(&self, kind: Kind) -> Profile {
         let inner = &self.inner;
@@ -611,104 +489,11 @@ impl Certificates {
         }
     }
 
-    /// What makes a CA believable that is not known yet.
-    fn trust(credentials: &Credentials) -> Trust {
-        if credentials.skip_verification && credentials.pins.is_empty() {
-            Trust::SignatureOnly
-        } else {
-            Trust::Pinned(credentials.pins.clone())
-        }
-    }
-
-    /// Believes further CAs, beside those that are believed until they end.
-    fn believe(&self, learned: &Bundle) {
-        let now = plan::now();
-        let merged = {
-            let mut state = self.state();
-            let merged = match state.bundle.is_empty() {
-                true => learned.clone(),
-                false => match state.bundle.with(learned, now) {
-                    Some(merged) => merged,
-                    None => return,
-                },
-            };
-            // One that TLS cannot work with must not spoil those it can.
-            if let Err(error) = yurt_pki::client_config(&merged.pem(), None, &ALPN) {
-                tracing::warn!(%error, "a CA of the cluster cannot be used");
-                state.bundle_trouble = Some(error.to_string());
-                return;
-            }
-            (state.bundle, state.bundle_trouble) = (merged.clone(), None);
-            merged
-        };
-        let names = merged.summary().map(|(names, _)| names);
-        tracing::info!(authorities = names, "the cluster's CAs");
-        if self.inner.keeps_ca {
-            let inner = &self.inner;
-            if let Err(error) = inner.files.save_public(&inner.ca_file, &merged.pem()) {
-                tracing::error!(path = %inner.ca_file.display(), %error, "the cluster's CA cannot be written");
-                self.state().bundle_trouble = Some(error.to_string());
-            }
-        }
-        self.apply(now);
-        self.nudge();
-    }
-
     fn nudge(&self) {
         self.inner
             .nudged
             .send_modify(|count| *count = count.wrapping_add(1));
     }
-
-    /// Takes a new bootstrap token: the cluster that knows it is found, and the bootstrap kubeconfig written anew. Does nothing where
-    /// somebody else keeps the client certificate.
-    pub async fn rejoin(&self, text: &str) -> Result<(), RejoinError> {
-        let token = Token::parse(text).ok_or(RejoinError::Token)?;
-        let Some(credentials) = &self.inner.credentials else {
-            return Ok(());
-        };
-        let known = self.state().bundle.clone();
-        let servers = &self.inner.servers;
-        let verified = match known.is_empty() {
-            true => Err(DiscoveryError::NoPins),
-            false => discovery::discover(servers, &token, &Trust::Known(known)).await,
-        };
-        let bundle = match verified {
-            Ok(bundle) => bundle,
-            Err(error @ (DiscoveryError::Unsigned(_) | DiscoveryError::Forged(_))) => {
-                return Err(error.into());
-            }
-            // The known CA is none of this cluster's any more, or none is known.
-            Err(error) => discovery::discover(servers, &token, &Self::trust(credentials))
-                .await
-                .map_err(|second| match second {
-                    DiscoveryError::NoPins => error,
-                    second => second,
-                })?,
-        };
-        self.keep_token(credentials, &token, &bundle)?;
-        self.believe(&bundle);
-        self.nudge();
-        tracing::info!(token = token.id(), "a new bootstrap token is in use");
-        Ok(())
-    }
-
-    /// Keeps a token in the bootstrap kubeconfig, for the next start too.
-    fn keep_token(
-        &self,
-        credentials: &Credentials,
-        token: &Token,
-        bundle: &Bundle,
-    ) -> std::io::Result<()> {
-        let server = self.inner.servers.first().map_or("", String::as_str);
-        let text = kubeconfig::bootstrap(server, &bundle.pem(), token.as_str());
-        self.state().token = Some(token.clone());
-        self.inner.files.save_secret(&credentials.file, &text)
-    }
-}
-
-fn end_of(held: &Held) -> Option<i64> {
-    held.pair.as_ref().map(|pair| pair.leaf.not_after)
 }
 
 /// The address by which this machine reaches an API server, or else anything. Asks the routing table; nothing is sent.

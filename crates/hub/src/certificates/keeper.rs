@@ -1,15 +1,11 @@
 //! What goes on beside the running hub: files are followed, ending certificates renewed, CAs and the names in demand learned.
 
 use super::{
-    Certificates, Credentials, Pair, Source,
+    Certificates, Pair, Source,
     api::{self, CallError, Credential},
-    bundle::Bundle,
-    discovery::{self, DiscoveryError},
-    files,
-    kubeconfig::Given,
     plan::{self, Kind, Reason},
     signing::{self, SigningError},
-    token::Token,
+    trust::Trouble,
 };
 use crate::upstream::Upstreams;
 use http::{Method, StatusCode};
@@ -33,48 +29,12 @@ const MARGIN: i64 = 60;
 const LEARN: Duration = Duration::from_secs(600);
 /// Links that flap must not cause questions without end.
 const LEARN_PAUSE: Duration = Duration::from_secs(2);
-const ROOT_CA: &str = "kube-root-ca.crt";
 const SERVICE: &str = "/api/v1/namespaces/default/services/kubernetes";
-
-/// Why there is no certificate, and whether trying again soon can help.
-#[derive(Debug)]
-struct Trouble {
-    text: String,
-    /// Somebody has to do something first.
-    resigned: bool,
-}
-
-impl Trouble {
-    fn passing(text: impl ToString) -> Self {
-        let text = text.to_string();
-        Self {
-            text,
-            resigned: false,
-        }
-    }
-
-    fn lasting(text: impl ToString) -> Self {
-        let text = text.to_string();
-        Self {
-            text,
-            resigned: true,
-        }
-    }
-}
 
 impl From<SigningError> for Trouble {
     fn from(error: SigningError) -> Self {
         match error {
             SigningError::Unanswered(_) | SigningError::Waits(_) => Self::passing(error),
-            _ => Self::lasting(error),
-        }
-    }
-}
-
-impl From<DiscoveryError> for Trouble {
-    fn from(error: DiscoveryError) -> Self {
-        match error {
-            DiscoveryError::Unreachable(_) => Self::passing(error),
             _ => Self::lasting(error),
         }
     }
@@ -410,25 +370,6 @@ impl Certificates {
         Err(failure)
     }
 
-    /// Bootstrap tokens, the newest first.
-    fn tokens(&self) -> Vec<Token> {
-        let Some(credentials) = &self.inner.credentials else {
-            return Vec::new();
-        };
-        let posted = self.state().token.clone();
-        let of_file = given(credentials).and_then(|given| token_of(&given));
-        let mut tokens = Vec::new();
-        for token in [posted, of_file, credentials.token.clone()]
-            .into_iter()
-            .flatten()
-        {
-            if !tokens.contains(&token) {
-                tokens.push(token);
-            }
-        }
-        tokens
-    }
-
     /// Keeps a certificate and uses it.
     async fn install(&self, kind: Kind, pair: Pair) {
         let now = plan::now();
@@ -469,51 +410,6 @@ impl Certificates {
         self.nudge();
     }
 
-    /// Finds out which CA to believe, the first time.
-    async fn establish_trust(&self) -> Result<(), Trouble> {
-        let Some(credentials) = &self.inner.credentials else {
-            return Err(Trouble::lasting("there are no bootstrap credentials"));
-        };
-        if let Some(given) = given(credentials)
-            && let Some(pem) = authority_of(credentials, &given)
-        {
-            let bundle = Bundle::parse(&pem).map_err(|error| {
-                Trouble::lasting(format!("{}: {error}", credentials.file.display()))
-            })?;
-            self.trusts(&bundle);
-            return Ok(());
-        }
-        let mut trouble = Trouble::lasting(format!(
-            "no CA is known and no way to one: neither --join-token nor {} is there; POST /v1/token takes a token",
-            credentials.file.display()
-        ));
-        for token in self.tokens() {
-            let trust = Self::trust(credentials);
-            match discovery::discover(&self.inner.servers, &token, &trust).await {
-                Ok(bundle) => {
-                    tracing::info!(
-                        token = token.id(),
-                        "the cluster is the one that knows the token"
-                    );
-                    if let Err(error) = self.keep_token(credentials, &token, &bundle) {
-                        let path = credentials.file.display();
-                        tracing::warn!(%path, %error, "the bootstrap kubeconfig cannot be written");
-                    }
-                    self.trusts(&bundle);
-                    return Ok(());
-                }
-                Err(error) => trouble = error.into(),
-            }
-        }
-        Err(trouble)
-    }
-
-    /// There is a CA now: what kept it from being known is over.
-    fn trusts(&self, bundle: &Bundle) {
-        self.state().client.trouble = None;
-        self.believe(bundle);
-    }
-
     /// Learns what changes in the cluster: its CAs, and the address of the service `kubernetes`.
     async fn learn(&self, upstreams: &Upstreams) {
         let mut links = upstreams.changes();
@@ -532,33 +428,6 @@ impl Certificates {
                 () = tokio::time::sleep(LEARN.mul_f64(0.5 + fastrand::f64())) => {}
                 _ = links.changed() => {}
             }
-        }
-    }
-
-    /// Takes over CAs that the cluster tells of. It does so over a connection that is verified with those that are believed already.
-    async fn learn_authorities(&self, upstreams: &Upstreams) {
-        let path = format!(
-            "/api/v1/namespaces/{}/configmaps/{ROOT_CA}",
-            self.inner.namespace
-        );
-        let get = async |credential: &Credential, path: &str| {
-            api::call(upstreams, credential, Method::GET, path, None).await
-        };
-        let mut learned = None;
-        if upstreams.identified()
-            && let Ok(map) = get(&Credential::Node, &path).await
-        {
-            let pem = map["data"]["ca.crt"].as_str().unwrap_or_default();
-            learned = Bundle::parse(pem).ok();
-        }
-        if learned.is_none() {
-            let info = get(&Credential::Anonymous, discovery::PATH).await;
-            learned = info
-                .ok()
-                .and_then(|map| discovery::authorities(map.to_string().as_bytes()).ok());
-        }
-        if let Some(learned) = learned {
-            self.believe(&learned);
         }
     }
 
@@ -605,32 +474,6 @@ fn asks_for(made: &Request, wanted: &Profile) -> bool {
             && request.dns == wanted.dns
             && request.ips == wanted.ips
     })
-}
-
-/// The bootstrap kubeconfig; `None` when there is none, or none that can be read.
-fn given(credentials: &Credentials) -> Option<Given> {
-    let text = files::read(&credentials.file).ok()?;
-    Given::parse(&text)
-        .inspect_err(|error| {
-            tracing::warn!(path = %credentials.file.display(), error, "the bootstrap kubeconfig cannot be read");
-        })
-        .ok()
-}
-
-fn token_of(given: &Given) -> Option<Token> {
-    match (&given.token, &given.token_file) {
-        (Some(token), _) => Token::parse(token),
-        (None, Some(file)) => Token::parse(&files::read(file).ok()?),
-        (None, None) => None,
-    }
-}
-
-fn authority_of(credentials: &Credentials, given: &Given) -> Option<String> {
-    match (&given.ca, &given.ca_file) {
-        (Some(pem), _) => Some(pem.clone()),
-        (None, Some(file)) => files::read(&credentials.file.with_file_name(file)).ok(),
-        (None, None) => None,
-    }
 }
 
 #[cfg(test)]
