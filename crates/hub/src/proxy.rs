@@ -181,7 +181,7 @@ impl Hub {
         let answer = match self.enter(entrance, &mut parts, body).await {
             Ok((identity, body)) => {
                 lent = identity.lent;
-                self.answer(identity, parts, body).await
+                Box::pin(self.answer(identity, parts, body)).await
             }
             Err(status) => Err(status),
         };
@@ -199,9 +199,7 @@ impl Hub {
     pub async fn own(self: &Arc<Self>, request: Request<Bytes>) -> Response<Body> {
         let (parts, body) = request.into_parts();
         let accept = parts.headers.get(header::ACCEPT).cloned();
-        let answer = self
-            .answer(Identity::node(), parts, Upload::Held(body))
-            .await;
+        let answer = Box::pin(self.answer(Identity::node(), parts, Upload::Held(body))).await;
         self.answered(answer, accept.as_ref())
     }
 

@@ -185,7 +185,7 @@ impl Tenant {
                 .insert(name, HeaderValue::from_static(value));
         }
         let answer = async {
-            let response = Box::pin(hub.own(request)).await;
+            let response = hub.own(request).await;
             if !response.status().is_success() {
                 return None;
             }
