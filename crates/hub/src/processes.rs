@@ -10,6 +10,7 @@ mod holders;
 mod socket;
 
 use cgroup::{Cgroups, Tree};
+use socket::Socket;
 use std::{
     collections::VecDeque,
     io,
@@ -17,10 +18,13 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
+use tokio::sync::Semaphore;
 use yurt_transport::Process;
 
 /// Processes that were proven to be the node's and are looked at first the next time: kubelets open many connections.
 const RECENT: usize = 16;
+/// Searches through all processes at one time.
+const SEARCHES: usize = 2;
 
 /// Where a process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +93,14 @@ pub struct Processes {
     own: Option<Cgroups>,
     tree: Option<Tree>,
     recent: Mutex<VecDeque<u32>>,
+    searching: Semaphore,
+}
+
+/// What a first look says.
+enum Looked {
+    Decided(Result<(), Stranger>),
+    /// Nobody who is known holds this socket.
+    Unknown(Socket),
 }
 
 impl Default for Processes {
@@ -101,6 +113,7 @@ impl Default for Processes {
             own,
             proc,
             recent: Mutex::default(),
+            searching: Semaphore::new(SEARCHES),
         }
     }
 }
@@ -113,9 +126,22 @@ impl Processes {
         client: SocketAddr,
         local: SocketAddr,
     ) -> io::Result<Result<(), Stranger>> {
-        let processes = self.clone();
-        // `/proc` may be long.
-        tokio::task::spawn_blocking(move || processes.look(client, local))
+        // The kernel's answers take some of a thread's time, `/proc` may take much.
+        let socket = match self.blocking(move |this| this.look(client, local)).await? {
+            Looked::Decided(verdict) => return Ok(verdict),
+            Looked::Unknown(socket) => socket,
+        };
+        // Whoever may open connections must not keep every thread busy with it.
+        let _searching = self.searching.acquire().await.map_err(io::Error::other)?;
+        self.blocking(move |this| Ok(this.search(socket))).await
+    }
+
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let this = self.clone();
+        tokio::task::spawn_blocking(move || work(&this))
             .await
             .map_err(io::Error::other)?
     }
@@ -124,40 +150,57 @@ impl Processes {
     pub fn prove_local(&self, process: Process) -> Result<(), Stranger> {
         let held = process.pid.and_then(|pid| self.place_of(pid));
         decide(&Facts {
-            uid: Some(process.uid),
-            own_uid: self.own_uid,
-            made: None,
             held: held.into_iter().collect(),
+            ..self.facts(process.uid)
         })
     }
 
-    fn look(&self, client: SocketAddr, local: SocketAddr) -> io::Result<Result<(), Stranger>> {
+    /// What the kernel tells, and the processes that were proven before.
+    fn look(&self, client: SocketAddr, local: SocketAddr) -> io::Result<Looked> {
         let Some(socket) = socket::find(client, local)? else {
-            return Ok(Err(Stranger::Elsewhere));
+            return Ok(Looked::Decided(Err(Stranger::Elsewhere)));
         };
         let made = self
             .tree
             .as_ref()
             .zip(socket.cgroup)
             .and_then(|(tree, id)| tree.place(id));
-        let mut facts = Facts {
-            uid: Some(socket.uid),
-            own_uid: self.own_uid,
-            made,
-            held: Vec::new(),
-        };
-        if made.is_none() {
-            let recent: Vec<u32> = self.recent().iter().copied().collect();
-            let holders = holders::of(&self.proc, socket.inode, &recent);
-            facts.held = holders
-                .iter()
-                .filter_map(|pid| self.place_of(*pid))
-                .collect();
-            if decide(&facts).is_ok() {
-                self.remember(&holders);
-            }
+        if made.is_some() {
+            let facts = Facts {
+                made,
+                ..self.facts(socket.uid)
+            };
+            return Ok(Looked::Decided(decide(&facts)));
         }
-        Ok(decide(&facts))
+        let recent: Vec<u32> = self.recent().iter().copied().collect();
+        Ok(match holders::known(&self.proc, socket.inode, &recent) {
+            Some(pid) => Looked::Decided(self.held_by(socket, &[pid])),
+            None => Looked::Unknown(socket),
+        })
+    }
+
+    /// Looks at all processes.
+    fn search(&self, socket: Socket) -> Result<(), Stranger> {
+        self.held_by(socket, &holders::all(&self.proc, socket.inode))
+    }
+
+    fn held_by(&self, socket: Socket, pids: &[u32]) -> Result<(), Stranger> {
+        let verdict = decide(&Facts {
+            held: pids.iter().filter_map(|pid| self.place_of(*pid)).collect(),
+            ..self.facts(socket.uid)
+        });
+        if verdict.is_ok() {
+            self.remember(pids);
+        }
+        verdict
+    }
+
+    fn facts(&self, uid: u32) -> Facts {
+        Facts {
+            uid: Some(uid),
+            own_uid: self.own_uid,
+            ..Facts::default()
+        }
     }
 
     fn place_of(&self, pid: u32) -> Option<Place> {
@@ -186,8 +229,8 @@ mod tests {
     #[test]
     fn who_is_the_node() {
         use Place::{Container, Node};
-        let cases: [(Option<u32>, Option<Place>, &[Place], Result<(), Stranger>); 13] = [
-            (Some(0), Some(Node), &[], Ok(())),
+        for (uid, made, held, expected) in [
+            (Some(0), Some(Node), &[][..], Ok(())),
             (Some(0), None, &[Node], Ok(())),
             (Some(0), None, &[Node, Node], Ok(())),
             (Some(1000), None, &[Node], Ok(())),
@@ -202,8 +245,7 @@ mod tests {
             (Some(0), None, &[Node, Container], Err(Stranger::Container)),
             (Some(0), Some(Container), &[Node], Err(Stranger::Container)),
             (Some(0), None, &[], Err(Stranger::Unseen)),
-        ];
-        for (uid, made, held, expected) in cases {
+        ] {
             let facts = Facts {
                 uid,
                 own_uid: 1000,
@@ -218,6 +260,26 @@ mod tests {
         let listener = TcpListener::bind((address, 0)).unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         (stream, listener)
+    }
+
+    #[tokio::test]
+    async fn a_known_process_is_found_again() {
+        let processes = Arc::new(Processes::default());
+        for _ in 0..2 {
+            let (stream, listener) = pair("127.0.0.1");
+            let (client, local) = (stream.local_addr().unwrap(), listener.local_addr().unwrap());
+            assert_eq!(processes.prove(client, local).await.unwrap(), Ok(()));
+            if processes.tree.is_none() {
+                let recent = processes.recent().clone();
+                assert_eq!(
+                    recent,
+                    [std::process::id()],
+                    "looked for and remembered once"
+                );
+                let looked = processes.look(client, local).unwrap();
+                assert!(matches!(looked, Looked::Decided(Ok(()))));
+            }
+        }
     }
 
     #[tokio::test]

@@ -5,24 +5,28 @@ use yurt_wire::request::percent_decode;
 /// Longest path. Names are at most 253 characters, and there are few of them in a path.
 const MOST_BYTES: usize = 8 << 10;
 
-/// Whether every segment of a path is one name. What comes after a `proxy` subresource belongs to the backend and is not looked at.
+/// Whether every segment of a path is one name. What comes after the `proxy` subresource of a node, pod or service belongs to the
+/// backend and is not looked at.
 pub(super) fn is_plain(path: &str) -> bool {
     if path.len() > MOST_BYTES {
         return false;
     }
-    let mut subject = 0;
-    for segment in path.split('/') {
+    // `/api/v1/nodes/NAME/proxy/...`, `/api/v1/namespaces/NAMESPACE/RESOURCE/NAME/proxy/...`
+    let proxy = match path.split('/').nth(3) {
+        Some("nodes") => 5,
+        Some("namespaces") => 7,
+        _ => usize::MAX,
+    };
+    for (index, segment) in path.split('/').enumerate() {
+        if index == proxy && segment == "proxy" {
+            return true;
+        }
         let Some(name) = percent_decode(segment, false) else {
             return false;
         };
         if matches!(name.as_str(), "." | "..") || name.contains('/') || name.contains('\0') {
             return false;
         }
-        // `/api/v1/namespaces/N/RESOURCE/NAME/proxy/...`, `/api/v1/nodes/NAME/proxy/...`
-        if name == "proxy" && subject >= 5 {
-            return true;
-        }
-        subject += 1;
     }
     true
 }
@@ -58,6 +62,9 @@ mod tests {
             "/api/v1/namespaces/a/pods/%ff",
             "/../etc/passwd",
             "/api/v1/proxy/../x",
+            "/api/v1/namespaces/a/proxy/../x",
+            "/api/v1/namespaces/proxy/pods/..",
+            "/api/v1/namespaces/a/pods/../proxy/x",
             &long,
         ] {
             assert!(!is_plain(bad), "{bad:.60}");

@@ -5,25 +5,31 @@ use std::{os::unix::ffi::OsStrExt, path::Path};
 /// Descriptors looked at in one search.
 const MOST_DESCRIPTORS: usize = 1 << 20;
 
-/// Who holds a socket, as far as the hub can see. Searches all processes, those of `recent` first: when one of them has the socket,
-/// nobody else is looked at.
-pub(super) fn of(proc: &Path, inode: u64, recent: &[u32]) -> Vec<u32> {
-    let wanted = format!("socket:[{inode}]");
-    let mut left = MOST_DESCRIPTORS;
-    let mut holds = |pid: u32| holds(proc, pid, wanted.as_bytes(), &mut left);
-    if let Some(pid) = recent.iter().copied().find(|pid| holds(*pid)) {
-        return vec![pid];
-    }
+/// Which of some processes holds a socket.
+pub(super) fn known(proc: &Path, inode: u64, pids: &[u32]) -> Option<u32> {
+    let (wanted, mut left) = (name(inode), MOST_DESCRIPTORS);
+    pids.iter()
+        .copied()
+        .find(|pid| holds(proc, *pid, &wanted, &mut left))
+}
+
+/// Everybody who holds a socket, as far as the hub can see; nobody, when there are too many to look at.
+pub(super) fn all(proc: &Path, inode: u64) -> Vec<u32> {
+    let (wanted, mut left) = (name(inode), MOST_DESCRIPTORS);
     let Ok(entries) = std::fs::read_dir(proc) else {
         return Vec::new();
     };
     let pids = entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| holds(*pid))
+        .filter(|pid| holds(proc, *pid, &wanted, &mut left))
         .collect();
     // Who was not looked at might have it as well.
     if left == 0 { Vec::new() } else { pids }
+}
+
+fn name(inode: u64) -> Vec<u8> {
+    format!("socket:[{inode}]").into_bytes()
 }
 
 fn holds(proc: &Path, pid: u32, wanted: &[u8], left: &mut usize) -> bool {
@@ -49,7 +55,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn everybody_who_holds_it_is_found_unless_a_known_one_does() {
+    fn who_holds_a_socket_is_found() {
         let proc = tempfile::tempdir().unwrap();
         for (pid, target) in [
             (7, "socket:[42]"),
@@ -63,14 +69,16 @@ mod tests {
             symlink(target, fd.join("3")).unwrap();
         }
         std::fs::create_dir_all(proc.path().join("self/fd")).unwrap();
-        let holders = |inode, recent: &[u32]| {
-            let mut pids = of(proc.path(), inode, recent);
+        let everybody = |inode| {
+            let mut pids = all(proc.path(), inode);
             pids.sort_unstable();
             pids
         };
-        assert_eq!(holders(42, &[]), [7, 9]);
-        assert_eq!(holders(42, &[10, 9]), [9]);
-        assert_eq!(holders(42, &[8, 1234]), [7, 9]);
-        assert_eq!(holders(43, &[7]), [0u32; 0]);
+        assert_eq!(everybody(42), [7, 9]);
+        assert_eq!(everybody(43), [0u32; 0]);
+        let known = |inode, pids: &[u32]| known(proc.path(), inode, pids);
+        assert_eq!(known(42, &[10, 9]), Some(9));
+        assert_eq!(known(42, &[8, 1234]), None);
+        assert_eq!(known(43, &[7]), None);
     }
 }
