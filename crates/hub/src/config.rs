@@ -181,6 +181,8 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Plain API proxy.
     pub proxy: Option<SocketAddr>,
+    /// `--bind-proxy-address`.
+    pub bind_proxy: IpAddr,
     /// TLS API proxy: on the dummy interface when there is one.
     pub secure_proxy: Option<SocketAddr>,
     /// The interface that pods reach the hub on.
@@ -403,11 +405,16 @@ impl TryFrom<HubArgs> for Config {
             pool: args.nodepool_name,
             node_ip: args.node_ip,
             namespace: args.namespace,
-            host_control_plane: args.host_control_plane_address,
+            host_control_plane: args
+                .host_control_plane_address
+                .map(|text| server_authority(&text))
+                .transpose()
+                .map_err(|why| refuse("host-control-plane-address", why))?,
             servers,
             lb_mode,
             admin: port(args.bind_address, args.serve_port, "serve-port")?,
             proxy: port(args.bind_proxy_address, args.proxy_port, "proxy-port")?,
+            bind_proxy: args.bind_proxy_address,
             secure_proxy: port(pod_address, args.proxy_secure_port, "proxy-secure-port")?,
             dummy_proxy: match &dummy {
                 Some(dummy) => port(dummy.address, args.proxy_port, "proxy-port")?,

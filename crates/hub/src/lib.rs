@@ -20,6 +20,7 @@ pub mod follow;
 pub mod identity;
 pub mod journal;
 pub mod link;
+pub mod local_mode;
 pub mod metrics;
 pub mod network;
 pub mod offline;

@@ -1,6 +1,8 @@
 //! The pipeline: what happens to one request, from its first byte to who answers it. Beside it: who may come in (`entry`), how
-//! request bodies are taken (`upload`), what answers say about callers (`rights`) and their tokens (`vouching`).
+//! request bodies are taken (`upload`), what answers say about callers (`rights`) and their tokens (`vouching`), and how streams end
+//! with the hub (`ending`).
 
+mod ending;
 mod entry;
 mod rights;
 mod upload;
@@ -30,6 +32,7 @@ use crate::{
     upstream::{GRACE, Outgoing, OutgoingBody, SendError, Server, Upstreams},
 };
 use bytes::Bytes;
+use ending::Ending;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -71,6 +74,8 @@ pub struct Hub {
     pub trouble: watch::Sender<Option<String>>,
     /// Being cut off on purpose.
     pub drill: Drill,
+    /// Whether the node keeps what passes and answers from it (edge mode); otherwise everything is the cloud's (cloud mode).
+    pub autonomous: bool,
     /// The cloud.
     pub upstreams: Arc<Upstreams>,
     /// What the node and the hub prove themselves with.
@@ -242,7 +247,7 @@ impl Hub {
         };
         // What the node cannot answer for the cloud is worth a moment of waiting, when nothing is known of the cloud yet.
         if self.upstreams.starting() {
-            let node_may_know = parts.method.is_safe() && !upgrade;
+            let node_may_know = self.autonomous && parts.method.is_safe() && !upgrade;
             let wait = if node_may_know { GRACE } else { SETTLE };
             self.upstreams.settled(wait).await;
         }
@@ -251,16 +256,22 @@ impl Hub {
             .get(header::ACCEPT)
             .and_then(|value| value.to_str().ok());
         let representation = negotiate(accept, true);
-        let way = route::decide(Facts {
-            info: &info,
-            mode: self.mode_of(&identity.caller),
-            upgrade,
-            impersonates: identity.impersonates,
-            kept: self.offline.keeps(&identity.caller, &info),
-            journal_pending: self.in_order.load(Ordering::Relaxed) && self.journal.pending() > 0,
-            heartbeat: self.heartbeat.is_some()
-                && self.offline.is_heartbeat(&identity.caller, &info),
-        });
+        let mode = self.mode_of(&identity.caller);
+        let way = if self.autonomous {
+            route::decide(Facts {
+                info: &info,
+                mode,
+                upgrade,
+                impersonates: identity.impersonates,
+                kept: self.offline.keeps(&identity.caller, &info),
+                journal_pending: self.in_order.load(Ordering::Relaxed)
+                    && self.journal.pending() > 0,
+                heartbeat: self.heartbeat.is_some()
+                    && self.offline.is_heartbeat(&identity.caller, &info),
+            })
+        } else {
+            route::pass(mode, upgrade)
+        };
         if way == Way::Upgrade {
             let wait = deadline::head_wait(&info);
             return upgrade::serve(self, &identity.caller, parts, wait, in_flight).await;
@@ -467,6 +478,7 @@ impl Hub {
         let status = response.status();
         // It is the node's certificate that the cloud does not accept: as if the node had none.
         if status == StatusCode::UNAUTHORIZED
+            && self.autonomous
             && fallback
             && !call.identity.caller.has_token()
             && let Some(body) = &held
@@ -475,7 +487,7 @@ impl Hub {
         {
             return Ok(known);
         }
-        if !call.identity.impersonates {
+        if self.autonomous && !call.identity.impersonates {
             self.learn_acceptance(
                 &call.identity.caller,
                 status,
@@ -510,7 +522,12 @@ impl Hub {
         let tee = subject
             .and_then(|subject| self.tee(&call.identity.caller, subject, response.headers()));
         let silence = deadline::ends(&call.info).then(|| self.silence());
-        Ok(self.pass(response, server, tee, call.in_flight, silence))
+        let response = self.pass(response, server, tee, call.in_flight, silence);
+        Ok(if call.info.verb == Verb::Watch {
+            response.map(|body| Ending::new(body, self.shutdown.clone()).boxed_unsync())
+        } else {
+            response
+        })
     }
 
     /// The node's older write of the object that a write sent to the cloud now goes ahead of.
@@ -518,6 +535,7 @@ impl Hub {
         let info = &call.info;
         let replaces = call.identity.caller == Caller::Node
             && !call.identity.impersonates
+            && self.autonomous
             && route::replaces_status(info)
             && self.offline.keeps(&call.identity.caller, info);
         if !replaces {
@@ -531,14 +549,18 @@ impl Hub {
 
     /// Whether the cache learns from what the sender of these headers reads.
     fn learns_from(&self, headers: &HeaderMap) -> bool {
-        agents::is_cached(
-            &self.settings.borrow().cache_agents,
-            text(headers, header::USER_AGENT),
-        )
+        self.autonomous
+            && agents::is_cached(
+                &self.settings.borrow().cache_agents,
+                text(headers, header::USER_AGENT),
+            )
     }
 
     /// What a successful answer would teach.
     fn subject(&self, call: &Call, held: Option<&Bytes>) -> Option<Subject> {
+        if !self.autonomous {
+            return None;
+        }
         if !call.identity.impersonates
             && let Some(question) = Self::remembers(&call.identity.caller, &call.info)
         {
@@ -618,7 +640,9 @@ impl Hub {
             // The link just went: as if the request had come a moment later.
             SendError::NoServer => {
                 return match held {
-                    Some(body) if !call.identity.impersonates => self.locally(call, body).await,
+                    Some(body) if self.autonomous && !call.identity.impersonates => {
+                        self.locally(call, body).await
+                    }
                     _ => {
                         Err(self
                             .unavailable(&call.identity.caller, "only the cloud can answer this"))

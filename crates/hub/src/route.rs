@@ -111,6 +111,15 @@ pub fn decide(facts: Facts<'_>) -> Way {
     }
 }
 
+/// Decides who answers where the node remembers nothing: the cloud, or nobody.
+pub fn pass(mode: Mode, upgrade: bool) -> Way {
+    match (mode, upgrade) {
+        (Mode::Offline, _) => Way::Unavailable,
+        (Mode::Online, true) => Way::Upgrade,
+        (Mode::Online, false) => Way::Cloud { fallback: false },
+    }
+}
+
 /// Whether a write that the node would keep replaces the whole status that an older write of the object left waiting.
 pub fn replaces_status(info: &RequestInfo) -> bool {
     info.subresource == "status" && matches!(info.verb, Verb::Update | Verb::Patch)

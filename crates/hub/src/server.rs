@@ -1,6 +1,10 @@
 //! The process: opens what the node knows, binds the listeners, starts the tasks, stops them in order.
 
 pub mod admin;
+mod dump;
+mod listeners;
+mod lock;
+mod notify;
 
 use crate::{
     autonomy::{self, heartbeat::Heartbeat},
@@ -13,7 +17,9 @@ use crate::{
     endpoints::Endpoints,
     identity::Gate,
     journal::{Journal, JournalConfig},
+    local_mode::{self, LocalModeError, Tool},
     metrics::Metrics,
+    network::{Network, Presence},
     offline::Offline,
     pool::{Membership, follow_members},
     prefetch,
@@ -29,26 +35,28 @@ use crate::{
 use admin::Admin;
 use http::Request;
 use hyper::body::Incoming;
+pub use listeners::{LOCAL_SOCKET, Listeners, bind_local};
+use lock::Lock;
+pub use lock::LockError;
+use notify::Notifier;
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    os::unix::fs::PermissionsExt,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, atomic::AtomicBool},
     time::Duration,
 };
 use tokio::{
-    net::{TcpListener, UnixListener},
+    signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use yurt_store::StoreError;
 use yurt_transport::ServeOptions;
 
 /// How long open requests may go on at shutdown.
 const DRAIN: Duration = Duration::from_secs(5);
-/// The Unix socket of the API proxy, in the root directory.
-pub const LOCAL_SOCKET: &str = "hub.sock";
-/// How long tasks may take to end after that.
+/// How long tasks may take to end after that, and the cache to be written.
 const STOP: Duration = Duration::from_secs(3);
 
 /// Why the hub does not run.
@@ -80,7 +88,13 @@ pub enum HubError {
     },
     /// The cache's directory cannot be used.
     #[error("cache: {0}")]
-    Cache(#[from] yurt_store::StoreError),
+    Cache(#[from] StoreError),
+    /// A data directory is another hub's, or of no use.
+    #[error(transparent)]
+    Directory(#[from] LockError),
+    /// Local mode cannot go on.
+    #[error("local mode: {0}")]
+    Local(#[from] LocalModeError),
     /// A listener broke while running.
     #[error("listener: {0}")]
     Listener(std::io::Error),
@@ -95,133 +109,74 @@ fn hint(error: &std::io::Error) -> &'static str {
     }
 }
 
-/// The listeners of a hub, bound and not yet served.
-#[derive(Debug, Default)]
-pub struct Listeners {
-    /// Admin endpoints.
-    pub admin: Option<TcpListener>,
-    /// Plain API proxy.
-    pub proxy: Option<TcpListener>,
-    /// Plain API proxy on the dummy interface.
-    pub dummy_proxy: Option<TcpListener>,
-    /// TLS API proxy.
-    pub secure_proxy: Option<TcpListener>,
-    /// For the other nodes of the pool.
-    pub pool: Option<TcpListener>,
-    /// For root's processes on the node.
-    pub local: Option<UnixListener>,
-}
-
-impl Listeners {
-    /// Binds what the configuration asks for.
-    pub async fn bind(config: &Config) -> Result<Self, HubError> {
-        Ok(Self {
-            admin: bind(config.admin, "admin endpoints").await?,
-            proxy: bind(config.proxy, "API proxy").await?,
-            dummy_proxy: bind(config.dummy_proxy, "API proxy on the dummy interface").await?,
-            secure_proxy: bind(
-                config
-                    .secure_proxy
-                    .filter(|_| config.serving_certificate.is_some() || config.bootstrap.is_some()),
-                "TLS API proxy",
-            )
-            .await?,
-            pool: bind_pool(config).await?,
-            local: bind_local(config)?,
-        })
+/// Runs a hub until `shutdown`: all of the process.
+pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), HubError> {
+    // Before anything that a second hub must not touch.
+    let _lock = Lock::take(&config.root_dir)?;
+    if config.working_mode == WorkingMode::Local {
+        return Box::pin(run_local(config, shutdown)).await;
     }
-}
-
-/// Binds the port for the other nodes of the pool on the node's address. Who is let in there does not depend on the address: where
-/// the node has none yet (no `--node-ip`, no route, or not set up after a start), every address will do.
-async fn bind_pool(config: &Config) -> Result<Option<TcpListener>, HubError> {
-    let purpose = "for the nodes of the pool";
-    let tls = config.serving_certificate.is_some() || config.bootstrap.is_some();
-    let (Some(port), true) = (config.pool_port, tls) else {
-        return Ok(None);
+    let mut listeners = Listeners::bind(&config)?;
+    let opened = open(&config).await?;
+    let network = match &config.dummy {
+        Some(dummy) => Some(Network::start(dummy.clone()).await),
+        None => None,
     };
-    let any = match config.node_ip {
-        Some(IpAddr::V6(_)) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-        _ => Ipv4Addr::UNSPECIFIED.into(),
-    };
-    let ip = config
-        .node_ip
-        .or_else(|| certificates::default_address(&config.servers))
-        .unwrap_or(any);
-    match bind(Some(SocketAddr::new(ip, port)), purpose).await {
-        Err(HubError::Bind { source, .. })
-            if source.kind() == std::io::ErrorKind::AddrNotAvailable =>
-        {
-            tracing::warn!(%ip, "the node does not have this address now; its pool is served on every address");
-            bind(Some(SocketAddr::new(any, port)), purpose).await
-        }
-        bound => bound,
+    if let Some(network) = &network
+        && matches!(
+            &*network.presence().borrow(),
+            Presence::Absent { denied: true, .. }
+        )
+    {
+        listeners.leave_dummy(&mut config)?;
     }
-}
-
-/// Binds the Unix socket in the root directory, for root and the hub's own user. Another hub that still serves there is an error.
-pub fn bind_local(config: &Config) -> Result<Option<UnixListener>, HubError> {
-    let path = config.root_dir.join(LOCAL_SOCKET);
-    let bind = || {
-        if let Err(error) = std::fs::create_dir_all(&config.root_dir) {
-            tracing::warn!(dir = %config.root_dir.display(), %error, "no Unix socket: there is no root directory");
-            return Ok(None);
-        }
-        match std::os::unix::net::UnixStream::connect(&path) {
-            Ok(_) => return Err(std::io::ErrorKind::AddrInUse.into()),
-            // What an earlier hub left.
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(&path)?;
-            }
-            Err(_) => {}
-        }
-        let listener = UnixListener::bind(&path)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(Some(listener))
-    };
-    bind().map_err(|source| HubError::BindLocal {
-        path: path.clone(),
-        source,
-    })
-}
-
-async fn bind(
-    address: Option<SocketAddr>,
-    purpose: &'static str,
-) -> Result<Option<TcpListener>, HubError> {
-    let Some(address) = address else {
-        return Ok(None);
-    };
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(Some(listener)),
-        Err(source) => Err(HubError::Bind {
-            address,
-            purpose,
-            source,
-        }),
+    let ended = Box::pin(run_opened(config, opened, listeners, shutdown)).await;
+    if let Some(network) = network {
+        network.end().await;
     }
+    ended
 }
 
-/// Runs a hub until `shutdown`.
-pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), HubError> {
-    let listeners = Listeners::bind(&config).await?;
-    run_on(config, listeners, shutdown).await
+async fn run_local(config: Config, shutdown: CancellationToken) -> Result<(), HubError> {
+    let notifier = Arc::new(Notifier::from_env());
+    let tool = Tool::find().await.map_err(LocalModeError::from)?;
+    notifier.ready();
+    let life = CancellationToken::new();
+    if let Some(every) = notifier.watchdog {
+        let alive = notify::keep_alive(notifier.clone(), every, None, life.clone());
+        tokio::spawn(alive);
+    }
+    let ended = local_mode::run(config, tool, shutdown).await;
+    life.cancel();
+    Ok(ended?)
 }
 
-/// Runs a hub on listeners that are bound already (socket activation, tests).
+/// Runs a hub on listeners that are bound already (socket activation, tests); its network interface is somebody else's care.
 pub async fn run_on(
     config: Config,
+    listeners: Listeners,
+    shutdown: CancellationToken,
+) -> Result<(), HubError> {
+    let opened = open(&config).await?;
+    Box::pin(run_opened(config, opened, listeners, shutdown)).await
+}
+
+async fn run_opened(
+    config: Config,
+    (cache, journal, endpoints): Opened,
     listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), HubError> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let notifier = Arc::new(Notifier::from_env());
+    // From now on the signal does not end the process.
+    let dump = signal(SignalKind::user_defined1());
     let config = Arc::new(config);
+    let autonomous = config.working_mode == WorkingMode::Edge;
     // A listener that breaks stops the others as well.
     let stop = shutdown.child_token();
-    // First: it makes sure that no other hub works here.
-    let (cache, journal, endpoints) = open(&config).await?;
 
     let telemetry = yurt_telemetry::Metrics::new("yurthub");
     let metrics = {
@@ -265,6 +220,7 @@ pub async fn run_on(
     let (members, pool) = watch::channel(Membership::default());
     let hub = Arc::new(Hub {
         node_name: config.node_name.clone(),
+        autonomous,
         gate: Gate::new(&config.node_name, pool, config.unsafe_open_proxy),
         tenant: Tenant::of(&config.organizations),
         heartbeat: (config.working_mode == WorkingMode::Edge)
@@ -312,15 +268,17 @@ pub async fn run_on(
         metrics.clone(),
         stop.clone(),
     ));
-    tasks.spawn(prefetch::run(hub.clone()));
-    autonomy::start(&hub);
-    tasks.spawn(endpoints.run(hub.modes(), stop.clone()));
-    tasks.spawn(collect::run(
-        cache.clone(),
-        hub.modes(),
-        config.gc_frequency,
-        stop.clone(),
-    ));
+    if autonomous {
+        tasks.spawn(prefetch::run(hub.clone()));
+        tasks.spawn(endpoints.run(hub.modes(), stop.clone()));
+        tasks.spawn(collect::run(
+            cache.clone(),
+            hub.modes(),
+            config.gc_frequency,
+            stop.clone(),
+        ));
+        autonomy::start(&hub);
+    }
     tasks.spawn(certificates.clone().keep(upstreams.clone(), stop.clone()));
     tasks.spawn(settings::follow(hub.clone(), config.clone(), set));
 
@@ -382,11 +340,19 @@ pub async fn run_on(
             &hub,
         );
     }
+    let admin = Arc::new(Admin::new(hub.clone(), telemetry, config.profiling));
+    match dump {
+        Ok(signal) => {
+            let dir = config.root_dir.clone();
+            tasks.spawn(dump::on_signal(signal, admin.clone(), dir, stop.clone()));
+        }
+        Err(error) => tracing::warn!(%error, "SIGUSR1 cannot be listened to"),
+    }
     if let Some(listener) = listeners.admin {
         tracing::info!(address = ?listener.local_addr().ok(), "admin endpoints");
-        let admin = Arc::new(Admin::new(hub.clone(), telemetry, config.profiling));
+        let of_listener = admin.clone();
         let handler = move |request: Request<Incoming>| {
-            let admin = admin.clone();
+            let admin = of_listener.clone();
             async move { admin.handle(request).await }
         };
         serving.spawn(yurt_transport::serve(
@@ -404,6 +370,15 @@ pub async fn run_on(
         pending_writes = journal.pending(),
         "hub runs"
     );
+    // What is asked from now on is answered, by the cloud or from what the node knows: nobody need wait for the cloud.
+    notifier.ready();
+    tasks.spawn(notify::tell_status(notifier.clone(), hub.clone()));
+    // Lives through the drain.
+    let life = CancellationToken::new();
+    let alive = notifier.watchdog.map(|every| {
+        let (notifier, cache) = (notifier.clone(), Some(cache.clone()));
+        tokio::spawn(notify::keep_alive(notifier, every, cache, life.clone()))
+    });
 
     let mut result = Ok(());
     tokio::select! {
@@ -415,7 +390,9 @@ pub async fn run_on(
             }
         }
     }
+    notifier.stopping();
     stop.cancel();
+    drop(admin);
     while serving.join_next().await.is_some() {}
     tasks.close();
     if tokio::time::timeout(STOP, tasks.wait()).await.is_err() {
@@ -423,13 +400,23 @@ pub async fn run_on(
     }
     drop(hub);
     let _ = tokio::time::timeout(STOP, learning).await;
-    cache.flush().await?;
+    match tokio::time::timeout(STOP, cache.flush()).await {
+        Ok(flushed) => flushed?,
+        Err(_) => tracing::error!("the cache could not be written in time"),
+    }
+    life.cancel();
+    if let Some(alive) = alive {
+        let _ = alive.await;
+    }
     tracing::info!("hub stopped");
     result
 }
 
+/// What the node knows, what it wrote, and what it makes of its pods for services.
+type Opened = (Cache, Journal, Endpoints);
+
 /// Opens what the node knows and wrote. Reading a large cache takes a moment of a thread.
-async fn open(config: &Arc<Config>) -> Result<(Cache, Journal, Endpoints), HubError> {
+async fn open(config: &Config) -> Result<Opened, HubError> {
     let config = config.clone();
     let opened = tokio::task::spawn_blocking(move || {
         let began = std::time::Instant::now();
@@ -456,9 +443,14 @@ async fn open(config: &Arc<Config>) -> Result<(Cache, Journal, Endpoints), HubEr
             took = ?began.elapsed(),
             "cache opened"
         );
-        Ok::<_, yurt_store::StoreError>((cache, journal, endpoints))
+        Ok::<_, StoreError>((cache, journal, endpoints))
     });
     match opened.await {
+        Ok(Err(StoreError::InUse { dir })) => {
+            let dir = PathBuf::from(dir);
+            let holder = lock::holder(&dir.join("lock"));
+            Err(LockError::InUse { dir, holder }.into())
+        }
         Ok(opened) => Ok(opened?),
         Err(error) => Err(HubError::Listener(std::io::Error::other(error))),
     }

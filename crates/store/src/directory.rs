@@ -3,7 +3,7 @@
 use crate::{StoreError, segment::Kind};
 use std::{
     fs::{File, OpenOptions, TryLockError},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Mutex,
 };
@@ -76,11 +76,17 @@ impl Directory {
             .open(path.join("lock"))
             .map_err(io)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                path: path.to_owned(),
-                sync,
-                lock: Mutex::new(Some(lock)),
-            }),
+            Ok(()) => {
+                // For the message to a second one; a full disk must not stop a store.
+                let _ = lock
+                    .set_len(0)
+                    .and_then(|()| writeln!(&lock, "{}", std::process::id()));
+                Ok(Self {
+                    path: path.to_owned(),
+                    sync,
+                    lock: Mutex::new(Some(lock)),
+                })
+            }
             Err(TryLockError::WouldBlock) => Err(StoreError::InUse { dir: display() }),
             Err(TryLockError::Error(source)) => Err(io(source)),
         }

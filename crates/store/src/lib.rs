@@ -15,7 +15,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `lock` | held with `flock` while a process has the store open |
+//! | `lock` | held with `flock` while a process has the store open; the process's id, for people |
 //! | `XXXXXXXX.log` | a segment as the writer appended it; the highest number is the one being appended to |
 //! | `XXXXXXXX.packed` | a segment written by compaction; complete and synced before it got this name |
 //! | `XXXXXXXX.hint` | the keys and offsets of the segment of that number; only an aid, checked by CRC |

@@ -139,7 +139,7 @@ impl Admin {
     async fn serve(&self, endpoint: Endpoint, ask: Ask) -> Response<Body> {
         match endpoint {
             Endpoint::Healthz => health::alive(),
-            Endpoint::Readyz => health::ready(),
+            Endpoint::Readyz => health::ready(&self.hub),
             Endpoint::Status => status::status(self),
             Endpoint::Metrics => status::metrics(self),
             Endpoint::Token => token::take(self, &ask).await,
@@ -150,6 +150,11 @@ impl Admin {
             Endpoint::Doctor => autonomy::doctor(self).await,
             Endpoint::Drill => autonomy::drill(self, &ask),
         }
+    }
+
+    /// What the hub is at, all of it, for [`super::dump`].
+    pub(super) fn state(&self) -> serde_json::Value {
+        status::state(self)
     }
 
     /// Debugging endpoints are for processes of the node, where the flags allow them at all.

@@ -185,7 +185,7 @@ async fn an_address_in_use_is_named() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut config = config(&directory.0, &trust, &["127.0.0.1:1".parse().unwrap()]);
     config.proxy = Some(taken.local_addr().unwrap());
-    let error = Listeners::bind(&config).await.unwrap_err();
+    let error = Listeners::bind(&config).unwrap_err();
     assert!(matches!(error, HubError::Bind { .. }));
     let text = error.to_string();
     assert!(

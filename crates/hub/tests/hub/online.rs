@@ -94,9 +94,9 @@ async fn admin_endpoints() {
     let cloud = Cloud::start(&trust).await;
     let node = Node::start(config(&directory.0, &trust, &[cloud.addr])).await;
     assert_eq!(node.admin("/v1/healthz").await.text(), "OK");
-    assert_eq!(node.admin("/v1/readyz").await.text(), "OK");
     assert_eq!(node.admin("/nonsense").await.status, 404);
     node.until_up().await;
+    assert_eq!(node.admin("/v1/readyz").await.text(), "OK");
     let status = node.status().await;
     assert_eq!(status["node"], "edge-1");
     assert_eq!(status["mode"], "online");

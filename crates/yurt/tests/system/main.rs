@@ -5,6 +5,7 @@ mod fixture;
 mod bootstrap;
 mod durability;
 mod faults;
+mod hub;
 mod link_cut;
 mod peers;
 mod processes;

@@ -7,7 +7,7 @@ use crate::{
 };
 use http::{Method, Response, StatusCode};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use yurt_telemetry::LogFilterError;
 use yurt_transport::Body;
 
@@ -28,8 +28,13 @@ pub(super) fn log_level(ask: &Ask) -> Response<Body> {
     answer(StatusCode::OK, "text/plain", filter + "\n")
 }
 
-/// `/debug/link`: every API server, and how its link turned lately.
+/// `/debug/link`.
 pub(super) fn links(hub: &Hub) -> Response<Body> {
+    json(&link_state(hub))
+}
+
+/// Every API server, and how its link turned lately.
+pub(super) fn link_state(hub: &Hub) -> Value {
     #[derive(Serialize)]
     struct Link {
         #[serde(flatten)]
@@ -40,19 +45,40 @@ pub(super) fn links(hub: &Hub) -> Response<Body> {
     let links: Vec<Link> = links
         .map(|(status, turns)| Link { status, turns })
         .collect();
-    json(&json!({ "mode": hub.mode().as_str(), "servers": links }))
+    json!({ "mode": hub.mode().as_str(), "servers": links })
 }
 
-/// `/debug/cache`: what the node knows, by resource and by caller.
+/// `/debug/cache`.
 pub(super) fn cache(hub: &Hub) -> Response<Body> {
-    json(&json!(hub.cache.overview()))
+    json(&cache_state(hub))
 }
 
-/// `/debug/settings`: what config maps and the Node say, as it is in force.
+/// What the node knows, in numbers.
+pub(super) fn cache_state(hub: &Hub) -> Value {
+    let (usage, stats) = (hub.cache.usage(), hub.cache.stats());
+    json!({
+        "objects": hub.cache.object_count(),
+        "records": usage.records,
+        "liveBytes": usage.live_bytes,
+        "diskBytes": usage.disk_bytes,
+        "corruptRecords": stats.corrupt.get(),
+        "readErrors": stats.read_errors.get(),
+        "writeErrors": stats.write_errors.get(),
+        "overflowedObjects": stats.overflowed.get(),
+        "evictedObjects": stats.evicted.get(),
+    })
+}
+
+/// `/debug/settings`.
 pub(super) fn settings(hub: &Hub) -> Response<Body> {
+    json(&settings_state(hub))
+}
+
+/// What flags, config maps and the Node say, as it is in force.
+pub(super) fn settings_state(hub: &Hub) -> Value {
     let settings = hub.settings.borrow().clone();
     let path = |gvr: &yurt_wire::Gvr| format!("{}/{}/{}", gvr.group, gvr.version, gvr.resource);
-    json(&json!({
+    json!({
         "pool": settings.pool,
         "cacheAgents": settings.cache_agents,
         "filters": settings.filters,
@@ -60,5 +86,5 @@ pub(super) fn settings(hub: &Hub) -> Response<Body> {
         "leaders": settings.leaders,
         "leaderElection": settings.leader_election,
         "interConnectivity": settings.inter_connectivity,
-    }))
+    })
 }

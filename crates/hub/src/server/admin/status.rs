@@ -1,9 +1,10 @@
 //! What the hub sees and counts.
 
-use super::{Admin, answer, json};
+use super::{Admin, answer, debug, json};
 use crate::{caller::Caller, certificates::CertificateStatus, upstream::ServerStatus};
 use http::{Response, StatusCode};
 use serde::Serialize;
+use serde_json::{Value, json};
 use yurt_transport::Body;
 
 /// `/v1/status`.
@@ -22,6 +23,37 @@ pub(super) fn metrics(admin: &Admin) -> Response<Body> {
     let (text, content_type) = admin.telemetry.render();
     answer(StatusCode::OK, content_type, text)
 }
+
+/// Everything that tells what a hub is at: its status, the runtime, the requests under way by kind, the links' last turns, the
+/// settings in force.
+pub(super) fn state(admin: &Admin) -> Value {
+    let hub = &admin.hub;
+    let runtime = tokio::runtime::Handle::current().metrics();
+    let (text, _) = admin.telemetry.render();
+    let under_way: Vec<&str> = text
+        .lines()
+        .filter(|line| line.starts_with(IN_FLIGHT) && !line.ends_with(" 0"))
+        .map(|line| line.strip_prefix(IN_FLIGHT).unwrap_or(line))
+        .collect();
+    json!({
+        "at": jiff::Timestamp::now().to_string(),
+        "pid": std::process::id(),
+        "status": look(admin),
+        "tasks": {
+            "hub": hub.tasks.len(),
+            "runtime": runtime.num_alive_tasks(),
+            "workers": runtime.num_workers(),
+            "queued": runtime.global_queue_depth(),
+        },
+        "inFlight": under_way,
+        "links": debug::link_state(hub),
+        "cache": debug::cache_state(hub),
+        "settings": debug::settings_state(hub),
+    })
+}
+
+/// Before the labels of each kind of request in the metrics.
+const IN_FLIGHT: &str = "node_yurthub_in_flight_requests_collector";
 
 /// The body of `/v1/status`.
 #[derive(Clone, Debug, Serialize)]
