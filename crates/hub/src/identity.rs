@@ -278,6 +278,12 @@ impl Gate {
         Ok(identity)
     }
 
+    /// Whether the other end of a plain connection is one of the node's own processes; an error when that cannot be found out now.
+    pub async fn prove(&self, peer: &Peer) -> std::io::Result<Result<(), Stranger>> {
+        let find = self.processes.prove(peer.addr, peer.local);
+        peer.findings.once(find).await
+    }
+
     async fn shown(&self, entrance: Entrance, parts: &Parts) -> Result<Shown, Refusal> {
         if let Some(token) = bearer::of(&parts.headers).map_err(Refusal::Malformed)? {
             return Ok(Shown::Token(token));

@@ -1,7 +1,7 @@
 //! The command line.
 
 use clap::{Parser, Subcommand};
-use std::{error::Error, process::ExitCode};
+use std::{error::Error, ffi::OsString, path::Path, process::ExitCode};
 use tokio_util::sync::CancellationToken;
 
 type AnyError = Box<dyn Error + Send + Sync>;
@@ -51,9 +51,19 @@ enum Bench {
     ApiServer(yurt_lab::bench::apiserver::BenchApiServerArgs),
 }
 
+/// The command line; under the name `yurthub`, as OpenYurt's units and manifests call it, it is that of `yurt hub`.
+fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut all: Vec<OsString> = given.collect();
+    let name = all.first().map(|name| Path::new(name).file_name());
+    if name.flatten().is_some_and(|name| name == "yurthub") {
+        all.insert(1, "hub".into());
+    }
+    all
+}
+
 /// Parses the command line and runs the component it names.
 pub(crate) fn run() -> Result<ExitCode, AnyError> {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments(std::env::args_os()));
     let level = match &cli.command {
         // Their own output is the story; a component's warnings still show.
         Command::Demo(_) | Command::Lab(_) | Command::Node(_) | Command::Bench { .. }
@@ -152,4 +162,19 @@ fn mind_parent(shutdown: &CancellationToken) {
         let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
         shutdown.cancel();
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_openyurts_hub_means_the_hub() {
+        let line = |words: &[&str]| arguments(words.iter().map(OsString::from));
+        assert_eq!(line(&["/usr/local/bin/yurthub", "--v=2"])[1], "hub");
+        assert_eq!(line(&["yurt", "hub"]), ["yurt", "hub"]);
+        assert!(line(&[]).is_empty());
+        let parsed = Cli::try_parse_from(line(&["yurthub", "--node-name=n", "--server-addr=a"]));
+        assert!(matches!(parsed.unwrap().command, Command::Hub(_)));
+    }
 }

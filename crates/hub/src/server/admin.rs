@@ -7,7 +7,7 @@ mod health;
 mod status;
 mod token;
 
-use crate::proxy::Hub;
+use crate::{processes::Stranger, proxy::Hub};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
 use std::{
@@ -37,7 +37,17 @@ enum Endpoint {
     Drill,
 }
 
-/// Path, methods (GET stands for HEAD too), endpoint.
+impl Endpoint {
+    /// Served with `--profiling` only, and to the node's own processes only.
+    fn is_debugging(self) -> bool {
+        matches!(
+            self,
+            Self::LogLevel | Self::Links | Self::Cache | Self::Settings
+        )
+    }
+}
+
+/// Path, methods (GET stands for HEAD too), endpoint. What is not GET is for the node's own processes only.
 const ENDPOINTS: [(&str, &[Method], Endpoint); 11] = [
     ("/v1/healthz", &[Method::GET], Endpoint::Healthz),
     ("/v1/readyz", &[Method::GET], Endpoint::Readyz),
@@ -60,6 +70,11 @@ const ENDPOINTS: [(&str, &[Method], Endpoint); 11] = [
     ),
 ];
 
+/// The paths of all endpoints.
+pub fn paths() -> impl Iterator<Item = &'static str> {
+    ENDPOINTS.iter().map(|(path, ..)| *path)
+}
+
 /// One request to an admin endpoint, its body read.
 #[derive(Debug)]
 pub(crate) struct Ask {
@@ -72,11 +87,19 @@ pub(crate) struct Ask {
 }
 
 /// Why a caller may not use an endpoint that changes something or shows what is not for everybody.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAllowed {
     /// It comes from another machine.
     #[error("only processes of this node may do that")]
     Remote,
+    /// It is none of the node's own processes.
+    #[error("only the node's own processes may do that: {0}")]
+    Stranger(#[from] Stranger),
+    /// It could not be found out which process it is.
+    #[error(
+        "only the node's own processes may do that, and which one this is cannot be found out: {0}"
+    )]
+    Unproven(String),
 }
 
 impl From<NotAllowed> for Response<Body> {
@@ -120,6 +143,12 @@ impl Admin {
             Ok(endpoint) => endpoint,
             Err(refusal) => return *refusal,
         };
+        let peer = parts.extensions.get::<Peer>().cloned();
+        if (method != Method::GET || endpoint.is_debugging())
+            && let Err(refused) = self.admit(peer.as_ref()).await
+        {
+            return refused.into();
+        }
         let body = if method == Method::GET {
             Bytes::new()
         } else {
@@ -128,11 +157,7 @@ impl Admin {
                 Err(refusal) => return *refusal,
             }
         };
-        let ask = Ask {
-            method,
-            body,
-            peer: parts.extensions.get::<Peer>().cloned(),
-        };
+        let ask = Ask { method, body, peer };
         self.serve(endpoint, ask).await
     }
 
@@ -143,12 +168,13 @@ impl Admin {
             Endpoint::Status => status::status(self),
             Endpoint::Metrics => status::metrics(self),
             Endpoint::Token => token::take(self, &ask).await,
-            Endpoint::LogLevel => self.debugging(&ask, || debug::log_level(&ask)),
-            Endpoint::Links => self.debugging(&ask, || debug::links(&self.hub)),
-            Endpoint::Cache => self.debugging(&ask, || debug::cache(&self.hub)),
-            Endpoint::Settings => self.debugging(&ask, || debug::settings(&self.hub)),
             Endpoint::Doctor => autonomy::doctor(self).await,
             Endpoint::Drill => autonomy::drill(self, &ask),
+            _ if !self.profiling => refuse(StatusCode::NOT_FOUND, "--profiling=false\n"),
+            Endpoint::LogLevel => debug::log_level(&ask),
+            Endpoint::Links => debug::links(&self.hub),
+            Endpoint::Cache => debug::cache(&self.hub),
+            Endpoint::Settings => debug::settings(&self.hub),
         }
     }
 
@@ -157,30 +183,20 @@ impl Admin {
         status::state(self)
     }
 
-    /// Debugging endpoints are for processes of the node, where the flags allow them at all.
-    fn debugging(&self, ask: &Ask, answer: impl FnOnce() -> Response<Body>) -> Response<Body> {
-        if !self.profiling {
-            return refuse(StatusCode::NOT_FOUND, "--profiling=false\n");
-        }
-        match self.may_change(ask.peer.as_ref()) {
-            Ok(()) => answer(),
-            Err(refused) => refused.into(),
-        }
-    }
-
-    /// Whether a peer may use an endpoint that changes something: a process of this machine.
-    pub fn may_change(&self, peer: Option<&Peer>) -> Result<(), NotAllowed> {
-        match peer {
-            Some(peer) if peer.addr.ip().to_canonical().is_loopback() => Ok(()),
-            _ => Err(NotAllowed::Remote),
-        }
+    /// Lets one of the node's own processes, of root or the hub's own user, change something, or see what is not for everybody: no
+    /// pod, also none that shares the node's network (W1). Asked before any handler that is not for everybody.
+    async fn admit(&self, peer: Option<&Peer>) -> Result<(), NotAllowed> {
+        let local = peer.filter(|peer| peer.addr.ip().to_canonical().is_loopback());
+        let peer = local.ok_or(NotAllowed::Remote)?;
+        let proof = self.hub.gate.prove(peer).await;
+        Ok(proof.map_err(|error| NotAllowed::Unproven(error.to_string()))??)
     }
 }
 
 /// The endpoint of a method and path, or the 404 or 405 that says what there is.
 fn find(method: &Method, path: &str) -> Result<Endpoint, Box<Response<Body>>> {
     let Some((_, methods, endpoint)) = ENDPOINTS.iter().find(|(known, ..)| *known == path) else {
-        let paths: Vec<&str> = ENDPOINTS.iter().map(|(path, ..)| *path).collect();
+        let paths: Vec<&str> = paths().collect();
         let text = format!("there are {}\n", paths.join(", "));
         return Err(Box::new(refuse(StatusCode::NOT_FOUND, text)));
     };
@@ -267,7 +283,7 @@ mod tests {
             for method in methods {
                 assert_eq!(find(method, path).unwrap(), endpoint);
             }
-            let refused = find(&Method::DELETE, path).unwrap_err();
+            let refused = find(&Method::PATCH, path).unwrap_err();
             assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
             assert!(refused.headers().contains_key(header::ALLOW));
         }

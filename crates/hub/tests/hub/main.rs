@@ -1,5 +1,6 @@
 //! A whole hub between scripted API servers, a breakable link and plain clients.
 
+mod admin;
 mod autonomy;
 mod cache;
 mod callers;

@@ -22,7 +22,8 @@ pub(super) fn log_level(ask: &Ask) -> Response<Body> {
             };
             return refuse(status, format!("{error}\n"));
         }
-        tracing::info!(filter = text.trim(), "log level changed");
+        let by = ask.peer.as_ref().map(|peer| peer.addr);
+        tracing::info!(filter = text.trim(), ?by, "log level changed");
     }
     let filter = yurt_telemetry::log_filter().unwrap_or_default();
     answer(StatusCode::OK, "text/plain", filter + "\n")
@@ -48,25 +49,9 @@ pub(super) fn link_state(hub: &Hub) -> Value {
     json!({ "mode": hub.mode().as_str(), "servers": links })
 }
 
-/// `/debug/cache`.
+/// `/debug/cache`: what the node knows, in numbers.
 pub(super) fn cache(hub: &Hub) -> Response<Body> {
-    json(&cache_state(hub))
-}
-
-/// What the node knows, in numbers.
-pub(super) fn cache_state(hub: &Hub) -> Value {
-    let (usage, stats) = (hub.cache.usage(), hub.cache.stats());
-    json!({
-        "objects": hub.cache.object_count(),
-        "records": usage.records,
-        "liveBytes": usage.live_bytes,
-        "diskBytes": usage.disk_bytes,
-        "corruptRecords": stats.corrupt.get(),
-        "readErrors": stats.read_errors.get(),
-        "writeErrors": stats.write_errors.get(),
-        "overflowedObjects": stats.overflowed.get(),
-        "evictedObjects": stats.evicted.get(),
-    })
+    json(&hub.cache.overview())
 }
 
 /// `/debug/settings`.

@@ -47,7 +47,7 @@ pub(super) fn state(admin: &Admin) -> Value {
         },
         "inFlight": under_way,
         "links": debug::link_state(hub),
-        "cache": debug::cache_state(hub),
+        "cache": hub.cache.overview(),
         "settings": debug::settings_state(hub),
     })
 }
