@@ -111,6 +111,8 @@ fn hint(error: &std::io::Error) -> &'static str {
 
 /// Runs a hub until `shutdown`: all of the process.
 pub async fn run(mut config: Config, shutdown: CancellationToken) -> Result<(), HubError> {
+    // From now on the signal does not end the process, also while the cache is read, and in local mode.
+    let _ignored = signal(SignalKind::user_defined1());
     // Before anything that a second hub must not touch.
     let _lock = Lock::take(&config.root_dir)?;
     if config.working_mode == WorkingMode::Local {
@@ -171,7 +173,6 @@ async fn run_opened(
         tracing::warn!("{warning}");
     }
     let notifier = Arc::new(Notifier::from_env());
-    // From now on the signal does not end the process.
     let dump = signal(SignalKind::user_defined1());
     let config = Arc::new(config);
     let autonomous = config.working_mode == WorkingMode::Edge;

@@ -27,7 +27,7 @@ pub enum LockError {
         holder: Option<u32>,
     },
     /// It cannot be made or written.
-    #[error("{}: {source}", .dir.display())]
+    #[error("the directory {} cannot be used: {source}", .dir.display())]
     Io {
         /// The directory.
         dir: PathBuf,
