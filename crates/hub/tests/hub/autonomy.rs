@@ -165,12 +165,11 @@ async fn a_lease_that_the_cloud_lacks_is_made_for_the_kubelet_with_its_node_as_o
     let own = r#"{"apiVersion":"coordination.k8s.io/v1","kind":"Lease","metadata":{"name":"edge-1"},"spec":{"holderIdentity":"edge-1"}}"#;
     let made = node.call(Method::POST, LEASES, &AS_JSON, own).await;
     assert_eq!(made.status, 201, "{}", made.text());
-    cloud.answer(Method::GET, LEASE, 200, JSON, lease(5));
-    cloud.answer(Method::PUT, LEASE, 200, JSON, lease(6));
     eventually("the hub makes it", async || {
         !by_hub(cloud, Method::POST, LEASES).is_empty()
     })
     .await;
+    with_lease(cloud);
     let sent = body(&by_hub(cloud, Method::POST, LEASES)[0]);
     assert_eq!(
         sent["metadata"]["ownerReferences"],
