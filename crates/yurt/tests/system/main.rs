@@ -3,6 +3,7 @@
 mod fixture;
 
 mod bootstrap;
+mod doctor;
 mod durability;
 mod faults;
 mod hub;
