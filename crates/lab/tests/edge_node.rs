@@ -210,6 +210,7 @@ impl Lab {
             ..yurt_hub::Config::parse([
                 "--node-name=edge-1",
                 "--enable-dummy-if=false",
+                "--heartbeat-interval-seconds=1",
                 &format!("--server-addr={}", link.address()),
             ])
             .unwrap()
