@@ -301,7 +301,7 @@ impl Hub {
             }
             Way::Heartbeat => {
                 let body = self.held(&call, body).await?;
-                self.beat(call, body).await
+                Box::pin(self.beat(call, body)).await
             }
             Way::Cloud { fallback } => self.forward(call, body, fallback).await,
         }
