@@ -6,6 +6,8 @@ mod cloud;
 mod correction;
 pub mod cursor;
 mod frames;
+#[cfg(test)]
+mod model_test;
 mod node;
 mod resume;
 

@@ -6,7 +6,7 @@ mod node;
 use http::Method;
 use node::{Answer, JSON, Node, PROTOBUF, fixture_json, next, twin::Twin};
 use serde_json::{Value, json};
-use yurt_hub::{caller::Caller, journal::JournalConfig};
+use yurt_hub::{caller::Caller, endpoints::Endpoints};
 use yurt_wire::{Encoding, Object, watch::EventType};
 
 const NAME: &str = "web-65b97464c6-hbq56";
@@ -319,5 +319,245 @@ async fn events_wait_for_everything_else_in_a_replay() {
     assert_eq!(node.journal.replay(&twin).await.applied, 2);
     let log = twin.state().log.clone();
     assert_eq!(log.last(), Some(&format!("POST {events}")), "{log:?}");
-    assert_eq!(JournalConfig::default().max_events, 1000);
+}
+
+/// Reads a WatchList to its end: the names.
+async fn initial(node: &Node, path: &str) -> Vec<String> {
+    let query = format!(
+        "{path}{}watch=true&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan",
+        if path.contains('?') { "&" } else { "?" }
+    );
+    let mut watch = node.watch(&query, PROTOBUF);
+    let mut names = Vec::new();
+    loop {
+        match next(&mut watch).await.expect("an event") {
+            (EventType::Added, name, _) => names.push(name),
+            (EventType::Bookmark, ..) => return names,
+            (kind, ..) => panic!("{kind:?} within the initial events of {path}"),
+        }
+    }
+}
+
+/// What a node has that the recordings lack: storage and a secret.
+fn learn_more(node: &Node) {
+    let meta = |name: &str, namespace: &str| json!({"name": name, "namespace": namespace, "uid": name, "resourceVersion": "300"});
+    for (group, version, resource, object) in [
+        (
+            "",
+            "v1",
+            "secrets",
+            json!({"apiVersion": "v1", "kind": "Secret", "metadata": meta("s", "default"), "data": {"k": "dg=="}}),
+        ),
+        (
+            "",
+            "v1",
+            "persistentvolumeclaims",
+            json!({"apiVersion": "v1", "kind": "PersistentVolumeClaim",
+            "metadata": meta("claim", "default"), "spec": {"volumeName": "pv"}, "status": {"phase": "Bound"}}),
+        ),
+        (
+            "",
+            "v1",
+            "persistentvolumes",
+            json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": meta("pv", ""), "spec": {}}),
+        ),
+        (
+            "storage.k8s.io",
+            "v1",
+            "csinodes",
+            json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode",
+            "metadata": meta("edge-1", ""), "spec": {"drivers": []}}),
+        ),
+    ] {
+        let object = Object::from_json_value(&object, Encoding::Protobuf).expect("protobuf");
+        let gvr = yurt_wire::Gvr::new(group, version, resource);
+        node.cache.learn_object(&Caller::Node, &gvr, &object);
+    }
+}
+
+const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge-1";
+
+/// What a kubelet asks and reports from its start to the last of its pods, in its order.
+async fn start_kubelet(node: &Node) {
+    let registration = fixture_json("get-node.json");
+    let mut fresh = registration.clone();
+    for field in [
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+        "managedFields",
+    ] {
+        fresh["metadata"]
+            .as_object_mut()
+            .expect("metadata")
+            .remove(field);
+    }
+    let made = node.send(Method::POST, "/api/v1/nodes", &fresh).await;
+    assert_eq!(made.code, 409, "{}", made.message());
+    assert_eq!(made.json()["reason"], "AlreadyExists");
+    assert_eq!(node.get("/api/v1/nodes/edge-1", PROTOBUF).await.code, 200);
+    for path in [
+        "/apis/storage.k8s.io/v1/csinodes/edge-1?resourceVersion=0",
+        "/apis/storage.k8s.io/v1/csinodes/edge-1",
+        "/api/v1/namespaces/default/secrets/s",
+        "/api/v1/namespaces/default/persistentvolumeclaims/claim",
+        "/api/v1/persistentvolumes/pv",
+    ] {
+        let got = node.get(path, PROTOBUF).await;
+        assert_eq!(got.code, 200, "{path}: {}", got.message());
+    }
+    let again = json!({"apiVersion": "storage.k8s.io/v1", "kind": "CSINode", "metadata": {"name": "edge-1"}, "spec": {"drivers": []}});
+    let made = node
+        .send(Method::POST, "/apis/storage.k8s.io/v1/csinodes", &again)
+        .await;
+    assert_eq!(made.code, 409, "{}", made.message());
+
+    assert_eq!(
+        initial(node, "/api/v1/nodes?fieldSelector=metadata.name%3Dedge-1").await,
+        ["edge-1"]
+    );
+    assert_eq!(initial(node, PODS).await.len(), 3);
+    assert!(
+        initial(
+            node,
+            "/api/v1/services?fieldSelector=spec.clusterIP%21%3DNone"
+        )
+        .await
+        .contains(&"web".to_owned())
+    );
+    for empty in [
+        "/apis/storage.k8s.io/v1/csidrivers",
+        "/apis/node.k8s.io/v1/runtimeclasses",
+    ] {
+        assert_eq!(initial(node, empty).await, Vec::<String>::new());
+    }
+    for (name, found) in [("kube-root-ca.crt", 1), ("openshift-service-ca.crt", 0)] {
+        let path =
+            format!("/api/v1/namespaces/default/configmaps?fieldSelector=metadata.name%3D{name}");
+        assert_eq!(initial(node, &path).await.len(), found, "{name}");
+    }
+    assert_eq!(
+        initial(
+            node,
+            "/api/v1/namespaces/default/secrets?fieldSelector=metadata.name%3Ds"
+        )
+        .await,
+        ["s"]
+    );
+
+    let status = json!({"status": {"nodeInfo": {"bootID": "second-boot"}, "conditions": [
+        {"type": "Ready", "status": "True", "reason": "KubeletReady"}]}});
+    let patched = node
+        .patch("/api/v1/nodes/edge-1/status?timeout=5s", &status)
+        .await;
+    assert_eq!(patched.code, 200, "{}", patched.message());
+    let mut lease = node
+        .get(&format!("{LEASE}?timeout=5s"), PROTOBUF)
+        .await
+        .json();
+    lease["spec"]["renewTime"] = "2026-11-22T04:00:00.000000Z".into();
+    let renewed = node
+        .send(Method::PUT, &format!("{LEASE}?timeout=5s"), &lease)
+        .await;
+    assert_eq!(renewed.code, 200, "{}", renewed.message());
+    let event = json!({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "booted", "namespace": "default"},
+        "involvedObject": {"kind": "Node", "name": "edge-1", "uid": "edge-1"}, "reason": "Rebooted", "type": "Warning", "count": 1});
+    let told = node
+        .send(Method::POST, "/api/v1/namespaces/default/events", &event)
+        .await;
+    assert_eq!(told.code, 201, "{}", told.message());
+}
+
+/// The containers of a pod are started again.
+async fn restart_pod(node: &Node, name: &str, old: &str, new: &str) {
+    let path = format!("/api/v1/namespaces/default/pods/{name}");
+    let pod = node.get(&path, PROTOBUF).await;
+    assert_eq!(pod.code, 200, "{}", pod.message());
+    let pod = pod.json();
+    let container = |state: Value, ready: bool| {
+        json!([{"name": "busybox", "state": state, "ready": ready, "started": ready, "restartCount": 1,
+            "image": "registry.lab/busybox:1", "imageID": "i",
+            "lastState": {"terminated": {"exitCode": 255, "reason": "Unknown"}}}])
+    };
+    let ready = |status: &str| json!([{"type": "Ready", "status": status}, {"type": "ContainersReady", "status": status}]);
+    for status in [
+        json!({"conditions": ready("False"), "containerStatuses": container(json!({"waiting": {"reason": "ContainerCreating"}}), false)}),
+        json!({"conditions": ready("True"), "containerStatuses": container(json!({"running": {"startedAt": "2026-11-22T04:00:01Z"}}), true),
+            "podIP": new, "$setElementOrder/podIPs": [{"ip": new}], "podIPs": [{"ip": new}, {"ip": old, "$patch": "delete"}]}),
+    ] {
+        let patch = json!({"metadata": {"uid": pod["metadata"]["uid"]}, "status": status});
+        let patched = node.patch(&format!("{path}/status"), &patch).await;
+        assert_eq!(patched.code, 200, "{}", patched.message());
+    }
+}
+
+const RESTARTED: [(&str, &str, &str); 3] = [
+    ("web-65b97464c6-5t9tz", "10.244.0.33", "10.244.0.93"),
+    ("web-65b97464c6-hbq56", "10.244.0.34", "10.244.0.94"),
+    ("web-65b97464c6-pz569", "10.244.0.35", "10.244.0.95"),
+];
+
+/// The addresses of the recorded service.
+async fn service_addresses(node: &Node) -> Vec<String> {
+    let path = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/web-6xx88";
+    let slice = node.get(path, JSON).await.json();
+    let endpoints = slice["endpoints"].as_array().cloned().unwrap_or_default();
+    let mut addresses: Vec<String> = endpoints
+        .iter()
+        .filter(|endpoint| endpoint["conditions"]["ready"] == true)
+        .filter_map(|endpoint| endpoint["addresses"][0].as_str().map(str::to_owned))
+        .collect();
+    addresses.sort();
+    addresses
+}
+
+#[tokio::test]
+async fn w4_a_rebooted_kubelet_is_answered_after_a_kill_and_what_it_reports_is_kept() {
+    let node = Node::recorded().await;
+    learn_more(&node);
+    node.cache.flush().await.expect("flush");
+    let node = node.killed();
+    start_kubelet(&node).await;
+    for (name, old, new) in RESTARTED {
+        restart_pod(&node, name, old, new).await;
+    }
+    // Power is lost once more, right after the last answer.
+    let node = node.killed();
+    let grace = std::time::Duration::from_secs(60);
+    Endpoints::open(&node.cache, &node.journal, "edge-1", grace);
+    let addresses: Vec<_> = RESTARTED
+        .iter()
+        .map(|(.., new)| (*new).to_owned())
+        .collect();
+    assert_eq!(service_addresses(&node).await, addresses);
+    let shown = node.get("/api/v1/nodes/edge-1", JSON).await.json();
+    assert_eq!(shown["status"]["nodeInfo"]["bootID"], "second-boot");
+    start_kubelet_again(&node).await;
+
+    let twin = Twin::recorded();
+    let report = node.journal.replay(&twin).await;
+    assert_eq!((report.kept, report.dropped.len()), (0, 0), "{report:?}");
+    for (name, _, new) in RESTARTED {
+        let pod = twin.object(&format!("/api/v1/namespaces/default/pods/{name}"));
+        assert_eq!(pod["status"]["podIPs"], json!([{"ip": new}]));
+        assert_eq!(pod["status"]["containerStatuses"][0]["restartCount"], 1);
+    }
+    let sent = twin.object("/api/v1/nodes/edge-1");
+    assert_eq!(sent["status"]["nodeInfo"]["bootID"], "second-boot");
+    assert_eq!(
+        twin.object(LEASE)["spec"]["renewTime"],
+        "2026-11-22T04:00:00.000000Z"
+    );
+    assert_eq!(
+        twin.object("/api/v1/namespaces/default/events/booted")["reason"],
+        "Rebooted"
+    );
+}
+
+/// The event of the first start is there already.
+async fn start_kubelet_again(node: &Node) {
+    let path = "/api/v1/namespaces/default/events/booted";
+    let again = node.patch(path, &json!({"count": 2})).await;
+    assert_eq!(again.code, 200, "{}", again.message());
+    assert_eq!(initial(node, PODS).await.len(), 3);
 }

@@ -321,7 +321,8 @@ impl Cache {
                 .filter(|key| !resource.objects.contains_key(*key))
                 .map(|key| Deleted {
                     key: key.clone(),
-                    revision,
+                    // One that the cloud knows.
+                    revision: revision.min(state.high),
                 }),
         );
         deleted.retain(|gone| {

@@ -183,6 +183,14 @@ impl LocalWatch {
         Ok(watch)
     }
 
+    /// Begins with what the node shows otherwise than the cloud, for a client that has the cloud's state and may not have been
+    /// told.
+    #[must_use]
+    pub(crate) fn with_what_shows(mut self) -> Self {
+        self.initial = changes(&self.cache, &self.query, u64::MAX);
+        self
+    }
+
     #[expect(
         clippy::too_many_arguments,
         reason = "the one place where a watch is put together"
@@ -449,21 +457,23 @@ fn initial_events(
                     selection.since
                 ))));
             }
-            let (newer, deleted) = cache.changes_since(query, revision);
-            initial.extend(
-                deleted
-                    .into_iter()
-                    .map(|gone| Initial::Deleted(gone.key, gone.revision)),
-            );
-            initial.extend(
-                newer
-                    .into_iter()
-                    .map(|key| Initial::Object(EventType::Modified, key)),
-            );
+            initial = changes(cache, query, revision);
         }
         Start::Now => {}
     }
     Ok(initial)
+}
+
+/// What changed after a revision, in the cloud or here.
+fn changes(cache: &Cache, query: &Query, revision: u64) -> VecDeque<Initial> {
+    let (newer, deleted) = cache.changes_since(query, revision);
+    let deleted = deleted
+        .into_iter()
+        .map(|gone| Initial::Deleted(gone.key, gone.revision));
+    let newer = newer
+        .into_iter()
+        .map(|key| Initial::Object(EventType::Modified, key));
+    deleted.chain(newer).collect()
 }
 
 #[cfg(test)]

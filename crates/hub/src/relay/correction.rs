@@ -16,7 +16,7 @@ pub(super) struct Corrector {
     /// Where the stream began; the cloud tells what is newer. `None` for one that begins with the whole state.
     start: Option<u64>,
     /// The number of the last correction that was looked at.
-    after: u64,
+    pub(super) after: u64,
     /// What the cloud told on this stream, of what may need a correction.
     told: HashSet<(String, String)>,
 }
@@ -52,7 +52,7 @@ impl Corrector {
     }
 
     /// Whether the client keeps a wrong state of an object whose state in the cloud is of `revision`.
-    fn concerns(&self, key: &str, revision: u64) -> bool {
+    pub(super) fn concerns(&self, key: &str, revision: u64) -> bool {
         let (namespace, name) = key.split_once('/').unwrap_or(("", key));
         self.start.is_some_and(|start| revision <= start)
             && !self.told.contains(&(namespace.to_owned(), name.to_owned()))

@@ -83,6 +83,10 @@ impl Relay {
                 return since;
             }
         }
-        LocalWatch::follow(offline, &watched.caller, &watched.info, &watched.parts)
+        let follow = LocalWatch::follow(offline, &watched.caller, &watched.info, &watched.parts)?;
+        Ok(match resume {
+            Resume::At(_) => follow.with_what_shows(),
+            Resume::Same | Resume::Impossible => follow,
+        })
     }
 }
