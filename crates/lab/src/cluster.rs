@@ -314,6 +314,7 @@ impl Cluster {
             | Command::Heal { target }
             | Command::Slow { target, .. }
             | Command::Kill { target }
+            | Command::Reboot { target }
             | Command::Status { target } => target.as_str(),
             Command::Touch { pod } => return self.touch(pod).await,
         };
@@ -356,6 +357,10 @@ impl Cluster {
                 }
                 Command::Kill { .. } => {
                     node.hub.kill();
+                }
+                Command::Reboot { .. } => {
+                    node.hub.kill();
+                    node.kubelet.reboot();
                 }
                 Command::Status { .. } | Command::Touch { .. } => {}
             }

@@ -49,6 +49,11 @@ pub enum Command {
         /// Node or pool.
         target: String,
     },
+    /// The node loses power and comes back: `kill -9` of the hub, and its kubelet starts every pod again with another address.
+    Reboot {
+        /// Node or pool.
+        target: String,
+    },
     /// A new status on a pod of a simulated kubelet (its readiness message changes).
     Touch {
         /// `namespace/name`.

@@ -204,6 +204,12 @@ impl KubeletHandle {
         let workers = self.kubelet.workers();
         workers.get(&key).map(Worker::touch).is_some()
     }
+
+    /// The node loses power and comes back: nothing runs any more, the kubelet begins anew, and every pod is started again with
+    /// another address.
+    pub fn reboot(&self) {
+        self.kubelet.boots.send_modify(|boots| *boots += 1);
+    }
 }
 
 /// A kubelet that runs nothing.
@@ -250,6 +256,8 @@ struct Kubelet {
     /// Changes with `known`.
     told: watch::Sender<()>,
     allocatable: Resources,
+    /// How often the node was booted since.
+    boots: watch::Sender<u64>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -275,6 +283,7 @@ impl Kubelet {
             known: Mutex::default(),
             told: watch::Sender::new(()),
             allocatable: Resources::of(&config.capacity()),
+            boots: watch::Sender::new(0),
             config,
         });
         (kubelet, events)
@@ -293,29 +302,63 @@ impl Kubelet {
         events: tokio::sync::mpsc::Receiver<Value>,
         shutdown: CancellationToken,
     ) {
+        let kubelet = Arc::clone(&self);
+        // What happened is told whatever happens to the node.
+        let _telling = AbortOnDropHandle::new(tokio::spawn(async move {
+            events::send(&kubelet.api, events).await
+        }));
+        let mut boots = self.boots.subscribe();
+        loop {
+            let mut tasks = self.begin();
+            let again = tokio::select! {
+                () = shutdown.cancelled() => false,
+                // The sender lives as long as the kubelet.
+                _ = boots.changed() => true,
+            };
+            tasks.shutdown().await;
+            let ended = std::mem::take(&mut *self.workers());
+            lock(&self.references).clear();
+            if !again {
+                return;
+            }
+            for worker in ended.values() {
+                self.containers.forget(worker.uid());
+            }
+            drop(ended);
+            lock(&self.known).clear();
+            self.addresses.renew();
+            self.registered.store(false, Ordering::Relaxed);
+            self.ready.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Starts what a kubelet does as long as its node runs.
+    fn begin(self: &Arc<Self>) -> JoinSet<()> {
         self.recorder.node("Starting", "Starting kubelet.");
         let mut tasks = JoinSet::new();
         let of = |kubelet: &Arc<Self>| Arc::clone(kubelet);
-        let kubelet = of(&self);
-        tasks.spawn(async move { events::send(&kubelet.api, events).await });
-        let kubelet = of(&self);
+        let kubelet = of(self);
         tasks.spawn(async move { kubelet.introduce().await });
-        let kubelet = of(&self);
+        let kubelet = of(self);
         tasks.spawn(async move { kubelet.keep_status().await });
-        let kubelet = of(&self);
+        let kubelet = of(self);
         tasks.spawn(async move { kubelet.keep_lease().await });
         for collection in self.collections() {
-            let kubelet = of(&self);
+            let kubelet = of(self);
             tasks.spawn(async move {
                 let tell = |change| kubelet.take(&collection, change);
                 let most = kubelet.config.max_pause;
                 reflect(&kubelet.api, &collection, most, &kubelet.watches, tell).await;
             });
         }
-        shutdown.cancelled().await;
-        tasks.shutdown().await;
-        self.workers().clear();
-        lock(&self.references).clear();
+        tasks
+    }
+
+    /// Tells this boot of the node from others; `None` for the first, whose id is registered.
+    fn boot_id(&self) -> Option<String> {
+        let boots = *self.boots.borrow();
+        let words = [&self.config.node_name, "boot", &boots.to_string()];
+        (boots > 0).then(|| format!("{:032x}", fingerprint(&words)))
     }
 
     /// What a kubelet watches whatever its pods are.
@@ -486,7 +529,13 @@ impl Kubelet {
         let mut reported: Option<Instant> = None;
         loop {
             let node = self.node.borrow().clone().unwrap_or_default();
-            let (patch, changed) = node::status_patch(&node, Timestamp::now());
+            let (mut patch, mut changed) = node::status_patch(&node, Timestamp::now());
+            if let Some(boot) = self.boot_id()
+                && node["status"]["nodeInfo"]["bootID"] != boot.as_str()
+            {
+                patch["status"]["nodeInfo"] = json!({"bootID": boot});
+                changed = true;
+            }
             let due = reported.is_none_or(|at| at.elapsed() >= self.config.report_interval);
             if changed || due {
                 let path = format!("{}/status?timeout=5s", self.node_path());

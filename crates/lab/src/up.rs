@@ -164,6 +164,11 @@ pub enum LabAction {
         /// Node or pool.
         target: String,
     },
+    /// Let the node lose power and come back: its hub is killed with -9, its kubelet starts every pod again with another address.
+    Reboot {
+        /// Node or pool.
+        target: String,
+    },
     /// Let a node's kubelet report a new status of a pod.
     Touch {
         /// The pod.
@@ -195,6 +200,7 @@ impl From<LabAction> for Command {
                 loss_percent: loss,
             },
             LabAction::Kill { target } => Self::Kill { target },
+            LabAction::Reboot { target } => Self::Reboot { target },
             LabAction::Touch { pod } => Self::Touch { pod },
             LabAction::Status { target } => Self::Status { target },
         }

@@ -7,7 +7,7 @@ mod status;
 pub(crate) use run::{Facts, Occurrence, Run};
 #[cfg(test)]
 pub(super) use status::TOUCHED;
-pub(crate) use status::adopted;
+pub(crate) use status::{adopted, count_restarts};
 
 use jiff::Timestamp;
 use serde_json::{Value, json};

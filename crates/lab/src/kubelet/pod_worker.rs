@@ -58,7 +58,12 @@ impl Worker {
         });
         let running = Arc::new(AtomicBool::new(false));
         let finished = Arc::new(AtomicBool::new(pod::is_finished(&pod)));
-        let adopted = pod::adopted(&pod, Timestamp::now());
+        // After a boot nothing runs that ran before it.
+        let booted = kubelet.boot_id().is_some();
+        let adopted = match booted {
+            true => None,
+            false => pod::adopted(&pod, Timestamp::now()),
+        };
         let address = adopted.as_ref().and_then(|run| run.ip());
         let address = address.map(|ip| kubelet.addresses.adopt(ip));
         let known = Arc::new(ArcSwap::from(Arc::clone(&pod)));
@@ -251,7 +256,10 @@ impl Life {
         };
         let preparing = SignedDuration::try_from(kubelet.config.start_time);
         let preparing = preparing.unwrap_or(SignedDuration::ZERO);
-        self.run = Some(Run::new(&self.current, address.ip, now, preparing));
+        let mut run = Run::new(&self.current, address.ip, now, preparing);
+        // What ran before the node was booted counts as ended by that.
+        pod::count_restarts(&mut run, &self.current, now);
+        self.run = Some(run);
         self.address = Some(address);
         if let Some((path, request)) = pod::token_request(&self.current) {
             let kubelet = Arc::clone(kubelet);

@@ -12,4 +12,5 @@ mod peers;
 mod processes;
 mod real_node;
 mod recorded;
+mod reboot;
 mod session;

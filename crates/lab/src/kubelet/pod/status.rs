@@ -34,14 +34,38 @@ pub(crate) fn adopted(pod: &Value, now: Timestamp) -> Option<Run> {
     Some(run)
 }
 
+/// A pod that ran is started again: its containers go on counting, those that ran were killed.
+pub(crate) fn count_restarts(run: &mut Run, pod: &Value, now: Timestamp) {
+    const KILLED: i64 = 255;
+    for (container, (kind, spec)) in run.containers.iter_mut().zip(specs(pod)) {
+        let field = match kind {
+            Kind::Main => "containerStatuses",
+            _ => "initContainerStatuses",
+        };
+        let mut statuses = pod["status"][field].as_array().into_iter().flatten();
+        let Some(known) = statuses.find(|known| known["name"] == spec["name"]) else {
+            continue;
+        };
+        container.restarts = known["restartCount"].as_i64().unwrap_or(0);
+        container.last = exit(&known["lastState"]["terminated"]);
+        let since = known["state"]["running"]["startedAt"].as_str();
+        if let Some(since) = since.and_then(|since| since.parse().ok()) {
+            let (code, at) = (KILLED, now);
+            container.last = Some(Exit { code, since, at });
+            container.restarts += 1;
+        }
+    }
+}
+
+fn exit(terminated: &Value) -> Option<Exit> {
+    Some(Exit {
+        code: terminated["exitCode"].as_i64().unwrap_or(0),
+        since: terminated["startedAt"].as_str()?.parse().ok()?,
+        at: terminated["finishedAt"].as_str()?.parse().ok()?,
+    })
+}
+
 fn adopt(container: &mut Container, known: &Value, now: Timestamp) {
-    let exit = |terminated: &Value| -> Option<Exit> {
-        Some(Exit {
-            code: terminated["exitCode"].as_i64().unwrap_or(0),
-            since: terminated["startedAt"].as_str()?.parse().ok()?,
-            at: terminated["finishedAt"].as_str()?.parse().ok()?,
-        })
-    };
     let state = &known["state"];
     container.restarts = known["restartCount"].as_i64().unwrap_or(0);
     container.last = exit(&known["lastState"]["terminated"]);
@@ -81,7 +105,11 @@ pub(super) fn patch(
         let list = json!([{"ip": ip.to_string()}]);
         if !covers(&old[field], &list) {
             patch.insert(format!("$setElementOrder/{field}"), list.clone());
-            patch.insert(field.to_owned(), list);
+            let others = old[field].as_array().into_iter().flatten();
+            let others = others.filter(|known| known["ip"] != ip.to_string().as_str());
+            let gone = others.map(|known| json!({"ip": known["ip"], "$patch": "delete"}));
+            let all = list.as_array().cloned().unwrap_or_default().into_iter();
+            patch.insert(field.to_owned(), all.chain(gone).collect());
         }
     }
     let (conditions, changed) = conditions(pod, run, touches, now);
