@@ -38,11 +38,16 @@ enum Endpoint {
 }
 
 impl Endpoint {
-    /// Served with `--profiling` only, and to the node's own processes only.
-    fn is_debugging(self) -> bool {
+    /// Tells or changes what is for the node's own processes only.
+    fn is_private(self) -> bool {
         matches!(
             self,
-            Self::LogLevel | Self::Links | Self::Cache | Self::Settings
+            Self::LogLevel
+                | Self::Links
+                | Self::Cache
+                | Self::Settings
+                | Self::Doctor
+                | Self::Drill
         )
     }
 }
@@ -144,7 +149,7 @@ impl Admin {
             Err(refusal) => return *refusal,
         };
         let peer = parts.extensions.get::<Peer>().cloned();
-        if (method != Method::GET || endpoint.is_debugging())
+        if (method != Method::GET || endpoint.is_private())
             && let Err(refused) = self.admit(peer.as_ref()).await
         {
             return refused.into();
