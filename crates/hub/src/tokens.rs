@@ -366,9 +366,12 @@ impl Tokens {
             .is_some_and(|signer| signer.is_named_by(token))
     }
 
-    /// What one of the node's own tokens is bound to, when it holds.
+    /// What one of the node's own tokens is bound to, when it holds and is meant for the API server: one for others must not
+    /// become one for it.
     pub fn own_bound(&self, token: &str, now: i64) -> Result<Bound, Refusal> {
-        self.prove(token, now)?;
+        if let Verdict::Unknown(refusal) | Verdict::Refused(refusal) = self.verify(token, now) {
+            return Err(refusal);
+        }
         let parsed = Unproven::parse(token).ok_or(Refusal::Opaque)??;
         parsed.claims().kubernetes.clone().ok_or(Refusal::Malformed)
     }

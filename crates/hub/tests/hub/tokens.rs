@@ -300,8 +300,12 @@ async fn a_token_of_the_node_is_good_here_and_exchanged_on_its_way_to_the_cloud(
     .to_json_value()
     .unwrap();
     assert_eq!(claims(&token_of(&answer))["aud"], json!(["vault"]));
-    let other = edge.get(&token_of(&answer), MAP).await;
-    assert_eq!(other.status, 401, "a token for others is none for the API");
+    let vault = token_of(&answer);
+    assert_eq!(
+        edge.code(&vault, MAP).await,
+        401,
+        "a token for others is none for the API"
+    );
 
     // A watch that began without the cloud goes on with it.
     let authorization = format!("Bearer {own}");
@@ -321,6 +325,9 @@ async fn a_token_of_the_node_is_good_here_and_exchanged_on_its_way_to_the_cloud(
     let event = watch.event().await;
     assert_eq!(event["object"]["data"]["color"], "green", "{event}");
     assert_eq!(edge.code(&own, SECRET).await, 403);
+    let refused = edge.get(&vault, MAP).await;
+    assert_eq!(refused.status, 401, "nor is it exchanged for one");
+    assert!(refused.text().contains("audiences"), "{}", refused.text());
     let exchanged = "node_yurthub_tokens_exchanged_total{reason=\"done\"}";
     assert_eq!(
         edge.node.metric(exchanged).await,
