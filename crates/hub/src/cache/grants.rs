@@ -450,7 +450,7 @@ mod tests {
         grants.accept(&token);
         grants.observe(&token, &list);
         let (_, moved) = grants.adopt(&token, &user).unwrap();
-        assert_eq!(moved, [list.clone()]);
+        assert_eq!(moved, std::slice::from_ref(&list));
         assert!(!grants.allows(&user, &list), "the one who stores moves");
         grants.accept(&user);
         grants.observe(&user, &list);

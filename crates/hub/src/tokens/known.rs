@@ -172,11 +172,6 @@ impl Table {
     pub fn remove(&mut self, hash: &str) {
         self.words.remove(hash);
     }
-
-    /// How many are remembered.
-    pub fn len(&self) -> usize {
-        self.words.len()
-    }
 }
 
 #[cfg(test)]
@@ -221,9 +216,9 @@ mod tests {
             table.put("y", good(900, Via::Review), 500).len(),
             MAX_TOKENS - 1
         );
-        assert_eq!(table.len(), 2);
+        assert_eq!(table.words.len(), 2);
         table.forget_proven(Via::Review);
-        assert_eq!(table.len(), 0);
+        assert_eq!(table.words.len(), 0);
     }
 
     #[test]

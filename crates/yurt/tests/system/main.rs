@@ -11,6 +11,6 @@ mod link_cut;
 mod peers;
 mod processes;
 mod real_node;
-mod recorded;
 mod reboot;
+mod recorded;
 mod session;
