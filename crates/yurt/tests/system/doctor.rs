@@ -52,8 +52,8 @@ fn a_node_that_lacks_a_secret_says_so_and_the_drill_proves_it() {
     lab.cloud().feed(
         &["apply", "-f", "-"],
         &format!(
-            r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"web"}},"spec":{{"nodeName":"{NODE}","containers":[
-            {{"name":"main","image":"registry.lab/app:1","envFrom":[{{"secretRef":{{"name":"db"}}}}]}}]}}}}"#
+            r#"{{"apiVersion":"v1","kind":"Pod","metadata":{{"name":"web"}},"spec":{{"nodeName":"{NODE}","volumes":[{{"name":"share","cephfs":{{"monitors":["m"],"secretRef":{{"name":"db"}}}}}}],
+            "containers":[{{"name":"main","image":"registry.lab/app:1"}}]}}}}"#
         ),
     );
     eventually("the secret is the only thing missing", || {
@@ -88,9 +88,10 @@ fn a_node_that_lacks_a_secret_says_so_and_the_drill_proves_it() {
         "{said}"
     );
 
-    // The simulated kubelet reads it when a container's environment is asked for.
-    let environment = lab.cloud().ok(&["exec", "web", "--", "env"]);
-    assert!(environment.contains("password=x"), "{environment}");
+    // The simulated kubelet mounts nothing and so never reads it; another component of the node does.
+    let component = lab.through(&hub.replace("10267", "10261"));
+    let secret = component.ok(&["get", "secret", "db", "-o", "jsonpath={.data.password}"]);
+    assert_eq!(secret, "eA==");
     eventually("it is cached, and the score rises", || {
         let (code, after) = report(&hub);
         code == Some(0) && after["score"].as_u64() > before["score"].as_u64()

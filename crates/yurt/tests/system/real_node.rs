@@ -92,6 +92,7 @@ fn bootstrap_token(cloud: &Kubectl) {
         "stringData": {
             "token-id": id, "token-secret": secret,
             "usage-bootstrap-authentication": "true", "usage-bootstrap-signing": "true",
+            "auth-extra-groups": "system:bootstrappers:kubeadm:default-node-token",
         },
     });
     cloud.feed(&["apply", "-f", "-"], &token.to_string());
