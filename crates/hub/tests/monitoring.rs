@@ -1,0 +1,83 @@
+//! The dashboard and the alert rules speak of metrics that the hub has.
+
+use std::{collections::BTreeSet, path::Path};
+use yurt_hub::{
+    cache::{Cache, CacheConfig},
+    metrics::Metrics,
+};
+
+/// Every word of a text that is the name of a metric of ours, without labels.
+fn named(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("node_yurthub_") || word.starts_with("process_"))
+        .collect()
+}
+
+/// The names that `/metrics` tells, whether or not there is a sample yet.
+fn told() -> BTreeSet<String> {
+    let directory = tempfile::tempdir().unwrap();
+    let (cache, _) = Cache::open(&directory.path().join("cache"), CacheConfig::default()).unwrap();
+    let telemetry = yurt_telemetry::Metrics::new("yurthub");
+    {
+        let mut registry = telemetry.registry.lock().unwrap();
+        registry.register_collector(cache.collector());
+        Metrics::registered(&mut registry);
+    }
+    let (text, _) = telemetry.render();
+    let mut names = BTreeSet::new();
+    for line in text.lines() {
+        let Some(rest) = line.strip_prefix("# TYPE ") else {
+            continue;
+        };
+        let (name, kind) = rest.split_once(' ').unwrap();
+        let total = if kind == "counter" { "_total" } else { "" };
+        names.insert(format!("{name}{total}"));
+    }
+    names
+}
+
+#[test]
+fn dashboard_and_alerts_name_metrics_that_there_are() {
+    let told = told();
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/monitoring");
+    for file in ["grafana-hub.json", "prometheus-hub.rules.yaml"] {
+        let text = std::fs::read_to_string(directory.join(file)).unwrap();
+        let named = named(&text);
+        assert!(named.len() > 5, "{file}: {named:?}");
+        for name in named {
+            assert!(told.contains(name), "{file}: {name} is not among {told:#?}");
+        }
+    }
+    let dashboard = std::fs::read(directory.join("grafana-hub.json")).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_slice(&dashboard).unwrap();
+    assert!(dashboard["panels"].as_array().unwrap().len() > 10);
+    let rules = std::fs::read_to_string(directory.join("prometheus-hub.rules.yaml")).unwrap();
+    let rules: serde_json::Value = serde_saphyr::from_str(&rules).unwrap();
+    for rule in rules["groups"][0]["rules"].as_array().unwrap() {
+        assert!(rule["alert"].is_string() && rule["expr"].is_string());
+        assert!(rule["annotations"]["summary"].is_string(), "{rule}");
+    }
+}
+
+/// OpenYurt's names (`spec` of its hub's metrics) are still told, so that dashboards made for it go on working.
+#[test]
+fn openyurts_names_are_kept() {
+    let told = told();
+    for name in [
+        "server_healthy_status",
+        "in_flight_requests_collector",
+        "in_flight_requests_total",
+        "aggregated_in_flight_requests_collector",
+        "aggregated_in_flight_requests_total",
+        "target_for_multiplexer_requests_collector",
+        "closable_conns_collector",
+        "proxy_traffic_collector",
+        "error_keys_persistency_status",
+        "error_keys_count",
+    ] {
+        assert!(
+            told.contains(&format!("node_yurthub_{name}")),
+            "{name}: {told:#?}"
+        );
+    }
+}
