@@ -1,68 +1,23 @@
 //! What the hub counts. Names of OpenYurt's hub are kept where they mean the same; label values are bounded.
 
+mod labels;
 mod pool;
 
-pub use pool::PoolMetrics;
-use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+pub use labels::component;
+use labels::{
+    CertificateLabel, EntryLabels, MAX_CLIENTS, MAX_RESOURCES, ReasonLabel, RequestLabels,
+    ServerLabel, TurnedAwayLabels, bounded, subresource, verb,
 };
+pub use pool::PoolMetrics;
+use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use std::{
     collections::HashSet,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
 };
-use yurt_wire::{RequestInfo, Verb};
-
-/// Distinct client components that get a label of their own; later ones are counted as `other`.
-const MAX_CLIENTS: usize = 64;
-/// Distinct resources that get a label of their own.
-const MAX_RESOURCES: usize = 128;
-/// Longest label value.
-const MAX_LABEL: usize = 64;
-
-/// Labels of one kind of request.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct RequestLabels {
-    client: String,
-    verb: &'static str,
-    resource: String,
-    subresources: String,
-}
-
-/// A server of the cloud.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ServerLabel {
-    server: String,
-}
-
-/// A certificate of the hub.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CertificateLabel {
-    certificate: &'static str,
-}
-
-/// Why something happened.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabel {
-    reason: &'static str,
-}
-
-/// A request that came in.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct EntryLabels {
-    entrance: &'static str,
-    caller: &'static str,
-}
-
-/// A request that did not.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct TurnedAwayLabels {
-    entrance: &'static str,
-    reason: &'static str,
-}
+use yurt_wire::RequestInfo;
 
 /// All metrics of the hub. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -684,64 +639,6 @@ impl Drop for Held {
     }
 }
 
-/// The component of a user agent: what stands before the first `/`, lower case, bounded.
-pub fn component(user_agent: &str) -> String {
-    user_agent
-        .split('/')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(MAX_LABEL)
-        .flat_map(char::to_lowercase)
-        .collect()
-}
-
-/// Registers a label value while there is room for new ones.
-fn bounded(known: &Mutex<HashSet<String>>, value: String, most: usize) -> String {
-    let value: String = value.chars().take(MAX_LABEL).collect();
-    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-    if known.contains(&value) {
-        value
-    } else if known.len() < most {
-        known.insert(value.clone());
-        value
-    } else {
-        "other".to_owned()
-    }
-}
-
-/// A label that is never empty.
-fn verb(verb: Verb) -> &'static str {
-    match verb {
-        Verb::Other => "other",
-        verb => verb.as_str(),
-    }
-}
-
-/// Subresources come from the path and so from the client: only the well-known ones get their own label.
-fn subresource(name: &str) -> &str {
-    const KNOWN: [&str; 12] = [
-        "",
-        "status",
-        "log",
-        "exec",
-        "attach",
-        "portforward",
-        "proxy",
-        "scale",
-        "token",
-        "eviction",
-        "binding",
-        "approval",
-    ];
-    KNOWN
-        .into_iter()
-        .find(|known| *known == name)
-        .unwrap_or("other")
-}
-
 /// Milliseconds since an origin, kept in an atomic: when something was last seen.
 #[derive(Debug, Default)]
 pub(crate) struct LastSeen(AtomicU64);
@@ -758,7 +655,7 @@ impl LastSeen {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{labels::MAX_LABEL, *};
 
     #[test]
     fn components() {

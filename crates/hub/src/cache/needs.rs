@@ -58,6 +58,22 @@ const PERSISTENT_VOLUME_SECRETS: [&str; 3] = [
 
 /// What a pod (JSON) refers to, without repetition. What follows from a claim is in [`of_claim`] and [`of_volume`].
 pub fn of_pod(pod: &Value) -> Vec<Reference> {
+    of_containers(pod, &CONTAINERS)
+}
+
+/// As [`of_pod`], without what only ephemeral containers refer to: these are not started again.
+pub fn to_start(pod: &Value) -> Vec<Reference> {
+    of_containers(pod, &CONTAINERS[..2])
+}
+
+/// Where containers are in a pod; those that start with it first.
+const CONTAINERS: [&str; 3] = [
+    "/spec/initContainers",
+    "/spec/containers",
+    "/spec/ephemeralContainers",
+];
+
+fn of_containers(pod: &Value, containers: &[&str]) -> Vec<Reference> {
     let namespace = text(pod, "/metadata/namespace").unwrap_or_default();
     let mut found: BTreeMap<(&'static str, String), bool> = BTreeMap::new();
     let mut add = |resource: &'static str, name: Option<&str>, optional: bool| {
@@ -106,12 +122,8 @@ pub fn of_pod(pod: &Value) -> Vec<Reference> {
             add("persistentvolumeclaims", Some(&claim), false);
         }
     }
-    for containers in [
-        "/spec/initContainers",
-        "/spec/containers",
-        "/spec/ephemeralContainers",
-    ] {
-        for container in items(pod, containers) {
+    for pointer in containers {
+        for container in items(pod, pointer) {
             let from = items(container, "/env").filter_map(|env| env.get("valueFrom"));
             for (from, map, secret) in from
                 .map(|from| (from, "configMapKeyRef", "secretKeyRef"))

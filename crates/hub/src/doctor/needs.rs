@@ -4,7 +4,10 @@
 //! `pkg/api/v1/pod` (`VisitPodSecretNames`). A kubelet reads neither ServiceAccounts nor PriorityClasses to start a pod: admission put
 //! what they say into the pod.
 
-use crate::tokens::{issued::Wish, jwt};
+use crate::{
+    cache::needs,
+    tokens::{issued::Wish, jwt},
+};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use yurt_wire::Gvr;
@@ -41,6 +44,17 @@ impl Kind {
         }
     }
 
+    /// The kind of a resource that a restarted pod cannot be without.
+    fn of(group: &str, resource: &str) -> Option<Self> {
+        match (group, resource) {
+            ("", "configmaps") => Some(Self::ConfigMap),
+            ("", "secrets") => Some(Self::Secret),
+            ("", "persistentvolumeclaims") => Some(Self::Claim),
+            ("node.k8s.io", "runtimeclasses") => Some(Self::RuntimeClass),
+            _ => None,
+        }
+    }
+
     /// As people call it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -51,19 +65,6 @@ impl Kind {
         }
     }
 }
-
-/// Volumes that name a secret, and where.
-const SECRETS_OF_VOLUMES: [&str; 9] = [
-    "/rbd/secretRef/name",
-    "/cephfs/secretRef/name",
-    "/iscsi/secretRef/name",
-    "/flexVolume/secretRef/name",
-    "/scaleIO/secretRef/name",
-    "/storageos/secretRef/name",
-    "/cinder/secretRef/name",
-    "/csi/nodePublishSecretRef/name",
-    "/azureFile/secretName",
-];
 
 fn items<'a>(object: &'a Value, pointer: &str) -> impl Iterator<Item = &'a Value> {
     object
@@ -82,8 +83,7 @@ fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
 
 /// Whether the kubelet runs the pod after a reboot.
 pub fn is_to_run(pod: &Value) -> bool {
-    !matches!(text(pod, "/status/phase"), "Succeeded" | "Failed")
-        && pod.pointer("/metadata/deletionTimestamp").is_none()
+    !needs::has_ended(pod) && pod.pointer("/metadata/deletionTimestamp").is_none()
 }
 
 /// Whether the pod comes from a file of the node, and so needs nothing from the API.
@@ -97,76 +97,18 @@ fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
     items(pod, "/spec/initContainers").chain(items(pod, "/spec/containers"))
 }
 
-/// The objects that a pod names.
+/// The objects that a pod names and that its kubelet reads to start it.
 pub fn references(pod: &Value) -> BTreeSet<Reference> {
-    let mut out = BTreeSet::new();
-    let mut add = |kind, name: &str, optional: bool| {
-        if !name.is_empty() {
-            let name = name.to_owned();
-            out.insert(Reference {
-                kind,
-                name,
-                optional,
-            });
-        }
-    };
-    let optional = |source: &Value| source.get("optional") == Some(&Value::Bool(true));
-    for volume in items(pod, "/spec/volumes") {
-        if let Some(secret) = volume.get("secret") {
-            add(Kind::Secret, text(secret, "/secretName"), optional(secret));
-        }
-        if let Some(map) = volume.get("configMap") {
-            add(Kind::ConfigMap, text(map, "/name"), optional(map));
-        }
-        for source in items(volume, "/projected/sources") {
-            if let Some(secret) = source.get("secret") {
-                add(Kind::Secret, text(secret, "/name"), optional(secret));
-            }
-            if let Some(map) = source.get("configMap") {
-                add(Kind::ConfigMap, text(map, "/name"), optional(map));
-            }
-        }
-        add(
-            Kind::Claim,
-            text(volume, "/persistentVolumeClaim/claimName"),
-            false,
-        );
-        if volume.get("ephemeral").is_some() {
-            let claim = format!("{}-{}", text(pod, "/metadata/name"), text(volume, "/name"));
-            add(Kind::Claim, &claim, false);
-        }
-        for pointer in SECRETS_OF_VOLUMES {
-            add(Kind::Secret, text(volume, pointer), false);
-        }
-    }
-    for container in containers(pod) {
-        for source in items(container, "/envFrom") {
-            if let Some(map) = source.get("configMapRef") {
-                add(Kind::ConfigMap, text(map, "/name"), optional(map));
-            }
-            if let Some(secret) = source.get("secretRef") {
-                add(Kind::Secret, text(secret, "/name"), optional(secret));
-            }
-        }
-        for variable in items(container, "/env") {
-            if let Some(map) = variable.pointer("/valueFrom/configMapKeyRef") {
-                add(Kind::ConfigMap, text(map, "/name"), optional(map));
-            }
-            if let Some(secret) = variable.pointer("/valueFrom/secretKeyRef") {
-                add(Kind::Secret, text(secret, "/name"), optional(secret));
-            }
-        }
-    }
-    // A kubelet without them pulls as nobody.
-    for secret in items(pod, "/spec/imagePullSecrets") {
-        add(Kind::Secret, text(secret, "/name"), true);
-    }
-    add(
-        Kind::RuntimeClass,
-        text(pod, "/spec/runtimeClassName"),
-        false,
-    );
-    out
+    needs::to_start(pod)
+        .into_iter()
+        .filter_map(|reference| {
+            Some(Reference {
+                kind: Kind::of(reference.group, reference.resource)?,
+                name: reference.name,
+                optional: reference.optional,
+            })
+        })
+        .collect()
 }
 
 /// Whether the pod mounts volumes of a CSI driver itself (those behind claims are known by their volume only).

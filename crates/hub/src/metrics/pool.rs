@@ -1,7 +1,7 @@
 //! What is counted of a pool's sharing and of filters. Their names stand in dashboards of OpenYurt; what feeds them is the
 //! coordinator and the filters, so that they rest at zero on a node that shares and filters nothing.
 
-use super::RequestLabels;
+use super::labels::RequestLabels;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},

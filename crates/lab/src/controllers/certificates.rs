@@ -25,6 +25,11 @@ fn is_issued(csr: &Value) -> bool {
         .is_some_and(|pem| !pem.is_empty())
 }
 
+/// Whether it waits for somebody to approve or deny it.
+fn is_open(csr: &Value) -> bool {
+    condition(csr, "Approved").is_none() && condition(csr, "Denied").is_none() && !is_issued(csr)
+}
+
 /// What is requested; `None` when that cannot be read, which no second look changes.
 fn parse(csr: &Value) -> Option<SigningRequest> {
     let request = csr["spec"]["request"].as_str().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! `certificatesigningrequest-approving-controller`: client certificates of kubelets, for those who may ask for them.
 
-use super::{condition, is_issued, parse, rules, usages, with_condition};
+use super::{is_open, parse, rules, usages, with_condition};
 use crate::controllers::{Context, Controller, Failure, Key, Next, Watch, collections::CSRS};
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -34,10 +34,7 @@ impl Controller for Approving {
         let Some(csr) = context.objects(&CSRS).get(key) else {
             return Ok(Next::Done);
         };
-        let decided = condition(&csr, "Approved")
-            .or(condition(&csr, "Denied"))
-            .is_some();
-        if decided || is_issued(&csr) || csr["spec"]["signerName"] != rules::KUBELET_CLIENT {
+        if !is_open(&csr) || csr["spec"]["signerName"] != rules::KUBELET_CLIENT {
             return Ok(Next::Done);
         }
         let Some(request) = parse(&csr) else {

@@ -4,7 +4,7 @@
 //! Here who asks must be entitled: to a client certificate a bootstrap token or the node itself, to a serving certificate the node
 //! itself, for names and addresses that are the node's.
 
-use super::{condition, is_issued, parse, rules, usages, with_condition};
+use super::{is_open, parse, rules, usages, with_condition};
 use crate::controllers::{Context, Controller, Failure, Key, Next, Watch, collections::CSRS};
 use crate::kube::KubeError;
 use jiff::Timestamp;
@@ -66,10 +66,7 @@ impl Controller for HubApproving {
         let Some(csr) = context.objects(&CSRS).get(key) else {
             return Ok(Next::Done);
         };
-        let decided = condition(&csr, "Approved")
-            .or(condition(&csr, "Denied"))
-            .is_some();
-        if decided || is_issued(&csr) {
+        if !is_open(&csr) {
             return Ok(Next::Done);
         }
         let Some(request) = parse(&csr) else {
