@@ -256,7 +256,14 @@ impl Drop for Handle {
 }
 
 impl Shared {
-    /// Wakes the thread; under the lock, so that the wake-up is not lost between its look and its sleep.
+    /// Wakes the thread if what was learned asks for it.
+    pub(crate) fn stir(&self) {
+        if self.lock().alarm.rings() {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Wakes the thread whatever there is to do; under the lock, so that the wake-up is not lost between its look and its sleep.
     fn nudge(&self) {
         drop(self.lock());
         self.wake.notify_all();
@@ -290,7 +297,7 @@ impl Cache {
         state.grant(caller, &query);
         state.learn(&shared.store, gvr, &id, revision, object, None);
         drop(state);
-        shared.wake.notify_one();
+        shared.stir();
     }
 
     /// A get answered 404, or a delete succeeded: the object is gone.
@@ -302,7 +309,7 @@ impl Cache {
         state.grant(caller, &query);
         state.absent(&shared.store, &query, &key);
         drop(state);
-        shared.wake.notify_one();
+        shared.stir();
     }
 
     /// The cloud answered 403: what the caller was once allowed of this it is not allowed any more. `true` when its rules said
@@ -320,7 +327,7 @@ impl Cache {
             state.store_bearer(&caller, bearer);
         }
         drop(state);
-        shared.wake.notify_one();
+        shared.stir();
         without.is_some()
     }
 
@@ -344,7 +351,7 @@ impl Cache {
     /// The cloud accepted this bearer (any answer but 401).
     pub fn accept_bearer(&self, caller: &Caller) {
         self.shared().lock().accept(caller);
-        self.shared().wake.notify_one();
+        self.shared().stir();
     }
 
     /// The cloud answered 401: the bearer and its grants are forgotten.
@@ -354,14 +361,14 @@ impl Cache {
         let grants = state.grants.forget(caller);
         state.strike_out(caller, &grants);
         drop(state);
-        shared.wake.notify_one();
+        shared.stir();
     }
 
     /// The bearer turned out to be a user: what it was allowed, the user is.
     pub fn adopt(&self, bearer: &Caller, user: &Caller) {
         let shared = self.shared();
         shared.lock().adopt(bearer, user);
-        shared.wake.notify_one();
+        shared.stir();
     }
 
     /// Whether a caller may do something by the rules that the cloud told of it. `resource` is group and resource, perhaps with a
@@ -410,7 +417,7 @@ impl Cache {
             state.store_bearer(&caller, &bearer);
         }
         drop(state);
-        shared.wake.notify_one();
+        shared.stir();
     }
 
     /// Changes of the local view from now on (bounded; a lagging receiver gets `Lagged` and must relist).
@@ -449,7 +456,7 @@ impl Cache {
             state.enqueue(record, state::Value::Delete, Duration::ZERO);
         }
         drop(state);
-        shared.wake.notify_one();
+        shared.stir();
     }
 
     /// The document, if it was ever served; JSON before other forms.
@@ -490,7 +497,7 @@ impl Cache {
     /// Looks at the byte budget now, rather than within the next seconds, and evicts what is over it.
     pub fn keep_budget(&self) {
         eviction::keep_budget(self.shared());
-        self.shared().wake.notify_one();
+        self.shared().stir();
     }
 
     /// What was taken over from OpenYurt's hub at this start.

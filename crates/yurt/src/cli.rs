@@ -76,8 +76,9 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
     yurt_telemetry::init_logging(level, cli.log_json);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     if matches!(cli.command, Command::Hub(_)) {
-        // A node has few cores to spare, and each worker costs a stack and an arena.
-        runtime.worker_threads(2).max_blocking_threads(8);
+        // One: with two, tokio wakes the other for nearly every request, to look whether there is more to do, and the request goes on
+        // there (docs/bench.md). What takes long (large lists, the disk) is on threads of its own.
+        runtime.worker_threads(1).max_blocking_threads(8);
     }
     let runtime = runtime.enable_all().build()?;
     let shutdown = CancellationToken::new();

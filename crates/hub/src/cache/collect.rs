@@ -206,7 +206,7 @@ impl Cache {
         collected.events = shared.collect_events(time);
         collected.notes = shared.collect_notes();
         collected.orphans = shared.collect_orphans();
-        shared.wake.notify_one();
+        shared.stir();
         collected
     }
 }

@@ -112,7 +112,7 @@ impl ListLearner {
             self.broken = true;
         }
         drop(state);
-        shared.wake.notify_one();
+        shared.stir();
     }
 
     /// The last page was seen: what the query covers and the list did not hold is gone, unless learned at a newer revision.
@@ -130,7 +130,7 @@ impl ListLearner {
         shared
             .lock()
             .complete(&shared.store, &self.query, &self.kind, revision, &self.seen);
-        shared.wake.notify_one();
+        shared.stir();
     }
 }
 
@@ -184,7 +184,7 @@ impl WatchLearner {
             }
         };
         drop(state);
-        shared.wake.notify_one();
+        shared.stir();
         let mut learner = Self {
             shared,
             query: query.clone(),
@@ -204,7 +204,7 @@ impl WatchLearner {
             EventType::Error => self.phase = DETACHED,
         }
         self.join();
-        self.shared.wake.notify_one();
+        self.shared.stir();
     }
 
     fn alive(&mut self, event: &Event) {

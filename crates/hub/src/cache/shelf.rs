@@ -203,7 +203,7 @@ impl Cache {
             );
         }
         drop(state);
-        shared.wake.notify_one();
+        shared.stir();
         true
     }
 
@@ -262,7 +262,7 @@ impl Cache {
             state.enqueue(shelf.record(key), Value::Delete, Duration::ZERO);
         }
         drop(state);
-        shared.wake.notify_one();
+        shared.stir();
     }
 }
 

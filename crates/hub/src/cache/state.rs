@@ -155,7 +155,55 @@ pub(crate) struct State {
     pub(crate) stats: Arc<Stats>,
     /// Told when the cloud's state of pods, services and their endpoints changes.
     pub(crate) endpoints: Arc<Notify>,
+    pub(crate) alarm: Alarm,
 }
+
+/// Until when the writing thread sleeps, and whether it must be woken before. A wake-up costs more than most of what is learned.
+#[derive(Debug, Default)]
+pub(crate) struct Alarm {
+    /// `None` while it is awake: it looks at everything again before it sleeps.
+    asleep: Option<Asleep>,
+    ringing: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asleep {
+    until: Instant,
+    /// Nothing ordinary is written before.
+    not_before: Instant,
+}
+
+impl Alarm {
+    /// The thread goes to sleep.
+    pub(crate) fn sleeps(&mut self, until: Instant, not_before: Instant) {
+        self.asleep = Some(Asleep { until, not_before });
+    }
+
+    /// The thread is awake.
+    pub(crate) fn awake(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Something is to be done at `due`.
+    pub(crate) fn due(&mut self, due: Instant) {
+        self.ringing |= self
+            .asleep
+            .is_some_and(|asleep| due.max(asleep.not_before) < asleep.until);
+    }
+
+    /// Something is to be done at once.
+    pub(crate) fn ring(&mut self) {
+        self.ringing |= self.asleep.is_some();
+    }
+
+    /// Whether the thread must be woken, told once.
+    pub(crate) fn rings(&mut self) -> bool {
+        std::mem::take(&mut self.ringing)
+    }
+}
+
+/// This much waiting is written at once.
+const BURST: usize = 1 << 20;
 
 /// How long the revision of a coverage on disk may lag behind; being behind is harmless, it only makes a resumed watch repeat.
 pub(crate) const COVERAGE_LAG: Duration = Duration::from_secs(5);
@@ -178,6 +226,7 @@ impl State {
             clock: 0,
             stats,
             endpoints: Arc::default(),
+            alarm: Alarm::default(),
         }
     }
 
@@ -224,6 +273,10 @@ impl State {
         if let Some(waiting) = self.pending.get(&key) {
             due = due.min(waiting.due);
         }
+        self.alarm.due(due);
+        if self.overflows() {
+            self.alarm.ring();
+        }
         self.pending.insert(
             key,
             Pending {
@@ -233,6 +286,12 @@ impl State {
             },
         );
         true
+    }
+
+    /// Whether so much waits that it is not to wait for its turn: a burst (the first list of a large resource) must not fill
+    /// the queue.
+    pub(crate) fn overflows(&self) -> bool {
+        self.pending_bytes > BURST.min(self.queue_bytes / 4)
     }
 
     /// Forgets a waiting write that reached the disk.
@@ -352,6 +411,7 @@ impl State {
         }
         let due = Instant::now() + delay;
         self.dirty_due = Some(self.dirty_due.map_or(due, |at| at.min(due)));
+        self.alarm.due(due);
     }
 
     /// Remembers what a successful read proves about the caller's rights.
@@ -660,6 +720,7 @@ impl State {
         }
         if suspected {
             self.suspected.push(query.clone());
+            self.alarm.ring();
         }
         self.mark_dirty(query, Duration::ZERO);
         Some(epoch)
@@ -703,3 +764,33 @@ pub(crate) const UNREAD: Entry = Entry {
     encoding: Encoding::Json,
     excluded: false,
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_writer_is_woken_for_what_cannot_wait() {
+        let now = Instant::now();
+        let after = |millis| now + Duration::from_millis(millis);
+        let mut alarm = Alarm::default();
+        // Awake: it looks before it sleeps.
+        alarm.due(now);
+        alarm.ring();
+        assert!(!alarm.rings());
+        // Asleep until something is due in a while; its pass begins at 150.
+        alarm.sleeps(after(5_000), after(150));
+        alarm.due(after(6_000));
+        assert!(!alarm.rings());
+        alarm.due(now);
+        assert!(alarm.rings());
+        assert!(!alarm.rings(), "told once");
+        // Asleep until its pass: what is due now waits for it, an overflow does not.
+        alarm.awake();
+        alarm.sleeps(after(150), after(150));
+        alarm.due(now);
+        assert!(!alarm.rings());
+        alarm.ring();
+        assert!(alarm.rings());
+    }
+}

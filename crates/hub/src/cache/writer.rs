@@ -16,8 +16,6 @@ use yurt_store::{Batch, StoreError};
 
 /// At most one write per key in this time.
 const PASS: Duration = Duration::from_millis(150);
-/// This much waiting is written at once.
-const BURST: usize = 1 << 20;
 /// Bytes of one batch.
 const BATCH_BYTES: usize = 1 << 20;
 /// Pause after the disk refused.
@@ -112,19 +110,20 @@ fn wait(shared: &Shared, last_pass: Instant, not_before: Instant) -> (Flush, boo
             }
         }
         let now = Instant::now();
-        // A burst (the first list of a large resource) must not wait for its pass: the queue would overflow.
-        let pause = if state.pending_bytes > BURST.min(state.queue_bytes / 4) {
-            Duration::ZERO
+        let pass = if state.overflows() {
+            not_before
         } else {
-            PASS
+            not_before.max(last_pass + PASS)
         };
-        let due = next_due(&state).map(|due| due.max(last_pass + pause).max(not_before));
+        let due = next_due(&state).map(|due| due.max(pass));
         let sleep = match due {
             Some(due) if due <= now => return (Vec::new(), false),
             Some(due) => (due - now).min(IDLE),
             None => IDLE,
         };
+        state.alarm.sleeps(now + sleep, pass);
         state = sleep_on(shared, state, sleep);
+        state.alarm.awake();
     }
 }
 
