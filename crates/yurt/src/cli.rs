@@ -75,11 +75,15 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
     };
     yurt_telemetry::init_logging(level, cli.log_json);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if matches!(cli.command, Command::Hub(_)) {
-        // One: with two, tokio wakes the other for nearly every request, to look whether there is more to do, and the request goes on
-        // there (docs/bench.md). What takes long (large lists, the disk) is on threads of its own.
-        runtime.worker_threads(1).max_blocking_threads(8);
-    }
+    // One worker: with two, tokio wakes the other for nearly every request, to look whether there is more to do, and the request goes
+    // on there. What takes long in a hub (large lists, the disk) is on threads of its own; the bench must not measure itself.
+    match &cli.command {
+        Command::Hub(_) => runtime.worker_threads(1).max_blocking_threads(8),
+        Command::Bench {
+            what: Bench::Hub(_),
+        } => runtime.worker_threads(1),
+        _ => &mut runtime,
+    };
     let runtime = runtime.enable_all().build()?;
     let shutdown = CancellationToken::new();
     let code = runtime.block_on(async {
