@@ -132,6 +132,8 @@ struct Applied {
     cloud: Option<(Bundle, Option<String>)>,
     bearer: Option<Arc<rustls::ClientConfig>>,
     listeners: Option<(Bundle, String)>,
+    /// Counts changes of what the node shows and believes.
+    epoch: u64,
 }
 
 impl State {
@@ -405,6 +407,7 @@ impl Certificates {
         }
         state.applied.bearer = Some(bearer.clone());
         state.applied.cloud = Some(wanted);
+        state.applied.epoch += 1;
         drop(state);
         if let Some(upstreams) = self.inner.upstreams.get() {
             upstreams.set_tls(&CloudTls { node, bearer });
@@ -454,6 +457,26 @@ impl Certificates {
             _ => None,
         };
         Ok(CloudTls { node, bearer })
+    }
+
+    /// Counts changes of what the node shows to others, and of the CAs it believes.
+    pub fn epoch(&self) -> u64 {
+        self.state().applied.epoch
+    }
+
+    /// How another node is reached, as this one, if it shows a certificate of its own; `None` while this node has none.
+    pub fn peer(&self, node: &str) -> Result<Option<Arc<rustls::ClientConfig>>, PkiError> {
+        let state = self.state();
+        let usable =
+            state.client.pair.as_ref().filter(|pair| {
+                !state.bundle.is_empty() && self.is_usable(&state, pair, plan::now())
+            });
+        usable
+            .map(|pair| {
+                let ca = state.bundle.pem();
+                yurt_pki::client_config_for(&ca, &pair.pem, &plan::user_of(node), &ALPN)
+            })
+            .transpose()
     }
 
     /// How the TLS listener serves: with a certificate when there is one, asking for client certificates of the cluster's CA.

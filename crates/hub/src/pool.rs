@@ -1,9 +1,14 @@
-//! The other nodes of the pool: who they are (`membership`), and what they may ask of this node.
+//! The other nodes of the pool: who they are (`membership`), how they are asked (`peers`), who of them leads (`role`), and what they
+//! may ask of this node.
 
 mod membership;
+pub mod peers;
+pub mod role;
 
 pub use membership::Membership;
 pub(crate) use membership::follow_members;
+pub use peers::{Distrust, PeerError, Peers};
+pub use role::{PeerNode, Role};
 
 use yurt_wire::{Gvr, RequestInfo, Status, Verb};
 

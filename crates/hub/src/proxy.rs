@@ -21,6 +21,7 @@ use crate::{
     journal::{Journal, Waiting},
     metrics::{InFlight, Metrics},
     offline::Offline,
+    pool::{Peers, Role},
     query::Query,
     relay::{self, Watched},
     route::{self, Facts, Mode, Way},
@@ -100,6 +101,10 @@ pub struct Hub {
     pub mode: watch::Receiver<Mode>,
     /// What config maps say.
     pub settings: watch::Receiver<Arc<Settings>>,
+    /// What this node is to its pool.
+    pub role: watch::Receiver<Role>,
+    /// The other nodes of the pool.
+    pub peers: Peers,
     /// Whether younger writes must wait for older ones to be replayed.
     pub in_order: Arc<AtomicBool>,
     /// When each bearer's rules were asked for.

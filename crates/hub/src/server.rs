@@ -21,7 +21,7 @@ use crate::{
     metrics::Metrics,
     network::{Network, Presence},
     offline::Offline,
-    pool::{Membership, follow_members},
+    pool::{Membership, Peers, Role, follow_members},
     prefetch,
     proxy::Hub,
     reconnect,
@@ -219,6 +219,8 @@ async fn run_opened(
     // Ends when the last handle is gone, so that nothing on its way is lost at shutdown.
     let learning = tokio::spawn(learning);
     let (members, pool) = watch::channel(Membership::default());
+    // Nothing decides on it yet: everybody asks the cloud.
+    let (_decide, role) = watch::channel(Role::Alone);
     let hub = Arc::new(Hub {
         node_name: config.node_name.clone(),
         autonomous,
@@ -249,6 +251,8 @@ async fn run_opened(
         min_request_timeout: config.min_request_timeout,
         mode: modes,
         settings,
+        role,
+        peers: Peers::new(certificates.clone(), metrics.clone()),
         in_order: in_order.clone(),
         reviewed: Mutex::default(),
         tokens,

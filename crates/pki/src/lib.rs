@@ -17,8 +17,8 @@ pub use key::{KeyPem, key_pem};
 pub use leaf::{Leaf, public_key_digest};
 pub use request::{Request, SigningRequest, UnknownUsages, Usages, request};
 pub use tls::{
-    Callers, certs_from_pem, client_config, distrustful_client_config, server_config,
-    server_config_for, server_config_without_certificate, unverified_client_config,
+    Callers, certs_from_pem, client_config, client_config_for, distrustful_client_config,
+    server_config, server_config_for, server_config_without_certificate, unverified_client_config,
 };
 
 use std::{net::IpAddr, path::Path};

@@ -1,10 +1,10 @@
 //! TLS configurations.
 
-use crate::{KeyPairPem, PkiError};
+use crate::{KeyPairPem, PkiError, identity_of};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     client::{
-        Resumption,
+        Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::CryptoProvider,
@@ -159,6 +159,72 @@ pub fn unverified_client_config(own: Option<&KeyPairPem>) -> Result<Arc<ClientCo
     config.resumption = Resumption::disabled();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
+}
+
+/// As [`client_config`], for a server that must moreover be `user`: the common name of its certificate.
+pub fn client_config_for(
+    ca: &str,
+    own: &KeyPairPem,
+    user: &str,
+    alpn: &[&str],
+) -> Result<Arc<ClientConfig>, PkiError> {
+    let mut config = ClientConfig::clone(&*client_config(ca, Some(own), alpn)?);
+    let usual = WebPkiServerVerifier::builder_with_provider(roots(ca)?, provider())
+        .build()
+        .map_err(|error| PkiError::invalid("CA certificate", error))?;
+    config.dangerous().set_certificate_verifier(Arc::new(Named {
+        usual,
+        user: user.to_owned(),
+    }));
+    Ok(Arc::new(config))
+}
+
+/// Checks what is always checked, and then whose the certificate is.
+#[derive(Debug)]
+struct Named {
+    usual: Arc<WebPkiServerVerifier>,
+    user: String,
+}
+
+impl ServerCertVerifier for Named {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let verified =
+            self.usual
+                .verify_server_cert(certificate, intermediates, name, ocsp, now)?;
+        match identity_of(certificate) {
+            Ok(identity) if identity.user == self.user => Ok(verified),
+            _ => Err(rustls::CertificateError::ApplicationVerificationFailure.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.usual.supported_verify_schemes()
+    }
 }
 
 /// Checks that the peer holds the key of its certificate, and nothing about the certificate.

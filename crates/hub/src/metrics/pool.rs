@@ -1,7 +1,8 @@
 //! What is counted of a pool's sharing and of filters. Their names stand in dashboards of OpenYurt; what feeds them is the
 //! coordinator and the filters, so that they rest at zero on a node that shares and filters nothing.
 
-use super::labels::RequestLabels;
+use super::labels::{ReasonLabel, RequestLabels};
+use crate::pool::Distrust;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -26,6 +27,7 @@ pub struct PoolMetrics {
     sources: Family<SourceLabels, Gauge>,
     saved_bytes: Counter,
     leader: Gauge,
+    distrusts: Family<ReasonLabel, Counter>,
 }
 
 impl PoolMetrics {
@@ -56,10 +58,23 @@ impl PoolMetrics {
             "1 while config maps name this node as a leader of its pool",
             self.leader.clone(),
         );
+        hub.register(
+            "pool_distrusts",
+            "Times that another node of the pool was set aside",
+            self.distrusts.clone(),
+        );
     }
 
     /// Whether this node is a leader of its pool.
     pub fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
+    }
+
+    /// A peer was set aside.
+    pub fn distrusted(&self, reason: Distrust) {
+        let label = ReasonLabel {
+            reason: reason.as_str(),
+        };
+        self.distrusts.get_or_create(&label).inc();
     }
 }
