@@ -373,6 +373,7 @@ pub(crate) mod tests {
         Membership {
             pool: Some("here".into()),
             nodes: Some(nodes.iter().map(|node| (*node).into()).collect()),
+            ..Membership::default()
         }
     }
 

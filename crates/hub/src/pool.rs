@@ -3,6 +3,7 @@
 
 mod membership;
 pub mod peers;
+pub mod rank;
 pub mod role;
 
 pub use membership::Membership;

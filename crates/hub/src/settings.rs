@@ -50,8 +50,10 @@ pub struct Settings {
     pub filters: BTreeMap<String, BTreeSet<String>>,
     /// Resources shared within the pool, in order.
     pub pool_scope: Vec<Gvr>,
-    /// The pool's leaders: address by node.
-    pub leaders: BTreeMap<String, IpAddr>,
+    /// The pool's leaders with their addresses, by rank.
+    pub leaders: Vec<(String, IpAddr)>,
+    /// Who leads when none of those can, by rank.
+    pub candidates: Vec<(String, IpAddr)>,
     /// Whether leaders serve the pool.
     pub leader_election: bool,
     /// Whether the pool's nodes reach each other.
@@ -139,16 +141,9 @@ impl Settings {
     fn read_leader(&mut self, data: &Data, reading: &mut Reading<'_>) {
         for (key, value) in data {
             match key.as_str() {
-                "leaders" => {
-                    for entry in reading.entries(key, value) {
-                        match leader(entry) {
-                            Some((node, address)) => {
-                                self.leaders.insert(node.to_owned(), address);
-                            }
-                            None => reading.complain(key, entry, "is not NODE/ADDRESS"),
-                        }
-                    }
-                }
+                "leaders" => self.leaders = leaders(key, value, reading),
+                // Yurt's own: OpenYurt's hubs do not look at it.
+                "candidates" => self.candidates = leaders(key, value, reading),
                 "pool-scoped-metadata" => {
                     // Also when it is empty: then nothing is shared.
                     self.pool_scope.clear();
@@ -264,6 +259,19 @@ fn is_component(name: &str) -> bool {
         && name
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+/// The nodes of a list, each once.
+fn leaders(key: &str, value: &str, reading: &mut Reading<'_>) -> Vec<(String, IpAddr)> {
+    let mut named: Vec<(String, IpAddr)> = Vec::new();
+    for entry in reading.entries(key, value) {
+        match leader(entry) {
+            Some((node, _)) if named.iter().any(|(known, _)| known == node) => {}
+            Some((node, address)) => named.push((node.to_owned(), address)),
+            None => reading.complain(key, entry, "is not NODE/ADDRESS"),
+        }
+    }
+    named
 }
 
 fn leader(entry: &str) -> Option<(&str, IpAddr)> {

@@ -1,6 +1,7 @@
 //! Which nodes the pool has, as the NodePool says (`status.nodes`) or, with `--enable-pool-service-topology`, its NodeBuckets;
 //! followed through the hub's own pipeline, so that it is known offline as well.
 
+use super::rank::MOST_CANDIDATES;
 use crate::{
     follow::{Objects, follow},
     identity::Refusal,
@@ -9,7 +10,7 @@ use crate::{
 use bytes::Bytes;
 use http::{Request, StatusCode, header};
 use serde_json::Value;
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use yurt_wire::{Object, request::encode_query_value};
 
@@ -32,6 +33,10 @@ pub struct Membership {
     pub pool: Option<String>,
     /// Its nodes.
     pub nodes: Option<BTreeSet<Box<str>>>,
+    /// The leaders that the cloud elected (`status.leaderEndpoints`), with their addresses.
+    pub leaders: Vec<(String, IpAddr)>,
+    /// Whether there are to be leaders (`spec.enableLeaderElection`).
+    pub leader_election: bool,
 }
 
 impl Membership {
@@ -61,7 +66,7 @@ pub(crate) async fn follow_members(
         let pool = settings.borrow_and_update().pool.clone();
         members.send_replace(Membership {
             pool: (!pool.is_empty()).then(|| pool.clone()),
-            nodes: None,
+            ..Membership::default()
         });
         let follow = async {
             if pool.is_empty() {
@@ -118,10 +123,19 @@ async fn follow_pool(
     };
     let mut objects = follow(hub, &format!("{GROUP}/{version}/{resource}"), &selector);
     loop {
-        let nodes = objects.borrow_and_update().as_ref().and_then(nodes_of);
+        let told = {
+            let objects = objects.borrow_and_update();
+            let (leaders, leader_election) = objects.as_ref().map(leaders_of).unwrap_or_default();
+            Membership {
+                pool: Some(pool.to_owned()),
+                nodes: objects.as_ref().and_then(nodes_of),
+                leaders,
+                leader_election,
+            }
+        };
         members.send_if_modified(|known| {
-            let changed = known.nodes != nodes;
-            known.nodes = nodes;
+            let changed = *known != told;
+            *known = told;
             changed
         });
         if objects.changed().await.is_err() {
@@ -180,6 +194,30 @@ fn nodes_of(objects: &Objects) -> Option<BTreeSet<Box<str>>> {
     Some(nodes)
 }
 
+/// The leaders that a NodePool tells of (`status.leaderEndpoints: [{nodeName, address}]`), and whether there are to be any.
+fn leaders_of(objects: &Objects) -> (Vec<(String, IpAddr)>, bool) {
+    let Some(pool) = objects.values().find_map(|pool| pool.to_json_value().ok()) else {
+        return Default::default();
+    };
+    let endpoints = pool.pointer("/status/leaderEndpoints");
+    let leaders = endpoints
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(|endpoint| {
+            let node = endpoint
+                .get("nodeName")?
+                .as_str()
+                .filter(|n| !n.is_empty())?;
+            let address = endpoint.get("address")?.as_str()?.parse().ok()?;
+            Some((node.to_owned(), address))
+        })
+        .take(MOST_CANDIDATES)
+        .collect();
+    let elects = pool.pointer("/spec/enableLeaderElection");
+    (leaders, elects.and_then(Value::as_bool).unwrap_or_default())
+}
+
 fn list_of(object: &Object) -> Option<Value> {
     let mut object = object.to_json_value().ok()?;
     let kind = object
@@ -230,6 +268,19 @@ mod tests {
     }
 
     #[test]
+    fn pools_name_their_leaders() {
+        let told = json!({"apiVersion": "apps.openyurt.io/v1beta2", "kind": "NodePool", "metadata": {"name": "a"},
+            "spec": {"enableLeaderElection": true},
+            "status": {"leaderEndpoints": [{"nodeName": "y", "address": "10.0.0.2"}, {"nodeName": "", "address": "10.0.0.3"},
+                {"nodeName": "x", "address": "10.0.0.1"}, {"nodeName": "z", "address": "here"}, 7]}});
+        let (leaders, elects) = leaders_of(&objects(&[told]));
+        let named: Vec<&str> = leaders.iter().map(|(node, _)| node.as_str()).collect();
+        assert_eq!(named, ["y", "x"]);
+        assert!(elects);
+        assert_eq!(leaders_of(&objects(&[])), (vec![], false));
+    }
+
+    #[test]
     fn the_best_version_is_taken() {
         let group = |versions: &[&str]| {
             let versions: Vec<Value> = versions.iter().map(|v| json!({"version": v})).collect();
@@ -246,6 +297,7 @@ mod tests {
         let membership = Membership {
             pool: Some("here".into()),
             nodes: Some(["a".into()].into()),
+            ..Membership::default()
         };
         assert!(membership.admits("a").is_ok());
         let Err(refusal) = membership.admits("b") else {

@@ -79,6 +79,7 @@ pub(crate) async fn follow(
                     filters = ?read.filters,
                     pool_scope = read.pool_scope.len(),
                     leaders = ?read.leaders,
+                    candidates = ?read.candidates,
                     "settings changed"
                 );
                 *current = Arc::new(read);

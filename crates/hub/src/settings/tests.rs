@@ -115,8 +115,9 @@ fn the_map_of_the_pool() {
     let (settings, complaints) = leaders(&[
         (
             "leaders",
-            "edge-1/10.0.0.1, edge-2/fd00::2,edge-3,a/b/c,/1.2.3.4,edge-4/nowhere",
+            "edge-2/fd00::2, edge-1/10.0.0.1,edge-3,a/b/c,/1.2.3.4,edge-4/nowhere,edge-2/10.0.0.9",
         ),
+        ("candidates", "edge-5/10.0.0.5,edge-1/10.0.0.1"),
         (
             "pool-scoped-metadata",
             "/v1/services,discovery.k8s.io/v1/endpointslices,v1/services,/v1/services",
@@ -124,12 +125,21 @@ fn the_map_of_the_pool() {
         ("enable-leader-election", "true"),
         ("interconnectivity", "True"),
     ]);
-    let expected: BTreeMap<String, IpAddr> = [
-        ("edge-1".to_owned(), "10.0.0.1".parse().unwrap()),
-        ("edge-2".to_owned(), "fd00::2".parse().unwrap()),
-    ]
-    .into();
-    assert_eq!(settings.leaders, expected);
+    let named = |pairs: &[(&str, &str)]| -> Vec<(String, IpAddr)> {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(node, ip)| ((*node).to_owned(), ip.parse().unwrap()))
+            .collect()
+    };
+    // In the order of the map: it is their rank.
+    assert_eq!(
+        settings.leaders,
+        named(&[("edge-2", "fd00::2"), ("edge-1", "10.0.0.1")])
+    );
+    assert_eq!(
+        settings.candidates,
+        named(&[("edge-5", "10.0.0.5"), ("edge-1", "10.0.0.1")])
+    );
     assert_eq!(
         settings.pool_scope,
         [

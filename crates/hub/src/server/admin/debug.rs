@@ -8,6 +8,7 @@ use crate::{
 use http::{Method, Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use yurt_telemetry::LogFilterError;
 use yurt_transport::Body;
 
@@ -63,12 +64,17 @@ pub(super) fn settings(hub: &Hub) -> Response<Body> {
 pub(super) fn settings_state(hub: &Hub) -> Value {
     let settings = hub.settings.borrow().clone();
     let path = |gvr: &yurt_wire::Gvr| format!("{}/{}/{}", gvr.group, gvr.version, gvr.resource);
+    let addresses = |named: &[(String, IpAddr)]| -> Vec<String> {
+        let named = named.iter();
+        named.map(|(node, ip)| format!("{node}/{ip}")).collect()
+    };
     json!({
         "pool": settings.pool,
         "cacheAgents": settings.cache_agents,
         "filters": settings.filters,
         "poolScope": settings.pool_scope.iter().map(path).collect::<Vec<_>>(),
-        "leaders": settings.leaders,
+        "leaders": addresses(&settings.leaders),
+        "candidates": addresses(&settings.candidates),
         "leaderElection": settings.leader_election,
         "interConnectivity": settings.inter_connectivity,
     })
