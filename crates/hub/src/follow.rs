@@ -12,14 +12,21 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use yurt_transport::Body;
 use yurt_wire::{
     Encoding, Object, list,
+    request::encode_query_value,
     watch::{EventType, FrameDecoder},
 };
 
-/// Objects by `NAMESPACE/NAME` (the namespace is empty for cluster scope).
-pub type Objects = Arc<BTreeMap<Box<str>, Object>>;
+/// What is kept of objects, by `NAMESPACE/NAME` (the namespace is empty for cluster scope).
+pub type Known<T> = Arc<BTreeMap<Box<str>, T>>;
+/// Whole objects.
+pub type Objects = Known<Object>;
 
-/// Largest list that the hub follows for itself.
+/// Largest list, or page of one, that the hub follows for itself.
 const MOST_BYTES: usize = 8 << 20;
+/// Objects of a page, where only a part of each is kept.
+const PAGE: usize = 500;
+/// Objects of which something is kept.
+const MOST_KEPT: usize = 64 << 10;
 const MOST_FRAME: usize = 2 << 20;
 /// How long the head of an answer, or a whole list, may take.
 const WAIT: Duration = Duration::from_secs(30);
@@ -66,6 +73,27 @@ pub fn follow(hub: &Arc<Hub>, path: &str, selector: &str) -> watch::Receiver<Opt
     follow_at(hub.clone(), path, selector, &tasks, shutdown)
 }
 
+/// As [`follow`], for collections of which only a part is of interest: what `project` gives of each object is kept, and no more of the
+/// collection is in memory than a page.
+pub fn follow_as<T: Clone + PartialEq + Send + Sync + 'static>(
+    hub: &Arc<Hub>,
+    path: &str,
+    selector: &str,
+    project: fn(Object) -> Option<T>,
+) -> watch::Receiver<Option<Known<T>>> {
+    let (known, receiver) = watch::channel(None);
+    let follower = Follower {
+        asked: hub.clone(),
+        path: path.to_owned(),
+        selector: selector.to_owned(),
+        project,
+        paged: true,
+        known,
+    };
+    follower.start(&hub.tasks, hub.shutdown.clone());
+    receiver
+}
+
 /// As [`follow`], asking somebody else.
 pub(crate) fn follow_at(
     asked: impl Asked,
@@ -79,26 +107,35 @@ pub(crate) fn follow_at(
         asked,
         path: path.to_owned(),
         selector: selector.to_owned(),
-        known: known.clone(),
+        project: Some,
+        paged: false,
+        known,
     };
-    tasks.spawn(async move {
-        tokio::select! {
-            () = follower.run() => {}
-            () = known.closed() => {}
-            () = shutdown.cancelled() => {}
-        }
-    });
+    follower.start(tasks, shutdown);
     receiver
 }
 
-struct Follower<A> {
+struct Follower<A, T> {
     asked: A,
     path: String,
     selector: String,
-    known: watch::Sender<Option<Objects>>,
+    project: fn(Object) -> Option<T>,
+    paged: bool,
+    known: watch::Sender<Option<Known<T>>>,
 }
 
-impl<A: Asked> Follower<A> {
+impl<A: Asked, T: Clone + PartialEq + Send + Sync + 'static> Follower<A, T> {
+    fn start(self, tasks: &TaskTracker, shutdown: CancellationToken) {
+        let known = self.known.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = self.run() => {}
+                () = known.closed() => {}
+                () = shutdown.cancelled() => {}
+            }
+        });
+    }
+
     async fn run(self) {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -149,15 +186,32 @@ impl<A: Asked> Follower<A> {
 
     /// The state, and the revision to go on from.
     async fn list(&self) -> Option<String> {
-        let response = self.ask("").await?;
-        let encoding = encoding_of(&response)?;
-        let body = yurt_transport::collect(response.into_body(), MOST_BYTES);
-        let body = tokio::time::timeout(WAIT, body).await.ok()?.ok()?;
-        let list = list::split(&body, encoding).ok()?;
         let mut objects = BTreeMap::new();
-        for item in list.items {
-            objects.insert(key_of(&item)?, item);
-        }
+        let mut continued = String::new();
+        let revision = loop {
+            let query = match (self.paged, continued.as_str()) {
+                (false, _) => String::new(),
+                (true, "") => format!("limit={PAGE}"),
+                (true, token) => format!("limit={PAGE}&continue={}", encode_query_value(token)),
+            };
+            let response = self.ask(&query).await?;
+            let encoding = encoding_of(&response)?;
+            let body = yurt_transport::collect(response.into_body(), MOST_BYTES);
+            let body = tokio::time::timeout(WAIT, body).await.ok()?.ok()?;
+            let list = list::split(&body, encoding).ok()?;
+            for item in list.items {
+                let key = key_of(&item)?;
+                if let Some(kept) = (self.project)(item)
+                    && objects.len() < MOST_KEPT
+                {
+                    objects.insert(key, kept);
+                }
+            }
+            if list.continue_token.is_empty() {
+                break list.resource_version;
+            }
+            continued = list.continue_token;
+        };
         self.known.send_if_modified(|known| {
             let changed = known.as_deref() != Some(&objects);
             if changed {
@@ -165,7 +219,7 @@ impl<A: Asked> Follower<A> {
             }
             changed
         });
-        Some(list.resource_version)
+        Some(revision)
     }
 
     /// Follows the changes after a revision.
@@ -214,16 +268,27 @@ impl<A: Asked> Follower<A> {
         let Some(key) = key_of(&object) else {
             return;
         };
+        let kept = match kind {
+            EventType::Added | EventType::Modified => (self.project)(object),
+            EventType::Deleted => None,
+            EventType::Bookmark | EventType::Error => return,
+        };
         self.known.send_if_modified(|known| {
-            let objects = Arc::make_mut(known.get_or_insert_default());
-            match kind {
-                EventType::Added | EventType::Modified => {
-                    objects.insert(key, object);
-                    true
-                }
-                EventType::Deleted => objects.remove(&key).is_some(),
-                EventType::Bookmark | EventType::Error => false,
+            let known = known.get_or_insert_default();
+            if known.get(&key) == kept.as_ref() {
+                return false;
             }
+            let objects = Arc::make_mut(known);
+            match kept {
+                Some(kept) if objects.len() < MOST_KEPT || objects.contains_key(&key) => {
+                    objects.insert(key, kept);
+                }
+                Some(_) => return false,
+                None => {
+                    objects.remove(&key);
+                }
+            }
+            true
         });
     }
 }

@@ -1,8 +1,10 @@
 //! What the hub counts. Names of OpenYurt's hub are kept where they mean the same; label values are bounded.
 
+mod filters;
 mod labels;
 mod pool;
 
+pub use filters::FilterMetrics;
 pub use labels::component;
 use labels::{
     CertificateLabel, EntryLabels, MAX_CLIENTS, MAX_RESOURCES, ReasonLabel, RequestLabels,
@@ -39,6 +41,7 @@ struct Inner {
     cache_healthy: Gauge,
     cache_failures: Gauge,
     pool: PoolMetrics,
+    filters: FilterMetrics,
     offline: Gauge,
     offline_seconds: Counter<f64, AtomicU64>,
     local: Family<ReasonLabel, Counter>,
@@ -153,6 +156,7 @@ impl Metrics {
             m.cache_failures.clone(),
         );
         m.pool.register(hub);
+        m.filters.register(hub);
         hub.register(
             "offline",
             "1 while no API server answers",
@@ -419,6 +423,11 @@ impl Metrics {
     /// Of the pool.
     pub fn pool(&self) -> &PoolMetrics {
         &self.inner.pool
+    }
+
+    /// Of filters.
+    pub fn filters(&self) -> &FilterMetrics {
+        &self.inner.filters
     }
 
     /// The round trip to a server.

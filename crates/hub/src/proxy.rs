@@ -17,6 +17,7 @@ use crate::{
     config::{Bounds, Config},
     deadline,
     drill::Drill,
+    filter::Filters,
     identity::{self, Gate, Identity},
     journal::{Journal, Waiting},
     metrics::{InFlight, Metrics},
@@ -105,6 +106,8 @@ pub struct Hub {
     pub role: watch::Receiver<Role>,
     /// The other nodes of the pool.
     pub peers: Peers,
+    /// What components are to see otherwise than the cloud has it.
+    pub filters: Filters,
     /// Whether younger writes must wait for older ones to be replayed.
     pub in_order: Arc<AtomicBool>,
     /// When each bearer's rules were asked for.

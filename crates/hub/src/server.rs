@@ -15,6 +15,7 @@ use crate::{
     config::{Config, ConfigError, WorkingMode},
     drill::Drill,
     endpoints::Endpoints,
+    filter::{self, Filters},
     identity::Gate,
     journal::{Journal, JournalConfig},
     local_mode::{self, LocalModeError, Tool},
@@ -253,6 +254,7 @@ async fn run_opened(
         settings,
         role,
         peers: Peers::new(certificates.clone(), metrics.clone()),
+        filters: Filters::new(&config),
         in_order: in_order.clone(),
         reviewed: Mutex::default(),
         tokens,
@@ -286,6 +288,12 @@ async fn run_opened(
     }
     tasks.spawn(certificates.clone().keep(upstreams.clone(), stop.clone()));
     tasks.spawn(settings::follow(hub.clone(), config.clone(), set));
+    if config.filters {
+        tasks.spawn(filter::keep(hub.clone(), members.subscribe()));
+    }
+    if config.filters || listeners.pool.is_some() {
+        tasks.spawn(follow_members(hub.clone(), config.node_buckets, members));
+    }
 
     let mut serving = JoinSet::new();
     let options = ServeOptions {
@@ -335,7 +343,6 @@ async fn run_opened(
         );
     }
     if let (Some(listener), Some(tls)) = (listeners.pool, certificates.pool()) {
-        tasks.spawn(follow_members(hub.clone(), config.node_buckets, members));
         serve_proxy(
             &mut serving,
             Entrance::Pool,

@@ -37,6 +37,8 @@ pub struct Membership {
     pub leaders: Vec<(String, IpAddr)>,
     /// Whether there are to be leaders (`spec.enableLeaderElection`).
     pub leader_election: bool,
+    /// Whether the pool wants its pods on the network of their node (`spec.hostNetwork`); NodeBuckets do not tell.
+    pub host_network: bool,
 }
 
 impl Membership {
@@ -131,6 +133,7 @@ async fn follow_pool(
                 nodes: objects.as_ref().and_then(nodes_of),
                 leaders,
                 leader_election,
+                host_network: objects.as_ref().is_some_and(host_network_of),
             }
         };
         members.send_if_modified(|known| {
@@ -216,6 +219,11 @@ fn leaders_of(objects: &Objects) -> (Vec<(String, IpAddr)>, bool) {
         .collect();
     let elects = pool.pointer("/spec/enableLeaderElection");
     (leaders, elects.and_then(Value::as_bool).unwrap_or_default())
+}
+
+fn host_network_of(objects: &Objects) -> bool {
+    let wants = |object: &Object| object.field("spec.hostNetwork").as_deref() == Some("true");
+    objects.values().any(wants)
 }
 
 fn list_of(object: &Object) -> Option<Value> {
