@@ -12,6 +12,7 @@ pub(crate) mod rules;
 pub mod structural;
 #[cfg(test)]
 mod tests;
+mod typing;
 mod validate;
 
 pub(crate) use prune::OBJECT_META;

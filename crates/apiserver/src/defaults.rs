@@ -11,9 +11,9 @@ mod pod;
 mod tests;
 mod workload;
 
-use crate::quantity::Quantity;
 use serde_json::{Map, Value};
 use yurt_wire::Gvk;
+use yurt_wire::quantity::Quantity;
 use yurt_wire::schema::{self, Field, FieldKind, Message};
 
 pub use network::service_ip_families;

@@ -9,7 +9,6 @@ pub mod authn;
 pub mod authz;
 mod bootstrap;
 mod causes;
-mod cel;
 mod cluster_info;
 mod config;
 mod conversion;
@@ -21,7 +20,6 @@ pub mod managed;
 mod meta;
 mod metrics;
 pub mod openapi;
-pub mod quantity;
 pub mod quota;
 #[cfg(test)]
 mod recorded;

@@ -1,8 +1,9 @@
 //! What objects use of a `ResourceQuota`: pure functions shared by admission and the quota controller.
 
-use crate::{quantity::Quantity, resources::Resource, selectable};
+use crate::{resources::Resource, selectable};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use yurt_wire::quantity::Quantity;
 
 /// Amounts by resource name (`pods`, `requests.cpu`, `count/deployments.apps`, ...).
 pub type Usage = BTreeMap<String, Quantity>;

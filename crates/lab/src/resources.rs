@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use std::collections::BTreeMap;
-use yurt_apiserver::quantity::Quantity;
+use yurt_wire::quantity::Quantity;
 
 /// What a container that asks for nothing counts as when nodes are compared, as in kube-scheduler: 100m and 200Mi.
 const ASSUMED: [(&str, i64); 2] = [("cpu", 100), ("memory", 200 << 20)];

@@ -12,6 +12,7 @@ pub mod media;
 pub mod object;
 pub mod patch;
 pub mod protobuf;
+pub mod quantity;
 pub mod request;
 pub mod schema;
 pub mod selector;

@@ -4,12 +4,10 @@ use super::{
     prune::join,
     structural::{Additional, Structural},
 };
-use crate::{
-    causes::{duplicate, forbidden, invalid, not_supported, required},
-    cel::{Budget, Error, Expression, Type, Val},
-};
-use serde_json::{Map, Value, json};
-use std::sync::{Arc, LazyLock};
+use crate::causes::{duplicate, forbidden, invalid, not_supported, required};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use yurt_cel::{Budget, Error, Expression, Type, Val};
 use yurt_wire::status::Cause;
 
 /// What rules may say of themselves.
@@ -34,18 +32,6 @@ pub(crate) struct Rule {
     transition: bool,
     /// Whether `oldSelf` is optional, so that the rule runs without an object before.
     optional_old: bool,
-}
-
-/// What rules see of metadata.
-static METADATA: LazyLock<Structural> = LazyLock::new(|| {
-    let schema = json!({"type": "object", "properties": {
-        "name": {"type": "string"}, "generateName": {"type": "string"}}});
-    Structural::parse(&schema, "").unwrap_or_default()
-});
-
-/// The type of `metadata` in rules.
-pub(crate) fn metadata_type() -> Type<'static> {
-    Type::of(&METADATA, false)
 }
 
 /// Reads the rules of a schema and of all below it. `correlatable` says whether a value here can be told to be the one it
@@ -401,6 +387,7 @@ pub(crate) fn not_run() -> Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn schema(schema: Value) -> Structural {
         Structural::parse(&schema, "s").expect("a valid schema")

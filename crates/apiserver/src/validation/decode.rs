@@ -1,7 +1,6 @@
 //! What Go's JSON decoder says about a body: wrong types are errors, unknown and duplicate fields are complaints of
 //! strict field validation.
 
-use crate::quantity::Quantity;
 use base64::Engine;
 use jiff::Timestamp;
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -9,6 +8,7 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt;
 use yurt_wire::Gvk;
+use yurt_wire::quantity::Quantity;
 use yurt_wire::schema::{self, Field, FieldKind, Message};
 
 /// kube-apiserver reports at most this many complaints about one body.

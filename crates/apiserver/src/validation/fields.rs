@@ -2,8 +2,8 @@
 
 use super::join;
 use crate::causes::{invalid, required};
-use crate::quantity::Quantity;
 use serde_json::Value;
+use yurt_wire::quantity::Quantity;
 use yurt_wire::schema::{self, Field, FieldKind, Message};
 use yurt_wire::status::Cause;
 

@@ -6,9 +6,9 @@ use super::names::{
 };
 use super::{given, join, list, metadata, one_of, text};
 use crate::causes::{duplicate, forbidden, invalid, not_found, required};
-use crate::quantity::Quantity;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use yurt_wire::quantity::Quantity;
 use yurt_wire::status::Cause;
 
 const PORT_RANGE: &str = "must be between 1 and 65535, inclusive";

@@ -8,10 +8,10 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 use std::{sync::Arc, time::Duration};
 use yurt_apiserver::{
-    quantity::Quantity,
     quota::{self, Usage},
     resources::{Catalog, Resource},
 };
+use yurt_wire::quantity::Quantity;
 
 /// How often kinds are counted of which no changes are followed.
 const RECOUNT: Duration = Duration::from_secs(30);

@@ -2,10 +2,10 @@
 
 use crate::{
     causes::{duplicate, invalid, required, too_many},
-    cel::{Budget, Error, Expression, Type, Val},
     validation::names::qualified_name,
 };
 use serde_json::Value;
+use yurt_cel::{Budget, Error, Expression, Type, Val};
 use yurt_wire::status::Cause;
 
 /// Conditions of one webhook or policy.

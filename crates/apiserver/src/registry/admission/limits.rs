@@ -1,9 +1,7 @@
 //! `LimitRange`: what pods and claims of a namespace get when they say nothing, and what they may ask for.
 
 use crate::{
-    meta,
-    quantity::Quantity,
-    quota,
+    meta, quota,
     registry::{Registry, Reply, Target},
 };
 use serde_json::{Value, json};
@@ -11,7 +9,7 @@ use std::{
     collections::BTreeMap,
     sync::{Arc, LazyLock},
 };
-use yurt_wire::Status;
+use yurt_wire::{Status, quantity::Quantity};
 
 static LIMIT_RANGES: LazyLock<Arc<str>> = LazyLock::new(|| "/limitranges".into());
 

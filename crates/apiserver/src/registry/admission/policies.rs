@@ -8,7 +8,6 @@ use super::{
     webhooks::{Objects, matching},
 };
 use crate::{
-    cel::{Budget, Error, Expression, Val, value::Key as Name},
     meta,
     registry::{NAMESPACES, Registry, Reply},
     resources::{Catalog, Resource},
@@ -19,6 +18,7 @@ use std::{
     collections::BTreeMap,
     sync::{Arc, LazyLock},
 };
+use yurt_cel::{Budget, Error, Expression, Key as Name, Val};
 use yurt_wire::{
     Gvk, Reason, Status,
     selector::{LabelSelector, SelectorError},

@@ -7,7 +7,6 @@
 use crate::{
     lifecycle::own_target,
     meta,
-    quantity::Quantity,
     quota::{self, Usage},
     registry::{Registry, Reply, Target},
 };
@@ -18,7 +17,7 @@ use std::{
     sync::{Arc, LazyLock},
 };
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use yurt_wire::Status;
+use yurt_wire::{Status, quantity::Quantity};
 
 static QUOTAS: LazyLock<Arc<str>> = LazyLock::new(|| "/resourcequotas".into());
 

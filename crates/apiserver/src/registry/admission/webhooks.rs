@@ -8,7 +8,6 @@ use super::{
     rules::{self, Asked},
 };
 use crate::{
-    cel::{Budget, Val},
     meta,
     registry::{NAMESPACES, Registry, Reply, schema},
     resources::{Catalog, Resource},
@@ -22,6 +21,7 @@ use std::{
     time::Duration,
 };
 use tokio::task::JoinSet;
+use yurt_cel::{Budget, Val};
 use yurt_wire::{Gvk, Status, patch, selector::LabelSelector};
 
 /// All webhooks of a request together.

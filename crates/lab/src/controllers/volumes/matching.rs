@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 use std::sync::Arc;
-use yurt_apiserver::quantity::Quantity;
+use yurt_wire::quantity::Quantity;
 use yurt_wire::selector::LabelSelector;
 
 const CLASS_ANNOTATION: &str = "volume.beta.kubernetes.io/storage-class";

@@ -5,15 +5,13 @@ use super::{
     network::{cidr, uri},
 };
 use crate::{
-    cel::{
-        Error,
-        eval::{Meter, no_overload},
-        value::Val,
-    },
-    quantity::Quantity,
+    Error,
+    eval::{Meter, no_overload},
+    value::Val,
 };
 use regex::Regex;
 use std::{net::IpAddr, sync::Arc};
+use yurt_wire::quantity::Quantity;
 
 /// Regular expressions larger than this are refused.
 const MAX_REGEX: usize = 1 << 20;

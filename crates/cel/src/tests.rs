@@ -1,5 +1,4 @@
 use super::*;
-use crate::crd::Structural;
 use serde_json::{Value, json};
 
 fn run_on(source: &str, object: &Value) -> Result<Option<String>, String> {
@@ -80,66 +79,6 @@ fn expressions_have_their_values() {
         assert_eq!(run(source), expected, "{source}");
     }
     assert!(run("1 +").starts_with("! ERROR"));
-}
-
-#[test]
-fn schemas_give_types() {
-    let schema = json!({"type": "object", "properties": {
-        "x": {"type": "integer"}, "name": {"type": "string"}, "foo-bar": {"type": "boolean"},
-        "namespace": {"type": "string"}, "ratio": {"type": "number"},
-        "at": {"type": "string", "format": "date-time"},
-        "tags": {"type": "array", "items": {"type": "string"}}}});
-    let schema = Structural::parse(&schema, "s").expect("structural");
-    let compile = |source: &str| {
-        Expression::compile(source, &[("self", Type::of(&schema, false))]).map(|(_, found)| found)
-    };
-    assert_eq!(compile("self.x > 1"), Ok(Type::Plain("bool")));
-    assert_eq!(
-        compile("self.foo__dash__bar && self.__namespace__ == 'a'"),
-        Ok(Type::Plain("bool"))
-    );
-    assert_eq!(
-        compile("self.tags.map(t, t.size())[0] > 2"),
-        Ok(Type::Plain("bool"))
-    );
-    assert_eq!(
-        compile("self.tags.all(t, t.startsWith('a'))"),
-        Ok(Type::Plain("bool"))
-    );
-    for (source, why) in [
-        ("self.z == 1", "undefined field 'z'"),
-        (
-            "self.x > '1'",
-            "found no matching overload for '_>_' applied to '(int, string)'",
-        ),
-        ("self.x.y", "does not support field selection"),
-        ("self.x.all(i, i)", "cannot be range of a comprehension"),
-        ("self.name && true", "found no matching overload for '_&&_'"),
-    ] {
-        let error = compile(source).expect_err(source);
-        assert!(error.contains(why), "{error}");
-    }
-    let object = json!({"x": 2, "ratio": 2, "foo-bar": true, "namespace": "n", "at": "2024-01-01T00:00:00Z"});
-    let value = |source: &str| {
-        let (expression, _) =
-            Expression::compile(source, &[("self", Type::of(&schema, false))]).expect("compiles");
-        let variables = [("self", Val::of(&object, Some(&schema)))];
-        expression
-            .evaluate(&variables, &mut Budget::default())
-            .map(|value| value.as_bool())
-    };
-    assert_eq!(
-        value("self.foo__dash__bar && self.__namespace__ == 'n'"),
-        Ok(Some(true))
-    );
-    assert_eq!(
-        value("self.ratio == 2.0 && self.ratio / 2.0 == 1.0"),
-        Ok(Some(true))
-    );
-    assert_eq!(
-        value("self.at < timestamp('2025-01-01T00:00:00Z')"),
-        Ok(Some(true))
-    );
 }
 
 #[test]

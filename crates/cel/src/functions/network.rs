@@ -1,7 +1,7 @@
 //! URLs, IP addresses and CIDR blocks.
 
 use super::Outcome;
-use crate::cel::{
+use crate::{
     eval::no_overload,
     value::{Key, Val},
 };

@@ -1,18 +1,19 @@
 //! Values of expressions. JSON is looked at where it is, never copied as a whole.
 
-use super::Error;
-use crate::{
-    crd::structural::{Additional, JsonType, Structural},
-    quantity::Quantity,
+use super::{
+    Error,
+    schema::{Form, Schema},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;
 use serde_json::Value;
 use std::{cmp::Ordering, collections::BTreeMap, net::IpAddr, sync::Arc};
+use yurt_wire::quantity::Quantity;
 
 /// A value. `'v` is the life of the JSON behind it.
 #[derive(Clone, Debug)]
-pub(crate) enum Val<'v> {
+#[allow(missing_docs)]
+pub enum Val<'v> {
     Null,
     Bool(bool),
     Int(i64),
@@ -22,10 +23,10 @@ pub(crate) enum Val<'v> {
     Bytes(Arc<[u8]>),
     List(Arc<Vec<Val<'v>>>),
     /// A JSON list and the schema of its items.
-    JsonList(&'v [Value], Option<&'v Structural>),
+    JsonList(&'v [Value], Option<&'v dyn Schema>),
     Map(Arc<BTreeMap<Key, Val<'v>>>),
     /// A JSON object and its schema.
-    JsonMap(&'v serde_json::Map<String, Value>, Option<&'v Structural>),
+    JsonMap(&'v serde_json::Map<String, Value>, Option<&'v dyn Schema>),
     Timestamp(Timestamp),
     /// Nanoseconds.
     Duration(i64),
@@ -39,7 +40,8 @@ pub(crate) enum Val<'v> {
 
 /// Keys of maps that an expression makes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Key {
+#[allow(missing_docs)]
+pub enum Key {
     Bool(bool),
     Int(i64),
     String(Arc<str>),
@@ -71,7 +73,7 @@ const RESERVED: &[&str] = &[
 ];
 
 /// The name under which an expression reaches a declared field.
-pub(crate) fn escaped(name: &str) -> String {
+pub fn escaped(name: &str) -> String {
     if RESERVED.contains(&name) {
         return format!("__{name}__");
     }
@@ -91,40 +93,43 @@ pub(crate) fn escaped(name: &str) -> String {
 }
 
 impl<'v> Val<'v> {
-    pub(crate) fn text(text: &str) -> Self {
+    /// A text.
+    pub fn text(text: &str) -> Self {
         Self::String(text.into())
     }
 
     /// JSON as its schema types it; without a schema by its looks.
-    pub(crate) fn of(value: &'v Value, schema: Option<&'v Structural>) -> Self {
+    pub fn of(value: &'v Value, schema: Option<&'v dyn Schema>) -> Self {
+        let form = schema.map_or(Form::Any, Schema::form);
         match value {
             Value::Null => Self::Null,
             Value::Bool(value) => Self::Bool(*value),
             Value::Number(number) => {
-                let is_double = schema.is_some_and(|s| s.json_type == Some(JsonType::Number));
+                let is_double = form == Form::Double;
                 match number.as_i64() {
                     Some(int) if !is_double => Self::Int(int),
                     _ => Self::Double(number.as_f64().unwrap_or(f64::NAN)),
                 }
             }
-            Value::String(text) => match schema.and_then(|s| s.format.as_deref()) {
-                Some("date-time") => text
+            Value::String(text) => match form {
+                Form::Timestamp => text
                     .parse()
                     .map_or_else(|_| Self::text(text), Self::Timestamp),
-                Some("duration") => {
+                Form::Duration => {
                     super::time::parse(text).map_or_else(|| Self::text(text), Self::Duration)
                 }
-                Some("byte") => STANDARD
+                Form::Bytes => STANDARD
                     .decode(text)
                     .map_or_else(|_| Self::text(text), |bytes| Self::Bytes(bytes.into())),
                 _ => Self::text(text),
             },
-            Value::Array(items) => Self::JsonList(items, schema.and_then(|s| s.items.as_deref())),
+            Value::Array(items) => Self::JsonList(items, schema.and_then(Schema::inner)),
             Value::Object(fields) => Self::JsonMap(fields, schema),
         }
     }
 
-    pub(crate) fn type_name(&self) -> &'static str {
+    /// Its type, as `type()` names it.
+    pub fn type_name(&self) -> &'static str {
         match self {
             Self::Null => "null_type",
             Self::Bool(_) => "bool",
@@ -146,14 +151,16 @@ impl<'v> Val<'v> {
         }
     }
 
-    pub(crate) fn as_bool(&self) -> Option<bool> {
+    /// A truth value.
+    pub fn as_bool(&self) -> Option<bool> {
         match self {
             Self::Bool(value) => Some(*value),
             _ => None,
         }
     }
 
-    pub(crate) fn as_str(&self) -> Option<&str> {
+    /// A text.
+    pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::String(text) => Some(text),
             _ => None,
@@ -161,7 +168,7 @@ impl<'v> Val<'v> {
     }
 
     /// The number of characters, bytes, items or fields.
-    pub(crate) fn size(&self) -> Option<usize> {
+    pub fn size(&self) -> Option<usize> {
         Some(match self {
             Self::String(text) => text.chars().count(),
             Self::Bytes(bytes) => bytes.len(),
@@ -174,7 +181,7 @@ impl<'v> Val<'v> {
     }
 
     /// The items of a list, or the keys of a map.
-    pub(crate) fn items(&self) -> Option<Vec<Val<'v>>> {
+    pub fn items(&self) -> Option<Vec<Val<'v>>> {
         Some(match self {
             Self::List(items) => items.to_vec(),
             Self::JsonList(items, schema) => {
@@ -196,34 +203,30 @@ impl<'v> Val<'v> {
     }
 
     /// A field or entry.
-    pub(crate) fn field(&self, name: &str) -> Option<Val<'v>> {
+    pub fn field(&self, name: &str) -> Option<Val<'v>> {
         match self {
             Self::Map(fields) => fields.get(&Key::String(name.into())).cloned(),
             Self::JsonMap(fields, schema) => {
                 let Some(schema) = schema.filter(|_| declares(*schema)) else {
-                    let inner = match schema.map(|s| &s.additional) {
-                        Some(Some(Additional::Schema(inner))) => Some(&**inner),
-                        _ => None,
-                    };
+                    let inner = schema.and_then(Schema::inner);
                     return fields.get(name).map(|value| Self::of(value, inner));
                 };
-                if let Some(property) = schema.properties.get(name)
+                if let Some(property) = schema.field(name)
                     && escaped(name) == name
                 {
                     return fields
                         .get(name)
                         .map(|value| Self::of(value, Some(property)));
                 }
-                let (real, property) = schema
-                    .properties
-                    .iter()
-                    .map(|(real, property)| (real, Some(property)))
-                    .find(|(real, _)| escaped(real) == name)
-                    .unwrap_or_else(|| {
-                        let found = fields.keys().find(|real| escaped(real) == name);
-                        (found.unwrap_or(EMPTY_NAME), None)
-                    });
-                fields.get(real).map(|value| Self::of(value, property))
+                if let Some((real, property)) =
+                    schema.fields().find(|(real, _)| escaped(real) == name)
+                {
+                    return fields
+                        .get(real)
+                        .map(|value| Self::of(value, Some(property)));
+                }
+                let undeclared = fields.iter().find(|(real, _)| escaped(real) == name);
+                undeclared.map(|(_, value)| Self::of(value, None))
             }
             _ => None,
         }
@@ -231,7 +234,7 @@ impl<'v> Val<'v> {
 
     /// Equality as CEL has it: numbers of all kinds compare by value, lists declared as sets or maps by content.
     /// `steps` counts what is looked at.
-    pub(crate) fn equals(&self, other: &Val<'v>, steps: &mut u64) -> bool {
+    pub fn equals(&self, other: &Val<'v>, steps: &mut u64) -> bool {
         *steps += 1;
         match (self, other) {
             (Self::Null, Self::Null) => true,
@@ -283,7 +286,7 @@ impl<'v> Val<'v> {
     }
 
     /// An entry under a key of any kind.
-    pub(crate) fn entry(&self, key: &Val<'v>) -> Option<Val<'v>> {
+    pub fn entry(&self, key: &Val<'v>) -> Option<Val<'v>> {
         match (self, key) {
             (_, Val::String(name)) => self.field(name),
             (Self::Map(fields), key) => fields.get(&Key::of(key)?).cloned(),
@@ -292,7 +295,7 @@ impl<'v> Val<'v> {
     }
 
     /// Order within one kind, numbers across kinds.
-    pub(crate) fn order(&self, other: &Val<'v>) -> Option<Ordering> {
+    pub fn order(&self, other: &Val<'v>) -> Option<Ordering> {
         match (self, other) {
             (Self::Int(a), Self::Int(b)) => Some(a.cmp(b)),
             (Self::Uint(a), Self::Uint(b)) => Some(a.cmp(b)),
@@ -310,7 +313,8 @@ impl<'v> Val<'v> {
         }
     }
 
-    pub(crate) fn as_double(&self) -> Option<f64> {
+    /// A number.
+    pub fn as_double(&self) -> Option<f64> {
         match self {
             Self::Int(a) => Some(*a as f64),
             Self::Uint(a) => Some(*a as f64),
@@ -320,7 +324,7 @@ impl<'v> Val<'v> {
     }
 
     /// What `string()` makes of it, where it can.
-    pub(crate) fn printed(&self) -> Option<String> {
+    pub fn printed(&self) -> Option<String> {
         Some(match self {
             Self::Bool(a) => a.to_string(),
             Self::Int(a) => a.to_string(),
@@ -337,16 +341,14 @@ impl<'v> Val<'v> {
     }
 }
 
-static EMPTY: String = String::new();
-const EMPTY_NAME: &String = &EMPTY;
-
 /// Whether the fields of an object are declared by name, rather than being entries of a map.
-fn declares(schema: Option<&Structural>) -> bool {
-    schema.is_some_and(|schema| schema.additional.is_none())
+fn declares(schema: Option<&dyn Schema>) -> bool {
+    schema.is_some_and(|schema| schema.form() != Form::Map)
 }
 
 impl Key {
-    pub(crate) fn of(value: &Val<'_>) -> Option<Self> {
+    /// A value as a key, where it can be one.
+    pub fn of(value: &Val<'_>) -> Option<Self> {
         Some(match value {
             Val::Bool(a) => Self::Bool(*a),
             Val::Int(a) => Self::Int(*a),
@@ -366,6 +368,6 @@ impl Key {
 }
 
 /// `no such key: x`.
-pub(crate) fn no_such_key(name: &str) -> Error {
+pub(super) fn no_such_key(name: &str) -> Error {
     Error::Failed(format!("no such key: {name}"))
 }

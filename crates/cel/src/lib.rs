@@ -1,16 +1,21 @@
-//! The Common Expression Language, as Kubernetes uses it: rules of CRDs, match conditions of webhooks, admission policies.
+//! The Common Expression Language, as Kubernetes uses it: rules of CRDs, match conditions of webhooks, admission policies,
+//! rules of a hub's users.
 //!
 //! Parsing is the `cel` crate's. Evaluation is here, because that crate's has no limit of work or memory and panics on
 //! trees that its parser accepts, which ends a server: here every step is counted against a [`Budget`].
+//!
+//! Begin with [`Expression::compile`]. What types values have is told by whoever knows their schemas ([`Schema`]).
 
-pub(crate) mod check;
+mod check;
 mod eval;
 mod functions;
+mod schema;
 mod time;
-pub(crate) mod value;
+mod value;
 
-pub(crate) use check::Type;
-pub(crate) use value::Val;
+pub use check::{Fields, Type};
+pub use schema::{Form, Schema};
+pub use value::{Key, Val, escaped};
 
 use cel::{IdedExpr, parser::PrattParser};
 use eval::{Meter, Scope};
@@ -26,7 +31,7 @@ const REQUEST_STEPS: u64 = 10_000_000;
 
 /// Why an expression has no value.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
-pub(crate) enum Error {
+pub enum Error {
     /// It was too much work.
     #[error("operation cancelled: actual cost limit exceeded")]
     Budget,
@@ -37,7 +42,7 @@ pub(crate) enum Error {
 
 /// The work that the expressions of one request may do together.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub struct Budget {
     steps: u64,
 }
 
@@ -51,24 +56,25 @@ impl Default for Budget {
 
 impl Budget {
     /// Nothing more may be done.
-    pub(crate) fn spent() -> Self {
+    pub fn spent() -> Self {
         Self { steps: 0 }
     }
 
-    pub(crate) fn is_spent(&self) -> bool {
+    /// Whether nothing more may be done.
+    pub fn is_spent(&self) -> bool {
         self.steps == 0
     }
 }
 
 /// An expression that has been read.
 #[derive(Clone, Debug)]
-pub(crate) struct Expression {
+pub struct Expression {
     tree: IdedExpr,
 }
 
 impl Expression {
     /// Reads an expression over variables of known types; otherwise what is wrong with it.
-    pub(crate) fn compile<'s>(
+    pub fn compile<'s>(
         source: &str,
         variables: &[(&str, Type<'s>)],
     ) -> Result<(Self, Type<'s>), String> {
@@ -88,7 +94,7 @@ impl Expression {
     }
 
     /// Its value for these variables.
-    pub(crate) fn evaluate<'v>(
+    pub fn evaluate<'v>(
         &self,
         variables: &[(&str, Val<'v>)],
         budget: &mut Budget,

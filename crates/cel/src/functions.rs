@@ -9,12 +9,12 @@ use super::{
     time,
     value::Val,
 };
-use crate::quantity::Quantity;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::{Timestamp, tz::TimeZone};
 use network::{address, block, url_part};
 use std::{cmp::Ordering, sync::Arc};
 use text::string;
+use yurt_wire::quantity::Quantity;
 
 type Outcome<'v> = Result<Val<'v>, Error>;
 

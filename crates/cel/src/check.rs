@@ -2,7 +2,7 @@
 //! known nothing is complained about.
 
 use super::{functions, value::escaped};
-use crate::crd::structural::{Additional, JsonType, Structural};
+use crate::schema::{Form, METADATA, Schema};
 use cel::common::ast::{CallExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators as op};
 
 /// Deeper trees are refused.
@@ -10,10 +10,14 @@ const MAX_DEPTH: usize = 200;
 
 /// A type, as far as it is known.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Type<'s> {
+pub enum Type<'s> {
+    /// Not known.
     Any,
+    /// One without parts, by its name.
     Plain(&'static str),
+    /// Of items of one type.
     List(Box<Type<'s>>),
+    /// Of values of one type under any name.
     Map(Box<Type<'s>>),
     /// Fields by name.
     Object(Fields<'s>),
@@ -21,47 +25,46 @@ pub(crate) enum Type<'s> {
 
 /// The fields of an object.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Fields<'s> {
-    schema: &'s Structural,
+pub struct Fields<'s> {
+    schema: &'s dyn Schema,
     /// Whether apiVersion, kind and metadata are there whatever the schema says.
     is_resource: bool,
 }
 
 impl PartialEq for Fields<'_> {
     fn eq(&self, other: &Self) -> bool {
-        std::ptr::eq(self.schema, other.schema)
+        std::ptr::addr_eq(self.schema, other.schema)
     }
 }
 
 impl<'s> Type<'s> {
-    /// Of values that fit a schema.
-    pub(crate) fn of(schema: &'s Structural, is_root: bool) -> Self {
-        let is_resource = is_root || schema.embedded_resource;
-        match schema.json_type {
-            _ if schema.int_or_string => Self::Any,
-            None => Self::Any,
-            Some(JsonType::Object) => match &schema.additional {
-                Some(Additional::Any) => Self::Map(Box::new(Self::Any)),
-                Some(Additional::Schema(inner)) => Self::Map(Box::new(Self::of(inner, false))),
-                None if schema.properties.is_empty() && !is_resource => Self::Any,
-                None => Self::Object(Fields {
-                    schema,
-                    is_resource,
-                }),
-            },
-            Some(JsonType::Array) => match &schema.items {
-                Some(items) => Self::List(Box::new(Self::of(items, false))),
-                None => Self::List(Box::new(Self::Any)),
-            },
-            Some(JsonType::String) => Self::Plain(match schema.format.as_deref() {
-                Some("date-time") => "google.protobuf.Timestamp",
-                Some("duration") => "google.protobuf.Duration",
-                Some("byte") => "bytes",
-                _ => "string",
-            }),
-            Some(JsonType::Integer) => Self::Plain("int"),
-            Some(JsonType::Number) => Self::Plain("double"),
-            Some(JsonType::Boolean) => Self::Plain("bool"),
+    /// Of values that fit a schema; `is_root` when they are whole objects.
+    pub fn of(schema: &'s dyn Schema, is_root: bool) -> Self {
+        let inner = || match schema.inner() {
+            Some(inner) => Box::new(Self::of(inner, false)),
+            None => Box::new(Self::Any),
+        };
+        match schema.form() {
+            Form::Any => Self::Any,
+            Form::Map => Self::Map(inner()),
+            Form::List => Self::List(inner()),
+            Form::Object => {
+                let is_resource = is_root || schema.is_resource();
+                match schema.fields().next() {
+                    None if !is_resource => Self::Any,
+                    _ => Self::Object(Fields {
+                        schema,
+                        is_resource,
+                    }),
+                }
+            }
+            Form::String => Self::Plain("string"),
+            Form::Bytes => Self::Plain("bytes"),
+            Form::Timestamp => Self::Plain("google.protobuf.Timestamp"),
+            Form::Duration => Self::Plain("google.protobuf.Duration"),
+            Form::Int => Self::Plain("int"),
+            Form::Double => Self::Plain("double"),
+            Form::Bool => Self::Plain("bool"),
         }
     }
 
@@ -83,12 +86,12 @@ impl<'s> Type<'s> {
                 if fields.is_resource {
                     match name {
                         "apiVersion" | "kind" => return Some(Self::Plain("string")),
-                        "metadata" => return Some(crate::crd::rules::metadata_type()),
+                        "metadata" => return Some(Self::of(METADATA, false)),
                         _ => {}
                     }
                 }
-                let properties = &fields.schema.properties;
-                let (_, property) = properties.iter().find(|(real, _)| escaped(real) == name)?;
+                let mut fields = fields.schema.fields();
+                let (_, property) = fields.find(|(real, _)| escaped(real) == name)?;
                 Some(Self::of(property, false))
             }
             _ => None,
@@ -104,7 +107,7 @@ struct Names<'n, 's> {
 }
 
 /// The type of an expression, or what is wrong with it, as the compiler of kube-apiserver says it.
-pub(crate) fn check<'s>(
+pub(super) fn check<'s>(
     expr: &IdedExpr,
     source: &str,
     known: &[(&str, Type<'s>)],
