@@ -2,11 +2,13 @@
 
 use super::{
     Error, functions,
+    patterns::{self, Patterns},
     value::{Key, Val, no_such_key},
 };
 use cel::common::ast::{
     CallExpr, ComprehensionExpr, EntryExpr, Expr, IdedExpr, LiteralValue, operators as op,
 };
+use regex::Regex;
 use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 type Outcome<'v> = Result<Val<'v>, Error>;
@@ -42,12 +44,13 @@ impl<'v> Scope<'_, 'v> {
     }
 }
 
-/// Counts steps.
-pub(super) struct Meter {
+/// Counts steps, and has at hand what was prepared for the expression.
+pub(super) struct Meter<'e> {
     pub(super) left: u64,
+    pub(super) patterns: &'e Patterns,
 }
 
-impl Meter {
+impl Meter<'_> {
     pub(super) fn charge(&mut self, steps: u64) -> Result<(), Error> {
         if steps > self.left {
             self.left = 0;
@@ -55,6 +58,15 @@ impl Meter {
         }
         self.left -= steps;
         Ok(())
+    }
+
+    /// A regular expression: prepared, or else made for a price.
+    pub(super) fn regex(&mut self, pattern: &str) -> Result<Regex, Error> {
+        if let Some(regex) = self.patterns.get(pattern) {
+            return Ok(regex.clone());
+        }
+        self.charge(patterns::COST)?;
+        patterns::regex(pattern).map_err(|error| Error::Failed(error.to_string()))
     }
 
     /// What reading or making a text costs, as in kube-apiserver a tenth of its length.
@@ -71,7 +83,11 @@ fn failed<'v>(why: impl Into<String>) -> Outcome<'v> {
     Err(Error::Failed(why.into()))
 }
 
-pub(super) fn eval<'v>(expr: &IdedExpr, scope: &Scope<'_, 'v>, meter: &mut Meter) -> Outcome<'v> {
+pub(super) fn eval<'v>(
+    expr: &IdedExpr,
+    scope: &Scope<'_, 'v>,
+    meter: &mut Meter<'_>,
+) -> Outcome<'v> {
     meter.charge(1)?;
     match &expr.expr {
         Expr::Literal(literal) => Ok(constant(literal)),
@@ -149,7 +165,11 @@ fn constant<'v>(literal: &LiteralValue) -> Val<'v> {
     }
 }
 
-fn comprehend<'v>(it: &ComprehensionExpr, scope: &Scope<'_, 'v>, meter: &mut Meter) -> Outcome<'v> {
+fn comprehend<'v>(
+    it: &ComprehensionExpr,
+    scope: &Scope<'_, 'v>,
+    meter: &mut Meter<'_>,
+) -> Outcome<'v> {
     let range = eval(&it.iter_range, scope, meter)?;
     meter.charge(range.size().unwrap_or_default() as u64)?;
     let items = match &range {
@@ -230,7 +250,7 @@ fn grow<'v>(
     step: &IdedExpr,
     accumulator: &str,
     scope: &Scope<'_, 'v>,
-    meter: &mut Meter,
+    meter: &mut Meter<'_>,
 ) -> Result<Grown<'v>, Error> {
     let is_own = |expr: &IdedExpr| matches!(&expr.expr, Expr::Ident(name) if name == accumulator);
     match &step.expr {
@@ -254,7 +274,7 @@ fn grow<'v>(
     }
 }
 
-fn apply<'v>(call: &CallExpr, scope: &Scope<'_, 'v>, meter: &mut Meter) -> Outcome<'v> {
+fn apply<'v>(call: &CallExpr, scope: &Scope<'_, 'v>, meter: &mut Meter<'_>) -> Outcome<'v> {
     let name = call.func_name.as_str();
     match (name, call.args.as_slice()) {
         (op::CONDITIONAL, [condition, yes, no]) => {
@@ -316,7 +336,7 @@ fn either<'v>(
     right: &IdedExpr,
     decisive: bool,
     scope: &Scope<'_, 'v>,
-    meter: &mut Meter,
+    meter: &mut Meter<'_>,
 ) -> Outcome<'v> {
     let left = eval(left, scope, meter);
     match &left {
@@ -335,7 +355,7 @@ fn either<'v>(
 }
 
 /// Operators; `None` for what is none.
-fn operator<'v>(name: &str, args: &[Val<'v>], meter: &mut Meter) -> Option<Outcome<'v>> {
+fn operator<'v>(name: &str, args: &[Val<'v>], meter: &mut Meter<'_>) -> Option<Outcome<'v>> {
     Some(match (name, args) {
         (op::EQUALS, [a, b]) => equal(a, b, meter).map(Val::Bool),
         (op::NOT_EQUALS, [a, b]) => equal(a, b, meter).map(|equal| Val::Bool(!equal)),
@@ -364,7 +384,7 @@ fn operator<'v>(name: &str, args: &[Val<'v>], meter: &mut Meter) -> Option<Outco
     })
 }
 
-pub(super) fn equal<'v>(a: &Val<'v>, b: &Val<'v>, meter: &mut Meter) -> Result<bool, Error> {
+pub(super) fn equal<'v>(a: &Val<'v>, b: &Val<'v>, meter: &mut Meter<'_>) -> Result<bool, Error> {
     let mut steps = 0;
     let equal = a.equals(b, &mut steps);
     meter.charge(steps)?;
@@ -374,7 +394,7 @@ pub(super) fn equal<'v>(a: &Val<'v>, b: &Val<'v>, meter: &mut Meter) -> Result<b
 fn compared<'v>(
     a: &Val<'v>,
     b: &Val<'v>,
-    meter: &mut Meter,
+    meter: &mut Meter<'_>,
     holds: impl Fn(Ordering) -> bool,
 ) -> Outcome<'v> {
     if let (Some(a), Some(b)) = (a.as_str(), b.as_str()) {
@@ -392,7 +412,7 @@ fn checked(value: Option<Val<'_>>) -> Outcome<'_> {
     value.ok_or_else(|| Error::Failed("integer overflow".into()))
 }
 
-fn arithmetic<'v>(name: &str, a: &Val<'v>, b: &Val<'v>, meter: &mut Meter) -> Outcome<'v> {
+fn arithmetic<'v>(name: &str, a: &Val<'v>, b: &Val<'v>, meter: &mut Meter<'_>) -> Outcome<'v> {
     match (name, a, b) {
         (op::DIVIDE | op::MODULO, _, Val::Int(0) | Val::Uint(0)) => {
             return failed(if name == op::DIVIDE {
@@ -453,7 +473,7 @@ fn arithmetic<'v>(name: &str, a: &Val<'v>, b: &Val<'v>, meter: &mut Meter) -> Ou
     })
 }
 
-fn contained<'v>(a: &Val<'v>, b: &Val<'v>, meter: &mut Meter) -> Result<bool, Error> {
+fn contained<'v>(a: &Val<'v>, b: &Val<'v>, meter: &mut Meter<'_>) -> Result<bool, Error> {
     match b {
         Val::Map(_) | Val::JsonMap(..) => Ok(b.entry(a).is_some()),
         Val::List(_) | Val::JsonList(..) => {

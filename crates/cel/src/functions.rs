@@ -146,7 +146,7 @@ fn count<'v>(n: usize) -> Outcome<'v> {
 }
 
 /// Calls a function; a method has its target as the first argument.
-pub(super) fn call<'v>(name: &str, args: &[Val<'v>], meter: &mut Meter) -> Outcome<'v> {
+pub(super) fn call<'v>(name: &str, args: &[Val<'v>], meter: &mut Meter<'_>) -> Outcome<'v> {
     for arg in args {
         if let Val::String(text) = arg {
             meter.text(text.len())?;
@@ -319,7 +319,7 @@ fn amount<'v>(name: &str, a: Quantity, rest: &[Val<'v>]) -> Outcome<'v> {
     })
 }
 
-fn sets<'v>(name: &str, a: &Val<'v>, b: &Val<'v>, meter: &mut Meter) -> Outcome<'v> {
+fn sets<'v>(name: &str, a: &Val<'v>, b: &Val<'v>, meter: &mut Meter<'_>) -> Outcome<'v> {
     let (Some(a), Some(b)) = (a.items(), b.items()) else {
         return no_overload();
     };
@@ -347,7 +347,7 @@ fn sets<'v>(name: &str, a: &Val<'v>, b: &Val<'v>, meter: &mut Meter) -> Outcome<
     Ok(Val::Bool(holds))
 }
 
-fn list<'v>(name: &str, items: &[Val<'v>], rest: &[Val<'v>], meter: &mut Meter) -> Outcome<'v> {
+fn list<'v>(name: &str, items: &[Val<'v>], rest: &[Val<'v>], meter: &mut Meter<'_>) -> Outcome<'v> {
     meter.charge(items.len() as u64)?;
     match (name, rest) {
         ("join", [] | [Val::String(_)]) => {

@@ -9,16 +9,23 @@
 mod check;
 mod eval;
 mod functions;
+mod json;
+mod patterns;
 mod schema;
 mod time;
 mod value;
+mod walk;
 
 pub use check::{Fields, Type};
 pub use schema::{Form, Schema};
 pub use value::{Key, Val, escaped};
 
-use cel::{IdedExpr, parser::PrattParser};
+use cel::{
+    common::ast::{Expr, IdedExpr},
+    parser::PrattParser,
+};
 use eval::{Meter, Scope};
+use patterns::Patterns;
 
 /// Longer expressions are refused.
 const MAX_SOURCE: usize = 64 << 10;
@@ -55,6 +62,11 @@ impl Default for Budget {
 }
 
 impl Budget {
+    /// So many steps: a node of a syntax tree that is looked at, an item that is copied, ten characters that are read.
+    pub fn of(steps: u64) -> Self {
+        Self { steps }
+    }
+
     /// Nothing more may be done.
     pub fn spent() -> Self {
         Self { steps: 0 }
@@ -70,6 +82,7 @@ impl Budget {
 #[derive(Clone, Debug)]
 pub struct Expression {
     tree: IdedExpr,
+    patterns: Patterns,
 }
 
 impl Expression {
@@ -90,7 +103,17 @@ impl Expression {
             .parse(source)
             .map_err(|errors| errors.to_string())?;
         let found = check::check(&tree, source, variables)?;
-        Ok((Self { tree }, found))
+        let patterns = Patterns::of(&tree);
+        Ok((Self { tree, patterns }, found))
+    }
+
+    /// Whether it speaks of a variable.
+    pub fn mentions(&self, variable: &str) -> bool {
+        let mut found = false;
+        walk::each(&self.tree, &mut |expr| {
+            found |= matches!(&expr.expr, Expr::Ident(name) if name == variable);
+        });
+        found
     }
 
     /// Its value for these variables.
@@ -100,7 +123,10 @@ impl Expression {
         budget: &mut Budget,
     ) -> Result<Val<'v>, Error> {
         let allowed = budget.steps.min(CALL_STEPS);
-        let mut meter = Meter { left: allowed };
+        let mut meter = Meter {
+            left: allowed,
+            patterns: &self.patterns,
+        };
         let outcome = eval::eval(&self.tree, &Scope::Root(variables), &mut meter);
         budget.steps = budget.steps.saturating_sub(allowed - meter.left);
         outcome

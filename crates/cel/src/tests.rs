@@ -117,3 +117,65 @@ fn hostile_expressions_come_to_an_end() {
         assert!(Expression::compile(&source, &[]).is_err(), "{short}");
     }
 }
+
+#[test]
+fn values_become_json_within_the_budget() {
+    let object = json!({"a": {"b-c": [1, 2.5, "x", null, true]}, "s": "y".repeat(1000)});
+    let made = |source: &str, steps: u64| {
+        let (expression, _) = Expression::compile(source, &[("self", Type::Any)]).unwrap();
+        let mut budget = Budget::of(steps);
+        let value = expression.evaluate(&[("self", Val::of(&object, None))], &mut budget)?;
+        value.to_json(&mut budget)
+    };
+    for (source, expected) in [
+        ("self.a", object["a"].clone()),
+        (
+            "{'k': self.a['b-c'].map(x, x), 2: b'hi'}",
+            json!({"k": [1, 2.5, "x", null, true], "2": "aGk="}),
+        ),
+        (
+            "[timestamp('2026-01-02T03:04:05Z'), duration('90s')]",
+            json!(["2026-01-02T03:04:05Z", "90s"]),
+        ),
+        (
+            "[quantity('1024Mi'), ip('10.0.0.1'), cidr('10.0.0.0/8')]",
+            json!(["1Gi", "10.0.0.1", "10.0.0.0/8"]),
+        ),
+        ("9223372036854775808u", json!(9_223_372_036_854_775_808_u64)),
+    ] {
+        assert_eq!(made(source, 10_000), Ok(expected), "{source}");
+    }
+    for source in [
+        "type(1)",
+        "optional.of(1)",
+        "[optional.none()]",
+        "0.0 / 0.0",
+    ] {
+        assert!(
+            matches!(made(source, 10_000), Err(Error::Failed(_))),
+            "{source}"
+        );
+    }
+    assert_eq!(made("self.s", 50), Err(Error::Budget));
+    // What is shared sixty times over would be 2^60 values.
+    let nested = format!("[1]{}", ".map(a, [a, a])".repeat(40));
+    assert_eq!(made(&nested, 100_000), Err(Error::Budget));
+    let deep = format!("1{}", "]".repeat(70));
+    let deep = format!("{}{deep}", "[".repeat(70));
+    assert!(matches!(made(&deep, 10_000), Err(Error::Failed(_))));
+}
+
+#[test]
+fn it_is_known_of_what_an_expression_speaks() {
+    let mentions = |source: &str, name: &str| {
+        let known = [("self", Type::Any), ("pool", Type::Any)];
+        Expression::compile(source, &known)
+            .unwrap()
+            .0
+            .mentions(name)
+    };
+    assert!(mentions("self.l.all(x, x in pool.nodes)", "pool"));
+    assert!(mentions("{'a': [self.b ? pool : 1]}", "pool"));
+    assert!(!mentions("self.pool == 'pool'", "pool"));
+    assert!(mentions("self.pool == 'pool'", "self"));
+}

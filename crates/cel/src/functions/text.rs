@@ -9,19 +9,8 @@ use crate::{
     eval::{Meter, no_overload},
     value::Val,
 };
-use regex::Regex;
 use std::{net::IpAddr, sync::Arc};
 use yurt_wire::quantity::Quantity;
-
-/// Regular expressions larger than this are refused.
-const MAX_REGEX: usize = 1 << 20;
-
-fn regex(pattern: &str) -> Result<Regex, Error> {
-    regex::RegexBuilder::new(pattern)
-        .size_limit(MAX_REGEX)
-        .build()
-        .map_err(|error| Error::Failed(error.to_string()))
-}
 
 /// A range of characters as text.
 fn characters(text: &str, from: i64, to: i64) -> Result<String, Error> {
@@ -38,7 +27,7 @@ pub(super) fn string<'v>(
     name: &str,
     text: &Arc<str>,
     rest: &[Val<'v>],
-    meter: &mut Meter,
+    meter: &mut Meter<'_>,
 ) -> Outcome<'v> {
     let made = |text: String| Ok(Val::String(text.into()));
     // The position of a byte in characters.
@@ -53,11 +42,11 @@ pub(super) fn string<'v>(
         ("matches", [Val::String(pattern)]) => {
             // Matching is linear in text and pattern together.
             meter.charge(text.len() as u64 / 10 * (pattern.len() as u64 / 4 + 1))?;
-            Ok(Val::Bool(regex(pattern)?.is_match(text)))
+            Ok(Val::Bool(meter.regex(pattern)?.is_match(text)))
         }
         ("find", [Val::String(pattern)]) => {
             meter.charge(text.len() as u64 / 10 * (pattern.len() as u64 / 4 + 1))?;
-            let regex = regex(pattern)?;
+            let regex = meter.regex(pattern)?;
             Ok(Val::text(
                 regex.find(text).map_or("", |found| found.as_str()),
             ))
@@ -69,7 +58,7 @@ pub(super) fn string<'v>(
                 [Val::Int(n)] => usize::try_from(*n).unwrap_or(usize::MAX),
                 _ => return no_overload(),
             };
-            let regex = regex(pattern)?;
+            let regex = meter.regex(pattern)?;
             let found = regex.find_iter(text).take(limit);
             let found: Vec<Val<'v>> = found.map(|found| Val::text(found.as_str())).collect();
             meter.charge(found.len() as u64)?;
@@ -173,7 +162,7 @@ pub(super) fn string<'v>(
 }
 
 /// `%s`, `%d`, `%f` (with precision), `%b`, `%x`, `%e`, `%%`.
-fn format(template: &str, args: &[Val<'_>], meter: &mut Meter) -> Result<String, Error> {
+fn format(template: &str, args: &[Val<'_>], meter: &mut Meter<'_>) -> Result<String, Error> {
     /// More digits than a double has are noise.
     const MAX_PRECISION: usize = 30;
     let bad = |why: &str| Error::Failed(format!("error during formatting: {why}"));
@@ -227,7 +216,7 @@ fn format(template: &str, args: &[Val<'_>], meter: &mut Meter) -> Result<String,
 }
 
 /// A value inside of a text.
-fn shown(value: &Val<'_>, meter: &mut Meter, depth: usize) -> Result<String, Error> {
+fn shown(value: &Val<'_>, meter: &mut Meter<'_>, depth: usize) -> Result<String, Error> {
     meter.charge(1)?;
     if depth > 64 {
         return Err(Error::Failed("nested too deeply".into()));
