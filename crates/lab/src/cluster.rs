@@ -32,6 +32,8 @@ pub const PROXY_PORT: u16 = 10261;
 pub const TLS_PROXY_PORT: u16 = 10268;
 /// The hub's admin port.
 pub const ADMIN_PORT: u16 = 10267;
+/// The hub's port for the other nodes of its pool.
+pub const POOL_PORT: u16 = 10269;
 /// Claimed on `127.<subnet>.0.1`, so that two labs on one machine never share addresses.
 const CLAIM_PORT: u16 = 10260;
 /// What to start.
@@ -51,6 +53,8 @@ pub struct Config {
     pub node_monitor: NodeMonitor,
     /// Nodes without hubs.
     pub light_nodes: Vec<LightNode>,
+    /// How often hubs renew their nodes' leases, seconds.
+    pub heartbeat_seconds: u32,
 }
 
 /// Why a lab does not start or run.
@@ -103,6 +107,9 @@ pub enum LabError {
         /// How many did.
         registered: usize,
     },
+    /// A definition of the lab's own custom resources.
+    #[error("definition of a custom resource: {0}")]
+    Definition(serde_saphyr::Error),
     /// Control socket.
     #[error("control socket: {0}")]
     Control(std::io::Error),
@@ -197,6 +204,12 @@ impl Cluster {
         );
 
         crate::rbac::install(&kube).await?;
+        let light_pools = config
+            .light_nodes
+            .iter()
+            .filter_map(|light| light.pool.as_deref());
+        let pools = config.pools.iter().map(|(pool, _)| pool).chain(light_pools);
+        crate::pools::install(&kube, &ca, &pools.collect()).await?;
         crate::control_plane::write(&directory, &ca, &server)?;
         let settings = Settings {
             nodes: config.node_monitor,
@@ -230,8 +243,10 @@ impl Cluster {
             pod_network,
             _claim: claim,
         };
-        for plan in nodes {
-            cluster.start_node(config, &ca, plan, address).await?;
+        for plan in &nodes {
+            cluster
+                .start_node(config, &ca, plan, &nodes, address)
+                .await?;
         }
         say(&format!(
             "{} hubs and kubelets started",

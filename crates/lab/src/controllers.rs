@@ -1,8 +1,9 @@
-//! The native controllers: what kube-controller-manager and kube-scheduler do in a real cluster, as far as an edge platform needs it.
+//! The native controllers: what kube-controller-manager, kube-scheduler and, for pools and upgrades, OpenYurt's manager do in a real
+//! cluster, as far as an edge platform needs it.
 //!
 //! Each controller is one file with a pure core (a plan computed from values) and a thin [`Controller`] around it. They share
 //! one watch per collection ([`Objects`]), write through one [`Context`], and are known by the names that kube-controller-manager
-//! uses, so that [`Selection`] (`--controllers`) can leave any of them to the real one.
+//! and OpenYurt use, so that [`Selection`] (`--controllers`) can leave any of them to the real one.
 
 mod batch;
 mod certificates;
@@ -11,16 +12,21 @@ pub(crate) mod collections;
 mod condition;
 mod context;
 mod cronjob;
+mod daemon_pod_updater;
 mod daemonset;
+mod delegate_lease;
 mod deployment;
 mod disruption;
 mod endpoints;
 mod feed;
 mod fields;
 mod garbage;
+mod hubleader;
+mod image_preheat;
 mod job;
 mod node_affinity;
 mod node_lifecycle;
+mod nodepool;
 mod objects;
 mod pod;
 mod pod_control;
@@ -125,6 +131,14 @@ pub(crate) const CONTROLLERS: &[Entry] = &[
     Entry::of::<EndpointSlices>(),
     Entry::of::<Endpoints>(),
     Entry::of::<Mirroring>(),
+    // OpenYurt's, until the manager takes them.
+    Entry::of::<nodepool::NodePools>(),
+    Entry::of::<hubleader::HubLeaders>(),
+    Entry::of::<hubleader::HubLeaderConfig>(),
+    Entry::of::<hubleader::HubLeaderRbac>(),
+    Entry::of::<delegate_lease::DelegatedLeases>(),
+    Entry::of::<daemon_pod_updater::DaemonPodUpdater>(),
+    Entry::of::<image_preheat::ImagePreheat>(),
 ];
 
 /// Starts the selected controllers; they work until `shutdown`.

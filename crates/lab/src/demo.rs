@@ -89,6 +89,7 @@ pub async fn run(
         controllers: Selection::default(),
         node_monitor: NodeMonitor::default(),
         light_nodes: Vec::new(),
+        heartbeat_seconds: crate::up::HEARTBEAT_SECONDS,
     };
     let cluster = Cluster::start(&config, &mut |line| report.say(line)).await?;
     let told = tokio::select! {

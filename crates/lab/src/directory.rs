@@ -9,6 +9,7 @@
 //! DIR/kube-controller-manager.kubeconfig, DIR/kube-scheduler.kubeconfig   for real ones beside the lab
 //! DIR/apiserver/           the API server's store
 //! DIR/nodes/NODE/kubeconfig    the cluster, through that node's hub
+//! DIR/nodes/NODE/pool.kubeconfig   the hubs of its pool, as that node asks them: a context for each
 //! DIR/nodes/NODE/hub.log   what the hub says
 //! DIR/nodes/NODE/{pki,cache}
 //! ```

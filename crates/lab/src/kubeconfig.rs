@@ -24,6 +24,21 @@ pub enum Credentials<'a> {
 
 /// A kubeconfig for one server. `cluster` names the cluster and its context.
 pub fn render(cluster: &str, server: &str, ca_pem: &str, credentials: &Credentials<'_>) -> String {
+    contexts(
+        &[(cluster, server.to_owned())],
+        "admin",
+        ca_pem,
+        credentials,
+    )
+}
+
+/// A kubeconfig with a context for each server (name and URL) and one user; the first is the current one.
+pub fn contexts(
+    servers: &[(&str, String)],
+    user_name: &str,
+    ca_pem: &str,
+    credentials: &Credentials<'_>,
+) -> String {
     let user = match credentials {
         Credentials::Certificate { cert, key } => json!({
             "client-certificate-data": STANDARD.encode(cert),
@@ -31,16 +46,20 @@ pub fn render(cluster: &str, server: &str, ca_pem: &str, credentials: &Credentia
         }),
         Credentials::Token(token) => json!({ "token": token }),
     };
+    let ca = STANDARD.encode(ca_pem);
+    let clusters = servers.iter().map(|(name, server)| {
+        json!({"name": name, "cluster": {"server": server, "certificate-authority-data": ca}})
+    });
+    let contexts = servers
+        .iter()
+        .map(|(name, _)| json!({"name": name, "context": {"cluster": name, "user": user_name}}));
     let config = json!({
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [{
-            "name": cluster,
-            "cluster": { "server": server, "certificate-authority-data": STANDARD.encode(ca_pem) },
-        }],
-        "users": [{ "name": "admin", "user": user }],
-        "contexts": [{ "name": cluster, "context": { "cluster": cluster, "user": "admin" } }],
-        "current-context": cluster,
+        "clusters": clusters.collect::<Value>(),
+        "users": [{ "name": user_name, "user": user }],
+        "contexts": contexts.collect::<Value>(),
+        "current-context": servers.first().map(|(name, _)| name),
     });
     format!("{config:#}\n")
 }

@@ -21,6 +21,7 @@ pub mod kubelet;
 mod light_nodes;
 pub mod link;
 pub mod plan;
+mod pools;
 mod rbac;
 mod resources;
 pub mod up;

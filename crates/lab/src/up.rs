@@ -9,6 +9,8 @@ use crate::{
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
 
+/// How often hubs renew their nodes' leases by default.
+pub(crate) const HEARTBEAT_SECONDS: u32 = 10;
 /// How long nodes may take to become Ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -40,6 +42,9 @@ pub struct UpArgs {
     /// Times of the node controllers.
     #[command(flatten)]
     pub node_monitor: NodeMonitor,
+    /// How often the hubs renew their nodes' leases (the hubs' own flag).
+    #[arg(long, default_value_t = HEARTBEAT_SECONDS, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=60))]
+    pub heartbeat_interval_seconds: u32,
 }
 
 /// Starts a lab, says `ready` on stdout when every node is Ready, and keeps it running until `shutdown`.
@@ -56,6 +61,7 @@ pub async fn run(
         controllers: args.controllers,
         node_monitor: args.node_monitor,
         light_nodes: light_nodes(args.light_nodes, &args.light_pool),
+        heartbeat_seconds: args.heartbeat_interval_seconds,
     };
     let mut say = |line: &str| eprintln!("{line}");
     let cluster = Arc::new(Cluster::start(&config, &mut say).await?);

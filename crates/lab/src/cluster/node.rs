@@ -1,6 +1,6 @@
 //! One node of a lab: a link to the API server, a hub behind it and a simulated kubelet behind that.
 
-use super::{ADMIN_PORT, Cluster, Config, LabError, PROXY_PORT, TLS_PROXY_PORT};
+use super::{ADMIN_PORT, Cluster, Config, LabError, POOL_PORT, PROXY_PORT, TLS_PROXY_PORT};
 use crate::{
     control::NodeStatus,
     credentials,
@@ -17,7 +17,7 @@ use std::{
     path::Path,
     time::Duration,
 };
-use yurt_pki::Ca;
+use yurt_pki::{Ca, KeyPairPem};
 
 /// One node of a running lab.
 #[derive(Debug)]
@@ -59,12 +59,13 @@ impl Node {
 }
 
 impl Cluster {
-    /// Starts a node: its link, its hub and its kubelet.
+    /// Starts one of the `nodes`: its link, its hub and its kubelet.
     pub(super) async fn start_node(
         &mut self,
         config: &Config,
         ca: &Ca,
-        plan: NodePlan,
+        plan: &NodePlan,
+        nodes: &[NodePlan],
         api: SocketAddr,
     ) -> Result<(), LabError> {
         let dir = self.directory.create(Path::new("nodes").join(&plan.name))?;
@@ -90,6 +91,10 @@ impl Cluster {
                 &Credentials::Token(&self.manifest.admin_token),
             ),
         )?;
+        self.directory.write(
+            dir.join("pool.kubeconfig"),
+            &pool_kubeconfig(plan, nodes, &self.ca, &client),
+        )?;
 
         let listen = SocketAddr::from((plan.address, api.port()));
         let link = Link::start(listen, api)
@@ -102,7 +107,7 @@ impl Cluster {
         let hub = HubProcess::start(
             HubCommand {
                 program: config.program.clone(),
-                arguments: hub_arguments(&plan, &dir, listen),
+                arguments: hub_arguments(plan, config.heartbeat_seconds, &dir, listen),
                 log: dir.join("hub.log"),
             },
             self.shutdown.clone(),
@@ -136,7 +141,7 @@ impl Cluster {
         let admin = format!("{}:{ADMIN_PORT}", plan.address);
         let admin = Kube::new(&admin, None, None, Duration::from_secs(2));
         self.nodes.push(Node {
-            plan,
+            plan: plan.clone(),
             link,
             hub,
             kubelet: handle,
@@ -146,7 +151,33 @@ impl Cluster {
     }
 }
 
-fn hub_arguments(plan: &NodePlan, dir: &Path, server: SocketAddr) -> Vec<OsString> {
+/// With it the node asks the hubs of its pool, a context for each; its own hub is the current one.
+fn pool_kubeconfig(plan: &NodePlan, nodes: &[NodePlan], ca: &str, client: &KeyPairPem) -> String {
+    let others = nodes
+        .iter()
+        .filter(|node| node.pool == plan.pool && node.name != plan.name);
+    let servers: Vec<_> = std::iter::once(plan)
+        .chain(others)
+        .map(|node| {
+            (
+                node.name.as_str(),
+                format!("https://{}:{POOL_PORT}", node.address),
+            )
+        })
+        .collect();
+    let credentials = Credentials::Certificate {
+        cert: &client.cert,
+        key: &client.key,
+    };
+    kubeconfig::contexts(&servers, &plan.name, ca, &credentials)
+}
+
+fn hub_arguments(
+    plan: &NodePlan,
+    heartbeat_seconds: u32,
+    dir: &Path,
+    server: SocketAddr,
+) -> Vec<OsString> {
     let address = plan.address.to_string();
     let mut arguments: Vec<OsString> = vec!["hub".into()];
     let mut flag = |name: &str, value: OsString| {
@@ -161,6 +192,10 @@ fn hub_arguments(plan: &NodePlan, dir: &Path, server: SocketAddr) -> Vec<OsStrin
     flag("bind-address", address.clone().into());
     flag("bind-proxy-address", address.into());
     flag("enable-dummy-if", "false".into());
+    flag(
+        "heartbeat-interval-seconds",
+        heartbeat_seconds.to_string().into(),
+    );
     flag("root-dir", dir.into());
     flag("disk-cache-path", dir.join("cache").into());
     flag("ca-file", dir.join("pki/ca.crt").into());

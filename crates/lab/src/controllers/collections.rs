@@ -33,5 +33,8 @@ collections! {
     PERSISTENT_VOLUMES = cluster("v1", "persistentvolumes", "PersistentVolume");
     PERSISTENT_VOLUME_CLAIMS = namespaced("v1", "persistentvolumeclaims", "PersistentVolumeClaim");
     STORAGE_CLASSES = cluster("storage.k8s.io/v1", "storageclasses", "StorageClass");
+    CONFIG_MAPS = namespaced("v1", "configmaps", "ConfigMap");
+    CLUSTER_ROLES = cluster("rbac.authorization.k8s.io/v1", "clusterroles", "ClusterRole");
+    NODE_POOLS = cluster("apps.openyurt.io/v1beta2", "nodepools", "NodePool");
     POD_DISRUPTION_BUDGETS = namespaced("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget");
 }

@@ -69,6 +69,14 @@ impl Stage {
         self
     }
 
+    /// Serves NodePools, and creates these.
+    pub(crate) async fn define_pools(&self, names: &[&str]) {
+        let ca = yurt_pki::Ca::new("kubernetes", 1).expect("a CA");
+        let names = names.iter().copied().collect();
+        let installed = crate::pools::install(&self.kube, &ca, &names).await;
+        installed.expect("pools");
+    }
+
     /// Creates an object and panics with the server's message when it is refused.
     pub(crate) async fn create(&self, path: &str, object: Value) -> Value {
         self.kube.create(path, &object).await.expect("created")

@@ -1,8 +1,16 @@
 //! Taints of nodes and the tolerations of pods.
 
-use super::fields::{items, text};
-use serde_json::Value;
-use std::time::Duration;
+use super::{
+    Context, Key,
+    collections::NODES,
+    fields::{items, text},
+};
+use crate::kube::KubeError;
+use serde_json::{Value, json};
+use std::{sync::Arc, time::Duration};
+
+/// How often a write is tried on a fresh node.
+const TRIES: usize = 5;
 
 pub(super) const DISK_PRESSURE: &str = "node.kubernetes.io/disk-pressure";
 pub(super) const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
@@ -89,6 +97,47 @@ impl Toleration {
         };
         key && (self.effect.is_empty() || self.effect == taint.effect)
     }
+}
+
+/// The taints of a node as they are written.
+pub(super) fn taints(node: &Value) -> Vec<Value> {
+    items(&node["spec"]["taints"]).cloned().collect()
+}
+
+/// Whether it is this taint.
+pub(super) fn is(taint: &Value, key: &str, effect: &str) -> bool {
+    taint["key"] == key && taint["effect"] == effect
+}
+
+/// Whether a node has a taint.
+pub(super) fn has(node: &Value, key: &str, effect: &str) -> bool {
+    items(&node["spec"]["taints"]).any(|taint| is(taint, key, effect))
+}
+
+/// Writes the taints that `wanted` says for the node, on a fresh one when somebody else wrote meanwhile.
+pub(super) async fn write(
+    context: &Context,
+    node: &Arc<Value>,
+    wanted: impl Fn(&Value) -> Option<Vec<Value>>,
+) -> Result<(), KubeError> {
+    let key = Key::of(node);
+    let mut node = node.clone();
+    for _ in 0..TRIES {
+        let Some(taints) = wanted(&node) else {
+            return Ok(());
+        };
+        // The key in front keeps the list from being merged by key: it is one list, written by one.
+        let patch = json!({"metadata": {"resourceVersion": node["metadata"]["resourceVersion"]}, "spec": {"taints": taints}});
+        match context.merge(&NODES, &key, "", &patch).await {
+            Err(error) if error.code() == Some(409) => {
+                node = Arc::new(context.kube().get(&NODES.object_path(&key)).await?);
+            }
+            Err(error) if error.code() == Some(404) => return Ok(()),
+            other => return other.map(drop),
+        }
+    }
+    // The next look comes soon.
+    Ok(())
 }
 
 #[cfg(test)]

@@ -1,20 +1,14 @@
 //! Taints by which the state of a node acts on pods.
 
 use super::health::Status;
-pub(super) use crate::controllers::taint::{NOT_READY, UNREACHABLE};
-use crate::{
-    controllers::{
-        Context, Key,
-        collections::NODES,
-        condition,
-        pod::stamp,
-        taint::{self, UNSCHEDULABLE},
-    },
-    kube::KubeError,
+pub(super) use crate::controllers::taint::{NOT_READY, UNREACHABLE, has, write};
+use crate::controllers::{
+    condition,
+    pod::stamp,
+    taint::{self, UNSCHEDULABLE, is, taints},
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use std::sync::Arc;
 
 /// Condition, status, key of the taint that keeps pods from being scheduled.
 const CONDITIONS: [(&str, &str, &str); 6] = [
@@ -25,25 +19,6 @@ const CONDITIONS: [(&str, &str, &str); 6] = [
     ("PIDPressure", "True", taint::PID_PRESSURE),
     ("NetworkUnavailable", "True", taint::NETWORK_UNAVAILABLE),
 ];
-
-/// How often a write is tried on a fresh node.
-const TRIES: usize = 5;
-
-fn taints(node: &Value) -> Vec<Value> {
-    node["spec"]["taints"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default()
-}
-
-fn is(taint: &Value, key: &str, effect: &str) -> bool {
-    taint["key"] == key && taint["effect"] == effect
-}
-
-/// Whether a node has a taint.
-pub(super) fn has(node: &Value, key: &str, effect: &str) -> bool {
-    taints(node).iter().any(|taint| is(taint, key, effect))
-}
 
 /// The node's taints with the NoSchedule taints that its conditions call for; `None` when they are as they should be. Pure.
 pub(super) fn no_schedule(node: &Value, now: Timestamp) -> Option<Vec<Value>> {
@@ -89,32 +64,6 @@ pub(super) fn no_execute(node: &Value, ready: Status, now: Timestamp) -> Option<
         left.push(json!({"key": key, "effect": "NoExecute", "timeAdded": stamp(now)}));
     }
     (left != taints(node)).then_some(left)
-}
-
-/// Writes the taints that `wanted` says for the node, on a fresh one when somebody else wrote meanwhile.
-pub(super) async fn write(
-    context: &Context,
-    node: &Arc<Value>,
-    wanted: impl Fn(&Value) -> Option<Vec<Value>>,
-) -> Result<(), KubeError> {
-    let key = Key::of(node);
-    let mut node = node.clone();
-    for _ in 0..TRIES {
-        let Some(taints) = wanted(&node) else {
-            return Ok(());
-        };
-        // The key in front keeps the list from being merged by key: it is one list, written by one.
-        let patch = json!({"metadata": {"resourceVersion": node["metadata"]["resourceVersion"]}, "spec": {"taints": taints}});
-        match context.merge(&NODES, &key, "", &patch).await {
-            Err(error) if error.code() == Some(409) => {
-                node = Arc::new(context.kube().get(&NODES.object_path(&key)).await?);
-            }
-            Err(error) if error.code() == Some(404) => return Ok(()),
-            other => return other.map(drop),
-        }
-    }
-    // The next look comes soon.
-    Ok(())
 }
 
 #[cfg(test)]

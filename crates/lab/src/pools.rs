@@ -1,0 +1,130 @@
+//! Pools as objects of the cluster: the definitions of NodePool and NodeBucket, a NodePool per pool of the plan, and the identity
+//! with which a pool's leader renews the leases of nodes that are cut off. In a real cluster these are of OpenYurt's charts and manager.
+
+use crate::{
+    cluster::LabError,
+    controllers::collections::{CRDS, NODE_POOLS},
+    credentials,
+    kube::{Kube, KubeError},
+};
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde_json::{Value, json};
+use std::{collections::BTreeSet, time::Duration};
+use yurt_pki::Ca;
+
+/// The definitions.
+const DEFINITIONS: [&str; 2] = [
+    include_str!("pools/nodepools.yaml"),
+    include_str!("pools/nodebuckets.yaml"),
+];
+/// How long a new definition may take to be served.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The user that renews other nodes' leases: nodes themselves may not (NodeRestriction).
+pub(crate) const LEASE_PROXY: &str = "openyurt:yurt-coordinator:node-lease-proxy-client";
+/// The secret with its certificate, in `kube-system`.
+pub(crate) const LEASE_PROXY_SECRET: &str = "yurt-coordinator-yurthub-certs";
+
+fn definitions() -> Result<Vec<Value>, serde_saphyr::Error> {
+    let parsed = DEFINITIONS.iter().map(|text| serde_saphyr::from_str(text));
+    parsed.collect()
+}
+
+/// A pool whose nodes share what they read, with one leader.
+fn node_pool(name: &str) -> Value {
+    json!({
+        "apiVersion": NODE_POOLS.api_version, "kind": NODE_POOLS.kind,
+        "metadata": {"name": name, "labels": {"nodepool.openyurt.io/type": "edge"}},
+        "spec": {
+            "type": "Edge",
+            "interConnectivity": true,
+            "enableLeaderElection": true,
+            "leaderElectionStrategy": "random",
+            "leaderReplicas": 1,
+            "poolScopeMetadata": [
+                {"group": "", "version": "v1", "resource": "services"},
+                {"group": "discovery.k8s.io", "version": "v1", "resource": "endpointslices"},
+            ],
+        },
+    })
+}
+
+/// Creates what is missing: definitions, the NodePools of these names, the secret.
+pub(crate) async fn install(kube: &Kube, ca: &Ca, pools: &BTreeSet<&str>) -> Result<(), LabError> {
+    for definition in definitions().map_err(LabError::Definition)? {
+        kube.ensure(&CRDS.path(""), &definition).await?;
+    }
+    for pool in pools {
+        served(async || kube.ensure(&NODE_POOLS.path(""), &node_pool(pool)).await).await?;
+    }
+    let client = credentials::client(ca, LEASE_PROXY, &["openyurt:yurt-coordinator"])?;
+    let secret = json!({
+        "metadata": {"name": LEASE_PROXY_SECRET, "namespace": "kube-system"},
+        "type": "Opaque",
+        "data": {
+            "ca.crt": STANDARD.encode(ca.cert_pem()),
+            "node-lease-proxy-client.crt": STANDARD.encode(&client.cert),
+            "node-lease-proxy-client.key": STANDARD.encode(&client.key),
+        },
+    });
+    kube.ensure("/api/v1/namespaces/kube-system/secrets", &secret)
+        .await?;
+    Ok(())
+}
+
+/// Tries again as long as a resource that was only just defined is not there.
+async fn served(create: impl AsyncFn() -> Result<(), KubeError>) -> Result<(), KubeError> {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        match create().await {
+            Err(error) if error.code() == Some(404) && tokio::time::Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controllers::stage::Stage;
+
+    #[tokio::test]
+    async fn pools_are_served_in_every_version_and_keep_every_field() {
+        let stage = Stage::start("-*").await;
+        let ca = Ca::new("kubernetes", 1).unwrap();
+        let pools = BTreeSet::from(["a", "b"]);
+        install(&stage.kube, &ca, &pools).await.unwrap();
+        // Again, as a later `yurt up` does.
+        install(&stage.kube, &ca, &pools).await.unwrap();
+        let path = "/apis/apps.openyurt.io/v1beta2/nodepools/a";
+        let pool = stage.kube.get(path).await.unwrap();
+        assert_eq!(pool["spec"], node_pool("a")["spec"]);
+        let status = json!({"status": {"readyNodeNum": 1, "unreadyNodeNum": 0, "nodes": ["a-1"], "leaderNum": 1,
+            "leaderEndpoints": [{"nodeName": "a-1", "address": "127.0.0.1"}], "leaderLastElectedTime": "2026-01-01T00:00:00Z"}});
+        let written = stage
+            .kube
+            .merge(&format!("{path}/status"), &status)
+            .await
+            .unwrap();
+        assert_eq!(written["status"], status["status"]);
+        for older in ["v1beta1", "v1alpha1"] {
+            let old = stage
+                .kube
+                .get(&format!("/apis/apps.openyurt.io/{older}/nodepools/a"))
+                .await
+                .unwrap();
+            assert_eq!(old["apiVersion"], format!("apps.openyurt.io/{older}"));
+            assert_eq!(old["spec"]["type"], "Edge", "{older}");
+            assert_eq!(old["status"]["nodes"], json!(["a-1"]), "{older}");
+        }
+        let bucket = json!({"metadata": {"name": "a-x", "labels": {"openyurt.io/pool-name": "a"}}, "numNodes": 1, "nodes": [{"name": "a-1"}]});
+        let bucket = stage
+            .create("/apis/apps.openyurt.io/v1alpha1/nodebuckets", bucket)
+            .await;
+        assert_eq!(bucket["nodes"][0]["name"], "a-1");
+        let secret = format!("/api/v1/namespaces/kube-system/secrets/{LEASE_PROXY_SECRET}");
+        let secret = stage.kube.get(&secret).await.unwrap();
+        assert!(secret["data"]["node-lease-proxy-client.key"].is_string());
+    }
+}
