@@ -6,6 +6,7 @@ use crate::{
     cache::Cache,
     caller::Caller,
     config::Bounds,
+    events::{Broken, Events, advance},
     metrics::{Metrics, Unlearned},
     query::Query,
     route::Mode,
@@ -14,7 +15,6 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use http_body_util::BodyExt;
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
@@ -23,11 +23,7 @@ use std::{
 use tokio::sync::{Semaphore, watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use yurt_transport::ResponseBody;
-use yurt_wire::{
-    Encoding, Object, RequestInfo, Verb, list,
-    request::encode_query_value,
-    watch::{EventType, FrameDecoder},
-};
+use yurt_wire::{Encoding, Object, RequestInfo, Verb, list, request::encode_query_value};
 
 /// A scope read less than this ago is not read again.
 const FRESH: Duration = Duration::from_secs(30);
@@ -438,40 +434,28 @@ impl Inner {
         let mut learner = self
             .cache
             .watch_learner(&scope.caller, query, &fetched.revision, false);
-        let mut frames = FrameDecoder::new(encoding, self.bounds.watch_frame);
-        let mut body = response.into_body();
-        let mut events = 0u64;
-        let began = Instant::now();
-        while let Some(frame) = body.frame().await {
-            let Ok(data) = frame.map_err(|_| Failure::Later)?.into_data() else {
-                continue;
-            };
-            frames.push(data);
-            loop {
-                let event = match frames.next_frame() {
-                    Ok(None) => break,
-                    Ok(Some(frame)) => frame.event,
-                    Err(error) => Err(error),
-                };
-                let Ok(event) = event else {
+        let mut events = Events::new(response.into_body(), encoding, self.bounds.watch_frame);
+        let (mut count, began) = (0u64, Instant::now());
+        loop {
+            match events.next().await {
+                Ok(Some(event)) => {
+                    count += 1;
+                    learner.event(&event);
+                    if advance(&mut fetched.revision, &event) {
+                        fetched.at = Some(Instant::now());
+                    }
+                }
+                Ok(None) => break,
+                Err(Broken::Connection) => return Err(Failure::Later),
+                Err(Broken::Garbage) => {
                     self.metrics.unlearned(Unlearned::Undecodable);
                     return Err(Failure::Expired);
-                };
-                if event.kind == EventType::Error {
-                    return Err(Failure::Expired);
                 }
-                events += 1;
-                learner.event(&event);
-                if let Ok(key) = event.object.key()
-                    && !key.resource_version.is_empty()
-                {
-                    fetched.revision = key.resource_version.into_owned();
-                    fetched.at = Some(Instant::now());
-                }
+                Err(Broken::Told) => return Err(Failure::Expired),
             }
         }
         // A server that ends watches at once must not be asked in a tight loop.
-        if events == 0 && began.elapsed() < FIRST_PAUSE {
+        if count == 0 && began.elapsed() < FIRST_PAUSE {
             return Err(Failure::Later);
         }
         Ok(())

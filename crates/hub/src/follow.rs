@@ -2,19 +2,17 @@
 //! own pipeline. So they are cached as what any component reads, known from the cache after a start without the cloud, and
 //! followed over cuts.
 
-use crate::proxy::Hub;
+use crate::{
+    events::{Events, advance},
+    proxy::Hub,
+};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::BodyExt;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use yurt_transport::Body;
-use yurt_wire::{
-    Encoding, Object, list,
-    request::encode_query_value,
-    watch::{EventType, FrameDecoder},
-};
+use yurt_wire::{Encoding, Object, list, request::encode_query_value, watch::EventType};
 
 /// What is kept of objects, by `NAMESPACE/NAME` (the namespace is empty for cluster scope).
 pub type Known<T> = Arc<BTreeMap<Box<str>, T>>;
@@ -231,37 +229,17 @@ impl<A: Asked, T: Clone + PartialEq + Send + Sync + 'static> Follower<A, T> {
         let Some(encoding) = encoding_of(&response) else {
             return Ended::Anew;
         };
-        let mut frames = FrameDecoder::new(encoding, MOST_FRAME);
-        let mut body = response.into_body();
-        while let Some(frame) = body.frame().await {
-            let Ok(frame) = frame else {
-                return Ended::Anew;
-            };
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            frames.push(data);
-            loop {
-                let event = match frames.next_frame() {
-                    Ok(None) => break,
-                    Ok(Some(frame)) => frame.event,
-                    Err(error) => Err(error),
-                };
-                let Ok(event) = event else {
-                    return Ended::Anew;
-                };
-                if event.kind == EventType::Error {
-                    return Ended::Anew;
+        let mut events = Events::new(response.into_body(), encoding, MOST_FRAME);
+        loop {
+            match events.next().await {
+                Ok(Some(event)) => {
+                    advance(revision, &event);
+                    self.tell(event.kind, event.object);
                 }
-                if let Ok(key) = event.object.key()
-                    && !key.resource_version.is_empty()
-                {
-                    *revision = key.resource_version.into_owned();
-                }
-                self.tell(event.kind, event.object);
+                Ok(None) => return Ended::Cleanly,
+                Err(_) => return Ended::Anew,
             }
         }
-        Ended::Cleanly
     }
 
     fn tell(&self, kind: EventType, object: Object) {

@@ -16,6 +16,7 @@ pub mod deadline;
 pub mod doctor;
 pub mod drill;
 pub mod endpoints;
+mod events;
 pub mod filter;
 pub mod follow;
 pub mod identity;

@@ -358,20 +358,7 @@ impl Shared {
 
     /// Takes back exclusions from lists that are not complete any more, and so are not answered from them.
     fn collect_notes(&self) -> usize {
-        let marked: Vec<(Gvr, super::index::Key)> = {
-            let state = self.lock();
-            state
-                .resources
-                .iter()
-                .flat_map(|(gvr, resource)| {
-                    resource
-                        .objects
-                        .iter()
-                        .filter(|(_, entry)| entry.excluded)
-                        .map(|(key, _)| (gvr.clone(), key.clone()))
-                })
-                .collect()
-        };
+        let marked = self.lock().objects_where(|entry| entry.excluded);
         let mut collected = 0;
         for (gvr, key) in marked {
             let Some(mut stored) = self.read_stored(&gvr, &key) else {

@@ -254,20 +254,7 @@ fn load(store: &SealedStore, state: &mut State) -> Result<(), StoreError> {
 impl Shared {
     /// Fills the index with the revisions of what lies on disk, one record at a time, so that nobody waits for it.
     pub(super) fn read_index(&self) {
-        let unread: Vec<_> = {
-            let state = self.lock();
-            state
-                .resources
-                .iter()
-                .flat_map(|(gvr, resource)| {
-                    resource
-                        .objects
-                        .iter()
-                        .filter(|(_, entry)| entry.revision == 0)
-                        .map(move |(key, _)| (gvr.clone(), key.clone()))
-                })
-                .collect()
-        };
+        let unread = self.lock().objects_where(|entry| entry.revision == 0);
         for (gvr, key) in unread {
             if self.orders().close {
                 return;

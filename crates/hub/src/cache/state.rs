@@ -288,6 +288,16 @@ impl State {
         true
     }
 
+    /// The objects whose entries are so.
+    pub(crate) fn objects_where(&self, is: impl Fn(&Entry) -> bool) -> Vec<(Gvr, Key)> {
+        let mut found = Vec::new();
+        for (gvr, resource) in &self.resources {
+            let keys = resource.objects.iter().filter(|(_, entry)| is(entry));
+            found.extend(keys.map(|(key, _)| (gvr.clone(), key.clone())));
+        }
+        found
+    }
+
     /// Whether so much waits that it is not to wait for its turn: a burst (the first list of a large resource) must not fill
     /// the queue.
     pub(crate) fn overflows(&self) -> bool {
