@@ -135,6 +135,10 @@ pub struct Bounds {
     pub stalled_answer: Duration,
     /// Bytes of lists answered by the node itself that wait for their clients at one time.
     pub lists: usize,
+    /// Largest answer that can be filtered.
+    pub filtered_body: usize,
+    /// Bytes of answers held at one time for filters, all together.
+    pub filtering: usize,
     /// Requests under way at one time.
     pub in_flight: usize,
     /// How long the cloud may take to bring the endpoints of services in step with what it was told about pods.
@@ -152,6 +156,8 @@ impl Default for Bounds {
             stalled_client: Duration::from_secs(30),
             stalled_answer: Duration::from_secs(60),
             lists: 32 << 20,
+            filtered_body: 16 << 20,
+            filtering: 32 << 20,
             in_flight: 2048,
             endpoints_grace: Duration::from_secs(60),
         }

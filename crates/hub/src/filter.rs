@@ -2,17 +2,27 @@
 //! what is shared with other nodes stays as the cloud has it (design rule R2).
 //!
 //! A [`Filter`] is a pure function of one object and a [`Context`]. Which filters are in force, in which order and for whom is a value as
-//! well ([`Force`]); a request gets its [`Chain`] out of it. `inputs` keeps that value true; `serving` and `watching` apply chains to
-//! answers. To write one: a file beside this one that implements [`Filter`], and its line in `built_in`; see `docs/filters.md`.
+//! well ([`Force`]); a request gets its [`Chain`] out of it. `inputs` keeps that value true; `screen` and `watching` apply chains
+//! to watches, [`crate::proxy`] to other answers. To write one: a file beside this one that implements [`Filter`], and its line in `built_in`; see `docs/filters.md`.
 
 mod chain;
 mod inputs;
+mod screen;
+pub(crate) mod watching;
 
+mod discardcloudservice;
+mod forwardkubesvctraffic;
+mod hostnetworkpropagation;
+mod inclusterconfig;
 mod masterservice;
+mod nodeportisolation;
+mod serviceenvupdater;
+mod servicetopology;
 
 pub use chain::{BuiltIn, Chain, Force, Outcome, Placed, Selection};
 pub(crate) use inputs::keep;
 pub use inputs::{Filters, TOPOLOGY_KEYS};
+pub use screen::{Before, Screen};
 
 use crate::{config::WorkingMode, pool::Membership};
 use serde_json::Value;
@@ -223,7 +233,16 @@ impl Context {
 
 /// The filters that come with the hub, in the order in which they are applied.
 fn built_in() -> Vec<Arc<dyn Filter>> {
-    vec![Arc::new(masterservice::MasterService)]
+    vec![
+        Arc::new(discardcloudservice::DiscardCloudService),
+        Arc::new(nodeportisolation::NodePortIsolation),
+        Arc::new(masterservice::MasterService),
+        Arc::new(servicetopology::ServiceTopology),
+        Arc::new(forwardkubesvctraffic::ForwardKubeSvcTraffic),
+        Arc::new(inclusterconfig::InClusterConfig),
+        Arc::new(hostnetworkpropagation::HostNetworkPropagation),
+        Arc::new(serviceenvupdater::ServiceEnvUpdater),
+    ]
 }
 
 /// Whether a name is that of a filter that comes with the hub.

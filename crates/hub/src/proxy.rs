@@ -1,9 +1,10 @@
 //! The pipeline: what happens to one request, from its first byte to who answers it. Beside it: who may come in (`entry`), how
-//! request bodies are taken (`upload`), what answers say about callers (`rights`) and their tokens (`vouching`), and how streams end
+//! request bodies are taken (`upload`), what components are to see otherwise (`filtering`), what answers say about callers (`rights`) and their tokens (`vouching`), and how streams end
 //! with the hub (`ending`).
 
 mod ending;
 mod entry;
+mod filtering;
 mod rights;
 mod upload;
 mod vouching;
@@ -234,10 +235,29 @@ impl Hub {
     async fn answer(
         self: &Arc<Self>,
         identity: Identity,
-        mut parts: Parts,
+        parts: Parts,
         body: Upload,
     ) -> Result<Response<Body>, Box<Status>> {
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
+        if let Some(chain) = self.chain_of(&identity.caller, &parts, &info) {
+            return Box::pin(self.answer_filtered(chain, identity, info, parts, body)).await;
+        }
+        let awakening = self.awaken(&identity, &parts, &info).map(Box::new);
+        let response = self.answer_as_is(identity, info, parts, body).await?;
+        Ok(match awakening {
+            Some(awakening) => response.map(|body| awakening.guard(body).boxed_unsync()),
+            None => response,
+        })
+    }
+
+    /// Answers as the cloud has it.
+    async fn answer_as_is(
+        self: &Arc<Self>,
+        identity: Identity,
+        info: RequestInfo,
+        mut parts: Parts,
+        body: Upload,
+    ) -> Result<Response<Body>, Box<Status>> {
         let agent = text(&parts.headers, header::USER_AGENT);
         let in_flight = self.metrics.begin(&info, agent);
         if self.metrics.in_flight() > self.bounds.in_flight as i64 {

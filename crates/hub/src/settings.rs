@@ -5,7 +5,10 @@
 
 mod source;
 
-use crate::config::{Config, pool_scope_resource};
+use crate::{
+    config::{Config, pool_scope_resource},
+    filter::is_built_in,
+};
 use serde::Deserialize;
 pub(crate) use source::follow;
 use std::{
@@ -26,18 +29,6 @@ const MOST_ENTRIES: usize = 256;
 const LONGEST_ENTRY: usize = 256;
 /// Complaints that are kept of one map.
 const MOST_COMPLAINTS: usize = 16;
-
-/// Filters that OpenYurt's hubs know.
-pub const FILTERS: [&str; 8] = [
-    "masterservice",
-    "servicetopology",
-    "discardcloudservice",
-    "inclusterconfig",
-    "nodeportisolation",
-    "forwardkubesvctraffic",
-    "serviceenvupdater",
-    "hostnetworkpropagation",
-];
 
 /// The settings in force. The default is what holds without flags and config maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -125,7 +116,7 @@ impl Settings {
                         }
                     }
                 }
-                name if FILTERS.contains(&old_name.unwrap_or(name)) => {
+                name if is_built_in(old_name.unwrap_or(name)) => {
                     let name = old_name.unwrap_or(name);
                     let components = components(key, value, reading);
                     if !components.is_empty() {

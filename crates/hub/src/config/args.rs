@@ -166,7 +166,7 @@ pub struct HubArgs {
     #[arg(long, default_value = "40s", help_heading = "Heartbeat")]
     pub kubelet_health_grace_period: String,
 
-    /// Filter what comes back (filters are built with pools).
+    /// Filter what components of the node read (see docs/filters.md).
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", help_heading = "Pool")]
     pub enable_resource_filter: bool,
     /// Filters not to be applied, separated by commas; * for all.

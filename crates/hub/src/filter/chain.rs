@@ -159,6 +159,11 @@ impl Chain {
             .map(|placed| placed.filter.as_ref())
     }
 
+    /// Where it comes from.
+    pub fn force(&self) -> &Arc<Force> {
+        &self.force
+    }
+
     /// What its filters know.
     pub fn context(&self) -> &Context {
         &self.force.context

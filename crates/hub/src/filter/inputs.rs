@@ -4,10 +4,12 @@
 use super::{
     Chain, Context, Filter, Force, Inputs, Topologies, chain::BuiltIn, chain::Selection, value_of,
 };
-use crate::{config::Config, follow, pool::Membership, proxy::Hub, settings::Settings};
+use crate::{
+    config::Config, follow, metrics::Metrics, pool::Membership, proxy::Hub, settings::Settings,
+};
 use std::{
-    collections::BTreeMap,
-    sync::{Arc, OnceLock},
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::AtomicUsize},
     time::Duration,
 };
 use tokio::{sync::watch, time::Instant};
@@ -16,7 +18,9 @@ use yurt_wire::{Object, RequestInfo};
 /// The annotation of a service that says for which nodes its endpoints are.
 pub const TOPOLOGY_KEYS: &str = "openyurt.io/topologyKeys";
 /// How long answers wait, after the first that asked, for services to be known; from the cache they are at once.
-const READY: Duration = Duration::from_secs(5);
+const READY: Duration = Duration::from_secs(2);
+/// Clients of which is remembered what they were shown by.
+const MOST_TOLD: usize = 256;
 /// Longest annotation that is kept.
 const LONGEST_TOPOLOGY: usize = 1024;
 
@@ -30,6 +34,8 @@ pub struct Filters {
     users: watch::Sender<Vec<Arc<dyn Filter>>>,
     wanted: watch::Sender<Inputs>,
     first_wanted: OnceLock<Instant>,
+    told: Mutex<VecDeque<(u64, Arc<Force>)>>,
+    held: Arc<AtomicUsize>,
 }
 
 impl Filters {
@@ -45,6 +51,8 @@ impl Filters {
             users: watch::Sender::default(),
             wanted: watch::Sender::default(),
             first_wanted: OnceLock::new(),
+            told: Mutex::default(),
+            held: Arc::default(),
         }
     }
 
@@ -65,32 +73,59 @@ impl Filters {
         self.users.send_replace(filters);
     }
 
-    fn want(&self, inputs: Inputs) {
-        let followed = Inputs::SERVICES | Inputs::NODE;
-        if inputs.any_of(followed) && !self.wanted.borrow().has(inputs & followed) {
+    /// Follows what a chain that was picked depends on, from now on.
+    pub(crate) fn want(&self, inputs: Inputs) {
+        let followed = inputs & (Inputs::SERVICES | Inputs::NODE);
+        if !self.wanted.borrow().has(followed) {
             self.first_wanted.get_or_init(Instant::now);
             self.wanted
-                .send_modify(|wanted| *wanted = *wanted | inputs & followed);
+                .send_modify(|wanted| *wanted = *wanted | followed);
         }
     }
 
-    /// Waits until what the chain depends on is known, a moment after the start; `None` when it is not by then.
+    /// The chain of a request once what it depends on is known. Just after the start that may take a moment; when it takes too long, the
+    /// answer is what it is without (counted), and watches are told when it is known.
     pub(crate) async fn ready(
         &self,
         chain: Chain,
         user_agent: &str,
         info: &RequestInfo,
-    ) -> (Option<Chain>, bool) {
+        metrics: &Metrics,
+    ) -> Option<Chain> {
         if is_ready(&chain) {
-            return (Some(chain), true);
+            return Some(chain);
         }
         let since = *self.first_wanted.get_or_init(Instant::now);
         let mut force = self.force.subscribe();
         let known = force.wait_for(|force| force.context.topologies.is_some());
-        let known = tokio::time::timeout_at(since + READY, known).await;
-        let ready = matches!(known, Ok(Ok(_)));
-        drop(known);
-        (self.chain(user_agent, info), ready)
+        if !matches!(
+            tokio::time::timeout_at(since + READY, known).await,
+            Ok(Ok(_))
+        ) {
+            metrics.filters().unready();
+            tracing::warn!(
+                path = info.path,
+                "served unfiltered: services are not known yet"
+            );
+        }
+        self.chain(user_agent, info)
+    }
+
+    /// Remembers what a client was shown by; gives what it was shown by before.
+    pub(crate) fn told(&self, audience: u64, force: &Arc<Force>) -> Option<Arc<Force>> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = told.iter().position(|(who, _)| *who == audience);
+        let before = known.and_then(|at| told.remove(at)).map(|(_, force)| force);
+        if told.len() == MOST_TOLD {
+            told.pop_front();
+        }
+        told.push_back((audience, force.clone()));
+        before
+    }
+
+    /// Bytes of answers that are held for filters.
+    pub(crate) fn held(&self) -> Arc<AtomicUsize> {
+        self.held.clone()
     }
 }
 
