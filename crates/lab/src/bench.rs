@@ -1,4 +1,5 @@
-//! `yurt bench hub`: what the hub costs, measured beside doing without it. ([`apiserver`] is `yurt bench apiserver`.)
+//! `yurt bench hub`: what the hub costs, measured beside doing without it. ([`apiserver`] is `yurt bench apiserver`, [`pool`] is
+//! `yurt bench pool`.)
 //!
 //! One run, one machine: an API server and a hub, each a process of its own, and this process as their clients. Every load
 //! runs directly against the API server (HTTP/1.1 over TLS) and then through the hub (HTTP/1.1 on its loopback port, as a
@@ -10,6 +11,7 @@
 pub mod apiserver;
 mod dataset;
 mod load;
+pub mod pool;
 mod processes;
 mod report;
 mod watching;
@@ -69,6 +71,9 @@ pub enum BenchError {
     /// The server to compare with.
     #[error(transparent)]
     Kubeconfig(#[from] crate::kubeconfig::KubeconfigError),
+    /// The hubs of a pool.
+    #[error(transparent)]
+    Lab(#[from] crate::cluster::LabError),
     /// The API server of the bench.
     #[error(transparent)]
     ApiServer(#[from] yurt_apiserver::StartError),
@@ -155,10 +160,10 @@ impl Scale {
 pub async fn run(args: BenchHubArgs) -> Result<Report, BenchError> {
     if let (Some(dir), Some(listen)) = (&args.serve_api, args.listen) {
         processes::serve_api(dir, listen).await?;
-        return Ok(Report::default());
+        return Ok(new_report(args.quick));
     }
     let scale = Scale::of(&args);
-    let mut report = Report::new(args.quick);
+    let mut report = new_report(args.quick);
     let mut bench = Bench::start().await?;
     let measured = tokio::select! {
         measured = Box::pin(measure(&mut bench, scale, &mut report)) => measured,
@@ -172,6 +177,10 @@ pub async fn run(args: BenchHubArgs) -> Result<Report, BenchError> {
         print!("{}", report.to_text());
     }
     Ok(report)
+}
+
+fn new_report(quick: bool) -> Report {
+    Report::new("hub", ["DIRECT", "HUB"], quick)
 }
 
 /// Progress goes to stderr: stdout is the report.

@@ -3,6 +3,7 @@
 mod node;
 
 pub use node::Node;
+pub(crate) use node::{hub_arguments, identity};
 
 use crate::{
     control::{Answer, Command},
@@ -433,7 +434,8 @@ fn is_ready(nodes: &Value, name: &str) -> bool {
         })
 }
 
-fn claim_subnet(earlier: Option<u8>) -> Result<(TcpListener, u8), LabError> {
+/// Holds `127.<subnet>.0.0/16` for this process: the one of an earlier lab if it is free.
+pub(crate) fn claim_subnet(earlier: Option<u8>) -> Result<(TcpListener, u8), LabError> {
     let claim = |subnet: u8| TcpListener::bind((Ipv4Addr::new(127, subnet, 0, 1), CLAIM_PORT));
     earlier
         .into_iter()

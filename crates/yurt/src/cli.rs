@@ -46,6 +46,8 @@ enum Command {
 enum Bench {
     /// The hub: through it beside directly to the API server; memory, CPU and start-up.
     Hub(yurt_lab::bench::BenchHubArgs),
+    /// A pool of hubs: what it takes from the cloud, take-overs, memory of coordination.
+    Pool(yurt_lab::bench::pool::BenchPoolArgs),
     /// The embedded API server: reads, writes, watches and memory, beside another API server where one is given.
     #[command(name = "apiserver")]
     ApiServer(yurt_lab::bench::apiserver::BenchApiServerArgs),
@@ -122,6 +124,7 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
         Command::Bench { what } => {
             let held = match what {
                 Bench::Hub(args) => yurt_lab::bench::run(args).await?.held(),
+                Bench::Pool(args) => yurt_lab::bench::pool::run(args).await?.held(),
                 Bench::ApiServer(args) => yurt_lab::bench::apiserver::run(args).await?.held(),
             };
             return Ok(if held {

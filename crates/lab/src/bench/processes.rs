@@ -22,14 +22,14 @@ use yurt_pki::{Ca, KeyPairPem, Profile};
 use yurt_transport::{Client, ClientOptions};
 
 /// The administrator's token in this bench; the servers listen on loopback for as long as it runs.
-const TOKEN: &str = "yurt-bench-administrator";
+pub(super) const TOKEN: &str = "yurt-bench-administrator";
 /// How long a server may take to end by itself.
 const DRAIN: Duration = Duration::from_secs(10);
 const CERTIFICATE_DAYS: u32 = 7;
 /// Lines of a log that an error shows.
 const LOG_LINES: usize = 12;
 
-fn io_error(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> BenchError {
+pub(super) fn io_error(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> BenchError {
     move |source| BenchError::Io {
         what: what.to_string(),
         source,
@@ -329,14 +329,16 @@ fn options() -> ClientOptions {
     }
 }
 
-fn plain(address: SocketAddr) -> Target {
+/// A hub's plain port, as the administrator.
+pub(super) fn plain(address: SocketAddr) -> Target {
     Target {
         client: Client::new(&address.to_string(), None, options()),
         authorization: Some(authorization()),
     }
 }
 
-fn direct(address: SocketAddr, ca: &str) -> Result<Target, BenchError> {
+/// An API server, as its administrator.
+pub(super) fn direct(address: SocketAddr, ca: &str) -> Result<Target, BenchError> {
     // HTTP/1.1 as through the hub: the difference is to be the hub, not the protocol.
     let tls = yurt_pki::client_config(ca, None, &["http/1.1"])?;
     Ok(Target {

@@ -10,6 +10,7 @@ pub enum Unit {
     PerSecond,
     Milliseconds,
     Seconds,
+    Kilobytes,
     Megabytes,
     KilobytesPerSecond,
     MegabytesPerSecond,
@@ -23,6 +24,7 @@ impl Unit {
             Self::PerSecond => "/s",
             Self::Milliseconds => "ms",
             Self::Seconds => "s",
+            Self::Kilobytes => "KB",
             Self::Megabytes => "MB",
             Self::KilobytesPerSecond => "KB/s",
             Self::MegabytesPerSecond => "MB/s",
@@ -35,7 +37,7 @@ impl Unit {
         let digits = match self {
             Self::Milliseconds | Self::Seconds => 3,
             Self::Megabytes | Self::MegabytesPerSecond | Self::Percent => 1,
-            Self::PerSecond | Self::KilobytesPerSecond | Self::Count => 0,
+            Self::PerSecond | Self::Kilobytes | Self::KilobytesPerSecond | Self::Count => 0,
         };
         format!("{value:.digits$} {}", self.name())
             .trim_end()
@@ -95,15 +97,20 @@ impl Row {
 }
 
 /// All figures of one run.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Report {
+    bench: &'static str,
+    /// What the figures without and with it are headed.
+    columns: [&'static str; 2],
     quick: bool,
     rows: Vec<Row>,
 }
 
 impl Report {
-    pub(super) fn new(quick: bool) -> Self {
+    pub(super) fn new(bench: &'static str, columns: [&'static str; 2], quick: bool) -> Self {
         Self {
+            bench,
+            columns,
             quick,
             rows: Vec::new(),
         }
@@ -141,7 +148,7 @@ impl Report {
             })
             .collect();
         let report = json!({
-            "bench": "hub",
+            "bench": self.bench,
             "version": env!("CARGO_PKG_VERSION"),
             "optimized": !cfg!(debug_assertions),
             "quick": self.quick,
@@ -154,7 +161,8 @@ impl Report {
 
     /// A table for people.
     pub fn to_text(&self) -> String {
-        let head = ["", "DIRECT", "HUB", "UPSTREAM", "BUDGET", ""].map(str::to_owned);
+        let [without, with] = self.columns;
+        let head = ["", without, with, "UPSTREAM", "BUDGET", ""].map(str::to_owned);
         let rows = self.rows.iter().map(|row| {
             [
                 row.what.clone(),
@@ -212,7 +220,7 @@ mod tests {
         let free = Row::new("d", Unit::PerSecond, 5.0).direct(6.0);
         let held = [&within, &over, &unmeasured, &free].map(Row::held);
         assert_eq!(held, [Some(true), Some(false), Some(false), None]);
-        let mut report = Report::new(true);
+        let mut report = Report::new("hub", ["DIRECT", "HUB"], true);
         report.push(within);
         report.push(free);
         assert!(report.held());
@@ -222,7 +230,7 @@ mod tests {
 
     #[test]
     fn text_and_json_say_the_same() {
-        let mut report = Report::new(false);
+        let mut report = Report::new("hub", ["DIRECT", "HUB"], false);
         report.push(Row::new("memory", Unit::Megabytes, 12.34).budget(15.0, Some("35-45 MB")));
         report.push(Row::new("rate", Unit::PerSecond, 1234.5).direct(2000.0));
         let text = report.to_text();

@@ -34,12 +34,12 @@ const CHANGE_INTERVAL: Duration = Duration::from_millis(25);
 const EVENT_BYTES: f64 = 10_000.0;
 /// Changes of a storm under way at a time.
 const STORM_WRITERS: usize = 8;
-const MERGE_PATCH: &str = "application/merge-patch+json";
+pub(super) const MERGE_PATCH: &str = "application/merge-patch+json";
 /// The object of the fan-out.
 const FANOUT: &str = "fanout";
 
 /// Reads frames until the stream ends or `each` says `false`.
-async fn frames(
+pub(super) async fn frames(
     mut body: ResponseBody,
     encoding: Encoding,
     mut each: impl FnMut(&Frame) -> bool,
@@ -59,7 +59,8 @@ async fn frames(
     Err("the watch ended".into())
 }
 
-async fn open(
+/// Opens a watch.
+pub(super) async fn open(
     target: &Target,
     path: &str,
     accept: &'static str,
@@ -76,6 +77,8 @@ async fn open(
 struct Received {
     bytes: AtomicU64,
     frames: AtomicU64,
+    /// Of the frames, those that tell of objects.
+    changes: AtomicU64,
 }
 
 /// A watch with initial events, in protobuf, that is read until it is dropped.
@@ -103,6 +106,14 @@ impl WatchList {
                     .bytes
                     .fetch_add(frame.raw.len() as u64, Ordering::Relaxed);
                 counter.frames.fetch_add(1, Ordering::Relaxed);
+                let of_object = |kind: EventType| kind != EventType::Bookmark;
+                if frame
+                    .event
+                    .as_ref()
+                    .is_ok_and(|event| of_object(event.kind))
+                {
+                    counter.changes.fetch_add(1, Ordering::Relaxed);
+                }
                 if ends_initial_events(frame) {
                     complete.send_replace(true);
                 }
@@ -129,6 +140,16 @@ impl WatchList {
 
     fn frames(&self) -> u64 {
         self.received.frames.load(Ordering::Relaxed)
+    }
+
+    /// Objects told of so far, those of the beginning too.
+    pub(super) fn changes(&self) -> u64 {
+        self.received.changes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the watch is still open.
+    pub(super) fn is_open(&self) -> bool {
+        !self.reader.is_finished()
     }
 }
 

@@ -4,6 +4,7 @@ use super::{ADMIN_PORT, Cluster, Config, LabError, POOL_PORT, PROXY_PORT, TLS_PR
 use crate::{
     control::NodeStatus,
     credentials,
+    directory::Directory,
     hub_process::{HubCommand, HubProcess},
     kube::Kube,
     kubeconfig::{self, Credentials},
@@ -14,7 +15,7 @@ use crate::{
 use std::{
     ffi::OsString,
     net::{IpAddr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 use yurt_pki::{Ca, KeyPairPem};
@@ -58,6 +59,37 @@ impl Node {
     }
 }
 
+/// What a node proves itself with, and where its hub finds it.
+pub(crate) struct Identity {
+    pub(crate) dir: PathBuf,
+    pub(crate) client: KeyPairPem,
+    pub(crate) serving: KeyPairPem,
+}
+
+/// Makes the directory of a node with its certificates.
+pub(crate) fn identity(
+    directory: &Directory,
+    ca: &Ca,
+    plan: &NodePlan,
+) -> Result<Identity, LabError> {
+    let dir = directory.create(Path::new("nodes").join(&plan.name))?;
+    directory.create(dir.join("pki"))?;
+    let user = format!("system:node:{}", plan.name);
+    let client = credentials::client(ca, &user, &["openyurt:yurthub", "system:nodes"])?;
+    let addresses = [plan.address.into()];
+    let serving = credentials::serving(ca, &user, &["system:nodes"], &[], &addresses)?;
+    directory.write(dir.join("pki/ca.crt"), &ca.cert_pem())?;
+    for (name, pair) in [("client", &client), ("server", &serving)] {
+        directory.write(dir.join(format!("pki/{name}.crt")), &pair.cert)?;
+        directory.write(dir.join(format!("pki/{name}.key")), &pair.key)?;
+    }
+    Ok(Identity {
+        dir,
+        client,
+        serving,
+    })
+}
+
 impl Cluster {
     /// Starts one of the `nodes`: its link, its hub and its kubelet.
     pub(super) async fn start_node(
@@ -68,19 +100,11 @@ impl Cluster {
         nodes: &[NodePlan],
         api: SocketAddr,
     ) -> Result<(), LabError> {
-        let dir = self.directory.create(Path::new("nodes").join(&plan.name))?;
-        self.directory.create(dir.join("pki"))?;
-        let user = format!("system:node:{}", plan.name);
-        let client = credentials::client(ca, &user, &["openyurt:yurthub", "system:nodes"])?;
-        let addresses = [plan.address.into()];
-        let serving = credentials::serving(ca, &user, &["system:nodes"], &[], &addresses)?;
-        self.directory.write(dir.join("pki/ca.crt"), &self.ca)?;
-        for (name, pair) in [("client", &client), ("server", &serving)] {
-            self.directory
-                .write(dir.join(format!("pki/{name}.crt")), &pair.cert)?;
-            self.directory
-                .write(dir.join(format!("pki/{name}.key")), &pair.key)?;
-        }
+        let Identity {
+            dir,
+            client,
+            serving,
+        } = identity(&self.directory, ca, plan)?;
         let server = format!("https://{}:{TLS_PROXY_PORT}", plan.address);
         self.directory.write(
             dir.join("kubeconfig"),
@@ -172,7 +196,8 @@ fn pool_kubeconfig(plan: &NodePlan, nodes: &[NodePlan], ca: &str, client: &KeyPa
     kubeconfig::contexts(&servers, &plan.name, ca, &credentials)
 }
 
-fn hub_arguments(
+/// The command line of a node's hub.
+pub(crate) fn hub_arguments(
     plan: &NodePlan,
     heartbeat_seconds: u32,
     dir: &Path,
