@@ -4,7 +4,7 @@ use http_body::Body;
 use http_body_util::BodyExt;
 use yurt_wire::{
     Encoding,
-    watch::{Event, EventType, FrameDecoder},
+    watch::{Event, EventType, Frame, FrameDecoder},
 };
 
 /// Why a watch cannot be read on.
@@ -39,19 +39,12 @@ where
     /// The next one; `None` when the stream ended as watches do.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, Broken> {
         loop {
-            match self.frames.next_frame() {
-                Ok(None) => {}
-                Ok(Some(frame)) => {
-                    let event = frame.event.map_err(|_| Broken::Garbage)?;
-                    return match event.kind {
-                        EventType::Error => Err(Broken::Told),
-                        _ => Ok(Some(event)),
-                    };
-                }
-                Err(_) => return Err(Broken::Garbage),
+            if let Some(frame) = self.frames.next_frame().map_err(|_| Broken::Garbage)? {
+                return judged(frame).map(Some);
             }
             match self.body.frame().await {
-                None => return Ok(None),
+                // The last frame needs no end of its own.
+                None => return self.frames.finish().map(judged).transpose(),
                 Some(Err(_)) => return Err(Broken::Connection),
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
@@ -61,6 +54,14 @@ where
             }
         }
     }
+}
+
+fn judged(frame: Frame) -> Result<Event, Broken> {
+    let event = frame.event.map_err(|_| Broken::Garbage)?;
+    if event.kind == EventType::Error {
+        return Err(Broken::Told);
+    }
+    Ok(event)
 }
 
 /// Moves the revision that a watch is at.
