@@ -37,7 +37,7 @@ pub(crate) fn start(hub: &Arc<Hub>) {
 }
 
 /// A Time as Kubernetes writes it: seconds.
-fn seconds(at: Timestamp) -> String {
+pub(crate) fn seconds(at: Timestamp) -> String {
     Timestamp::from_second(at.as_second())
         .unwrap_or_default()
         .to_string()

@@ -5,6 +5,7 @@ mod args;
 use crate::{
     certificates::{discovery::Pin, token::Token},
     deadline::parse_go_duration,
+    ota::OtaConfig,
 };
 pub use args::{HubArgs, UnusedArgs};
 use clap::Parser;
@@ -229,6 +230,8 @@ pub struct Config {
     pub pool_scope: Vec<Gvr>,
     /// Whether debugging endpoints are served.
     pub profiling: bool,
+    /// Upgrades that the node's owner decides about.
+    pub ota: OtaConfig,
     /// Length of a local watch that names none (doubled at random).
     pub min_request_timeout: Duration,
     /// Sizes and times.
@@ -381,6 +384,13 @@ impl TryFrom<HubArgs> for Config {
                     .into(),
             );
         }
+        if args.ota_allow_anonymous_loopback {
+            warnings.push(
+                "--ota-allow-anonymous-loopback: every process and pod that reaches the admin port on this node's loopback may have \
+                 pods upgraded; take it away as soon as your callers bring the owner's token"
+                    .into(),
+            );
+        }
         let min_request_timeout = parse_go_duration(&args.min_request_timeout)
             .filter(|d| *d >= Duration::from_secs(1))
             .ok_or_else(|| {
@@ -459,6 +469,14 @@ impl TryFrom<HubArgs> for Config {
             node_buckets: args.enable_pool_service_topology,
             pool_scope,
             profiling: args.profiling,
+            ota: OtaConfig {
+                token_file: args.ota_token_file,
+                policy_file: args.ota_policy,
+                rollback_token_file: args.ota_rollback_token_file,
+                anonymous_loopback: args.ota_allow_anonymous_loopback,
+                static_pods: args.static_pod_path,
+                ..OtaConfig::default()
+            },
             min_request_timeout,
             bounds: Bounds::default(),
             warnings,

@@ -278,8 +278,12 @@ impl Gate {
         Ok(identity)
     }
 
-    /// Whether the other end of a plain connection is one of the node's own processes; an error when that cannot be found out now.
+    /// Whether the other end of a plain connection, or of one to the Unix socket, is one of the node's own processes; an error when
+    /// that cannot be found out now.
     pub async fn prove(&self, peer: &Peer) -> std::io::Result<Result<(), Stranger>> {
+        if let Some(process) = peer.process {
+            return Ok(self.processes.prove_local(process));
+        }
         let find = self.processes.prove(peer.addr, peer.local);
         peer.findings.once(find).await
     }

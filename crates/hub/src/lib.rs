@@ -4,7 +4,8 @@
 //! [`upstream`] and [`link`] (the cloud side), [`cache`] (what the node knows), [`offline`] (answers without the cloud),
 //! [`journal`] (what the node wrote meanwhile), [`endpoints`] (what that means for services), [`proxy`] (the pipeline that ties them together), [`relay`] (watches that go
 //! on over a cut), [`server`] (listeners, and how it all starts). [`autonomy`] is the node's life as the cluster sees it,
-//! [`doctor`] and [`drill`] tell whether it would go on alone.
+//! [`doctor`] and [`drill`] tell whether it would go on alone; [`ota`] upgrades its pods
+//! as its owner decides.
 
 pub mod autonomy;
 pub mod backing;
@@ -26,6 +27,7 @@ pub mod local_mode;
 pub mod metrics;
 pub mod network;
 pub mod offline;
+pub mod ota;
 pub mod pool;
 pub mod prefetch;
 pub mod processes;

@@ -2,6 +2,7 @@
 
 mod filters;
 mod labels;
+mod ota;
 mod pool;
 
 pub use filters::FilterMetrics;
@@ -10,6 +11,7 @@ use labels::{
     CertificateLabel, EntryLabels, MAX_CLIENTS, MAX_RESOURCES, ReasonLabel, RequestLabels,
     ServerLabel, TurnedAwayLabels, bounded, subresource, verb,
 };
+pub use ota::OtaMetrics;
 pub use pool::PoolMetrics;
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 use std::{
@@ -42,6 +44,7 @@ struct Inner {
     cache_failures: Gauge,
     pool: PoolMetrics,
     filters: FilterMetrics,
+    ota: OtaMetrics,
     offline: Gauge,
     offline_seconds: Counter<f64, AtomicU64>,
     local: Family<ReasonLabel, Counter>,
@@ -157,6 +160,7 @@ impl Metrics {
         );
         m.pool.register(hub);
         m.filters.register(hub);
+        m.ota.register(hub);
         hub.register(
             "offline",
             "1 while no API server answers",
@@ -428,6 +432,11 @@ impl Metrics {
     /// Of filters.
     pub fn filters(&self) -> &FilterMetrics {
         &self.inner.filters
+    }
+
+    /// Of upgrades.
+    pub fn ota(&self) -> &OtaMetrics {
+        &self.inner.ota
     }
 
     /// The round trip to a server.

@@ -23,6 +23,7 @@ use crate::{
     journal::{Journal, Waiting},
     metrics::{InFlight, Metrics},
     offline::Offline,
+    ota::Ota,
     pool::{Peers, Role},
     query::Query,
     relay::{self, Watched},
@@ -117,6 +118,8 @@ pub struct Hub {
     pub tokens: Tokens,
     /// When the cloud refused to tell whose tokens are.
     pub unvouched: Mutex<Option<Instant>>,
+    /// Upgrades that the node's owner decides about.
+    pub ota: Arc<Ota>,
     /// Tasks to wait for at shutdown.
     pub tasks: TaskTracker,
     /// Ends everything.

@@ -22,6 +22,7 @@ use crate::{
     metrics::Metrics,
     network::{Network, Presence},
     offline::Offline,
+    ota::{self, Ota},
     pool::{Membership, Peers, Role, follow_members},
     prefetch,
     proxy::Hub,
@@ -259,6 +260,7 @@ async fn run_opened(
         reviewed: Mutex::default(),
         tokens,
         unvouched: Mutex::default(),
+        ota: Ota::open(&config, &cache, metrics.clone()),
         tasks: tasks.clone(),
         shutdown: stop.clone(),
     });
@@ -286,6 +288,7 @@ async fn run_opened(
         ));
         autonomy::start(&hub);
     }
+    tasks.spawn(ota::worker::run(hub.clone()));
     tasks.spawn(certificates.clone().keep(upstreams.clone(), stop.clone()));
     tasks.spawn(settings::follow(hub.clone(), config.clone(), set));
     if config.filters {
@@ -322,15 +325,31 @@ async fn run_opened(
             &hub,
         );
     }
+    let admin = Arc::new(Admin::new(hub.clone(), telemetry, config.profiling));
     if let Some(listener) = listeners.local {
-        serve_proxy(
-            &mut serving,
-            Entrance::Local,
+        tracing::info!(
+            ?listener,
+            entrance = Entrance::Local.as_str(),
+            "API proxy, and upgrades"
+        );
+        let (hub, of_socket) = (hub.clone(), admin.clone());
+        let handler = move |request: Request<Incoming>| {
+            let (hub, admin) = (hub.clone(), of_socket.clone());
+            async move {
+                if admin::ota::is_path(request.uri().path()) {
+                    admin.handle(request).await
+                } else {
+                    hub.handle(Entrance::Local, request).await
+                }
+            }
+        };
+        serving.spawn(yurt_transport::serve(
             listener,
             None,
-            &options,
-            &hub,
-        );
+            options.clone(),
+            stop.clone(),
+            handler,
+        ));
     }
     if let (Some(listener), Some(tls)) = (listeners.secure_proxy, certificates.secure()) {
         serve_proxy(
@@ -352,7 +371,6 @@ async fn run_opened(
             &hub,
         );
     }
-    let admin = Arc::new(Admin::new(hub.clone(), telemetry, config.profiling));
     match dump {
         Ok(signal) => {
             let dir = config.root_dir.clone();

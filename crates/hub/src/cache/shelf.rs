@@ -23,6 +23,8 @@ pub enum Shelf {
     Reviews,
     /// Keys of token issuers.
     Issuers,
+    /// Upgrades that the node's owner asked for.
+    Upgrades,
     /// The node's own: keys, marks, what must outlive a restart.
     Node,
 }
@@ -38,11 +40,12 @@ pub struct Bounds {
 
 impl Shelf {
     /// All shelves.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Tokens,
         Self::IssuedTokens,
         Self::Reviews,
         Self::Issuers,
+        Self::Upgrades,
         Self::Node,
     ];
 
@@ -53,6 +56,7 @@ impl Shelf {
             Self::IssuedTokens => "issued-tokens",
             Self::Reviews => "reviews",
             Self::Issuers => "issuers",
+            Self::Upgrades => "upgrades",
             Self::Node => "node",
         }
     }
@@ -65,6 +69,7 @@ impl Shelf {
             Self::IssuedTokens => (2048, 4 << 20),
             Self::Reviews => (2048, 4 << 20),
             Self::Issuers => (32, 1 << 20),
+            Self::Upgrades => (96, 1 << 20),
             Self::Node => (256, 2 << 20),
         };
         Bounds { records, bytes }

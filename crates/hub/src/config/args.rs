@@ -179,6 +179,27 @@ pub struct HubArgs {
     #[arg(long, value_delimiter = ',', help_heading = "Pool")]
     pub pool_scope_resources: Vec<String>,
 
+    /// The owner's token for upgrades by REST; made when there is none. ROOT-DIR/ota.token when not given.
+    #[arg(long, help_heading = "Upgrades")]
+    pub ota_token_file: Option<PathBuf>,
+    /// The owner's policy for upgrades: when, which, and whether they are to be confirmed. ROOT-DIR/ota-policy.yaml when not given.
+    #[arg(long, value_name = "FILE", help_heading = "Upgrades")]
+    pub ota_policy: Option<PathBuf>,
+    /// Token of a service account that may patch pods: the hub sets old images again with it when an upgrade fails.
+    #[arg(long, help_heading = "Upgrades")]
+    pub ota_rollback_token_file: Option<PathBuf>,
+    /// Let every caller on the node's loopback ask for upgrades, pods with hostNetwork too, as OpenYurt does. For clusters that
+    /// rely on it, until they do not.
+    #[arg(long, default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", help_heading = "Upgrades")]
+    pub ota_allow_anonymous_loopback: bool,
+    /// Where the kubelet's static pods are.
+    #[arg(
+        long,
+        default_value = "/etc/kubernetes/manifests",
+        help_heading = "Upgrades"
+    )]
+    pub static_pod_path: PathBuf,
+
     /// Serve debugging endpoints beside the admin endpoints.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", help_heading = "Debugging")]
     pub profiling: bool,

@@ -30,7 +30,7 @@ impl Hub {
     }
 
     /// Asks the cloud, as the node, whose a token is. Kubelets may ask, so the node may, unless its certificate is of another kind.
-    pub(super) async fn vouch(&self, token: &str) {
+    pub(crate) async fn vouch(&self, token: &str) {
         {
             let refused = self.unvouched.lock();
             let refused = refused.unwrap_or_else(PoisonError::into_inner);

@@ -4,6 +4,7 @@
 mod autonomy;
 mod debug;
 mod health;
+pub(crate) mod ota;
 mod status;
 mod token;
 
@@ -144,6 +145,10 @@ impl Admin {
             Method::HEAD => Method::GET,
             method => method,
         };
+        if ota::is_path(parts.uri.path()) {
+            let peer = parts.extensions.get::<Peer>();
+            return self.ota(&method, &parts.uri, &parts.headers, peer).await;
+        }
         let endpoint = match find(&method, parts.uri.path()) {
             Ok(endpoint) => endpoint,
             Err(refusal) => return *refusal,
@@ -201,13 +206,23 @@ impl Admin {
 /// The endpoint of a method and path, or the 404 or 405 that says what there is.
 fn find(method: &Method, path: &str) -> Result<Endpoint, Box<Response<Body>>> {
     let Some((_, methods, endpoint)) = ENDPOINTS.iter().find(|(known, ..)| *known == path) else {
-        let paths: Vec<&str> = paths().collect();
-        let text = format!("there are {}\n", paths.join(", "));
-        return Err(Box::new(refuse(StatusCode::NOT_FOUND, text)));
+        return Err(Box::new(unknown()));
     };
     if methods.contains(method) {
         return Ok(*endpoint);
     }
+    Err(Box::new(only(methods)))
+}
+
+/// There is nothing at this path; there is at others.
+fn unknown() -> Response<Body> {
+    let paths: Vec<&str> = paths().chain(ota::PATHS).collect();
+    let text = format!("there are {}\n", paths.join(", "));
+    refuse(StatusCode::NOT_FOUND, text)
+}
+
+/// Other methods than these make no sense at a path.
+fn only(methods: &[Method]) -> Response<Body> {
     let allowed: Vec<&str> = methods.iter().map(Method::as_str).collect();
     let allowed = allowed.join(", ");
     let text = format!("only {allowed} is served here\n");
@@ -215,7 +230,7 @@ fn find(method: &Method, path: &str) -> Result<Endpoint, Box<Response<Body>>> {
     if let Ok(value) = allowed.parse() {
         response.headers_mut().insert(header::ALLOW, value);
     }
-    Err(Box::new(response))
+    response
 }
 
 async fn read<B>(body: B) -> Result<Bytes, Box<Response<Body>>>

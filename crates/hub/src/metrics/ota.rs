@@ -1,0 +1,64 @@
+//! What is counted of upgrades (OTA). Labels are states and reasons of the code: few.
+
+use super::labels::ReasonLabel;
+use prometheus_client::{
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+
+/// Metrics of upgrades.
+#[derive(Debug, Default)]
+pub struct OtaMetrics {
+    jobs: Family<ReasonLabel, Gauge>,
+    ended: Family<ReasonLabel, Counter>,
+    refused: Family<ReasonLabel, Counter>,
+    pulls: Counter,
+}
+
+impl OtaMetrics {
+    pub(super) fn register(&self, hub: &mut Registry) {
+        hub.register(
+            "ota_jobs",
+            "Upgrades that are kept, by state",
+            self.jobs.clone(),
+        );
+        hub.register(
+            "ota_upgrades",
+            "Upgrades that are over, by how they ended",
+            self.ended.clone(),
+        );
+        hub.register(
+            "ota_refused",
+            "Requests about upgrades that were refused, by why",
+            self.refused.clone(),
+        );
+        hub.register(
+            "ota_image_pulls",
+            "Pulls of images that were asked for",
+            self.pulls.clone(),
+        );
+    }
+
+    /// Upgrades in a state now.
+    pub fn jobs(&self, state: &'static str, jobs: usize) {
+        let jobs = i64::try_from(jobs).unwrap_or(i64::MAX);
+        self.jobs
+            .get_or_create(&ReasonLabel { reason: state })
+            .set(jobs);
+    }
+
+    /// An upgrade is over.
+    pub fn ended(&self, how: &'static str) {
+        self.ended.get_or_create(&ReasonLabel { reason: how }).inc();
+    }
+
+    /// A request is refused.
+    pub fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    /// Images are to be pulled.
+    pub fn pulled(&self) {
+        self.pulls.inc();
+    }
+}

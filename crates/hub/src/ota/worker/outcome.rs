@@ -1,0 +1,240 @@
+//! Whether an upgrade came to a good end, and how the old version is had back when it did not.
+
+use super::{Stop, Worker};
+use crate::ota::{
+    access,
+    asked::path_of,
+    cloud::{self, As, STRATEGIC},
+    job::{Job, State},
+    manifest::Place,
+    pod::{self, Kind, Manifests},
+};
+use http::{Method, StatusCode};
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+impl Worker {
+    /// How long a job waits for its pod while the cloud was there: what it may do about it takes a link.
+    fn waited(&self, job: &Job) -> Duration {
+        let since = self.since.get(&job.id).map(|(_, since)| *since);
+        match (since, self.online_since) {
+            (Some(since), Some(online)) => since.max(online).elapsed(),
+            _ => Duration::ZERO,
+        }
+    }
+
+    /// Pods of the job's namespace but the old one; `None` while it is not known which pods the node has.
+    fn others(&self, job: &Job) -> Option<Vec<Value>> {
+        let pods = self.pods.as_ref()?.borrow().clone()?;
+        let prefix = format!("{}/", job.namespace);
+        let others = pods
+            .iter()
+            .filter(|(key, _)| key.starts_with(&prefix))
+            .filter_map(|(_, pod)| pod.to_json_value().ok())
+            .filter(|pod| job.kind == Kind::StaticPod || pod::uid(pod) != job.uid);
+        Some(others.collect())
+    }
+
+    fn manifests(job: &Job) -> Option<&Manifests> {
+        job.before.as_ref()?.manifest.as_ref()
+    }
+
+    /// The pod that came of it: a ready one before one that is not.
+    fn successor(job: &Job, pods: Vec<Value>) -> Option<Value> {
+        let name = format!("{}/{}", job.namespace, job.pod);
+        let new_hash = Self::manifests(job).map(|manifests| manifests.new_hash.as_str());
+        let mut came: Vec<Value> = pods
+            .into_iter()
+            .filter(|pod| match job.kind {
+                Kind::DaemonSet => pod::succeeds(pod, &job.uid, &job.owner),
+                Kind::StaticPod => {
+                    pod::name_of(pod) == name
+                        && new_hash.is_some_and(|hash| pod::is_of_manifest(pod, hash))
+                }
+            })
+            .collect();
+        let ready = came.iter().position(pod::is_ready);
+        match ready {
+            Some(ready) => Some(came.swap_remove(ready)),
+            None => came.pop(),
+        }
+    }
+
+    /// Whether the new pod is ready, or had its time.
+    pub(super) async fn look(&mut self, mut job: Job) {
+        let Some(pods) = self.others(&job) else {
+            return;
+        };
+        let came = Self::successor(&job, pods);
+        if let Some(pod) = &came {
+            let full = pod::name_of(pod);
+            let name = full.split_once('/').map_or("", |(_, name)| name);
+            if job.new_pod != name {
+                name.clone_into(&mut job.new_pod);
+                let why = format!("pod {full} is to become ready");
+                if !self.turn(&mut job, State::WaitingForPod, why) {
+                    return;
+                }
+            }
+            if pod::is_ready(pod) {
+                let why = format!("pod {full} is ready");
+                return self.end(job, State::Done, why, Some(pod));
+            }
+        }
+        let policy = self.policy();
+        if self.waited(&job) < policy.ready {
+            return;
+        }
+        let within = policy.ready;
+        let stop = match (&came, job.kind, &job.before) {
+            _ if !policy.rollback => Some(format!(
+                "not ready within {within:?}, and the owner's policy does not go back"
+            )),
+            (_, Kind::StaticPod, _) => None,
+            (None, ..) => Some(format!("no new pod came within {within:?}")),
+            (_, _, None) => Some("what was before is not known".into()),
+            (Some(new), _, Some(before)) => before
+                .rollback(new)
+                .err()
+                .map(|why| format!("not ready within {within:?}; {why}")),
+        };
+        if let Some(why) = stop {
+            return self.end(job, State::Failed, why, came.as_ref());
+        }
+        let why = format!("not ready within {within:?}");
+        if self.turn(&mut job, State::RollingBack, why) {
+            self.since
+                .insert(job.id.clone(), (job.state, Instant::now()));
+            self.roll_back(job).await;
+        }
+    }
+
+    /// Has the old version back, and sees that it becomes ready.
+    pub(super) async fn roll_back(&mut self, job: Job) {
+        let Some(pods) = self.others(&job) else {
+            return;
+        };
+        match job.kind {
+            Kind::DaemonSet => self.roll_back_images(job, pods).await,
+            Kind::StaticPod => self.roll_back_manifest(job, pods).await,
+        }
+    }
+
+    async fn roll_back_images(&mut self, job: Job, pods: Vec<Value>) {
+        let name = format!("{}/{}", job.namespace, job.new_pod);
+        let new = pods.into_iter().find(|pod| pod::name_of(pod) == name);
+        let (Some(new), Some(before)) = (new, &job.before) else {
+            return self.end(job, State::Failed, "the new pod is gone as well", None);
+        };
+        if before.is_back(&new) {
+            return self.settle(job, &new, "its images are the old ones again");
+        }
+        if self.online_since.is_none() || self.in_state(&job) < self.pause(&job) {
+            return;
+        }
+        let patch = match before.rollback(&new) {
+            Ok(patch) => patch,
+            Err(why) => return self.end(job, State::Failed, why, Some(&new)),
+        };
+        match self.patch(&job, &patch).await {
+            Ok(()) => tracing::info!(job = job.id, pod = name, "the old images are set again"),
+            Err(Stop::Never(why)) => {
+                let why = format!("{}; the old images cannot be set again: {why}", job.reason);
+                self.end(job, State::Failed, why, Some(&new));
+            }
+            Err(stop) => self.stop(job, State::RollingBack, stop),
+        }
+    }
+
+    /// Changes the spec of the new pod: as who asked for the upgrade, as the owner's service account, as the node.
+    async fn patch(&self, job: &Job, patch: &Value) -> Result<(), Stop> {
+        let ota = &self.hub.ota;
+        let asker = ota.bearers().get(&job.id).cloned();
+        let account = ota
+            .config
+            .rollback_token_file
+            .as_deref()
+            .and_then(access::read_token);
+        let names = asker.into_iter().chain(account).map(As::Bearer);
+        let uri = format!(
+            "{}?fieldManager=yurthub-ota",
+            path_of(&job.namespace, &job.new_pod)
+        );
+        let mut refused = String::new();
+        for who in names.chain([As::Node]) {
+            let answer =
+                cloud::call(&self.hub, &who, Method::PATCH, &uri, STRATEGIC, Some(patch)).await?;
+            match answer.status {
+                status if status.is_success() => return Ok(()),
+                StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => {
+                    // The first one had the best reason to be allowed.
+                    if refused.is_empty() {
+                        refused = answer.message();
+                    }
+                }
+                StatusCode::CONFLICT => return Err(Stop::Later(answer.message())),
+                _ if answer.is_passing() => return Err(Stop::Later(answer.message())),
+                _ => return Err(Stop::Never(answer.message())),
+            }
+        }
+        Err(Stop::Never(refused))
+    }
+
+    async fn roll_back_manifest(&mut self, job: Job, pods: Vec<Value>) {
+        let Some(Manifests {
+            stem,
+            new_digest,
+            old_hash,
+            ..
+        }) = Self::manifests(&job).cloned()
+        else {
+            return self.end(job, State::Failed, "what was before is not known", None);
+        };
+        let directory = self.hub.ota.config.static_pods.clone();
+        let restoring =
+            tokio::task::spawn_blocking(move || Place::of(&directory, &stem)?.restore(&new_digest));
+        match restoring.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let why = format!(
+                    "{}; the old manifest cannot be put back: {error}",
+                    job.reason
+                );
+                return self.end(job, State::Failed, why, None);
+            }
+            Err(error) => {
+                return self.stop(job, State::RollingBack, Stop::Later(error.to_string()));
+            }
+        }
+        let name = format!("{}/{}", job.namespace, job.pod);
+        let back = pods
+            .into_iter()
+            .find(|pod| pod::name_of(pod) == name && pod::is_of_manifest(pod, &old_hash));
+        match back {
+            Some(pod) => self.settle(job, &pod, "its manifest is the old one again"),
+            None if self.waited(&job) >= self.policy().ready => {
+                let why = format!(
+                    "{}; the old manifest is back, and no pod came of it",
+                    job.reason
+                );
+                self.end(job, State::Failed, why, None);
+            }
+            None => {}
+        }
+    }
+
+    /// The old version is in place: it is ready, or has its time to become so.
+    fn settle(&mut self, job: Job, pod: &Value, what: &str) {
+        let why = format!("{}; {what}", job.reason);
+        if pod::is_ready(pod) {
+            self.end(job, State::RolledBack, why, Some(pod));
+        } else if self.waited(&job) >= self.policy().ready {
+            self.end(
+                job,
+                State::Failed,
+                format!("{why}, and it is not ready"),
+                Some(pod),
+            );
+        }
+    }
+}
