@@ -82,7 +82,7 @@ async fn config_maps_are_followed_reset_by_deletion_and_known_after_an_offline_s
     until(&node, "both maps in force", |s| {
         s["cacheAgents"] == json!(["nginx"])
             && s["filters"] == json!({ "masterservice": ["k3s-agent"] })
-            && s["leaders"] == json!({ "edge-9": "10.0.0.9" })
+            && s["leaders"] == json!(["edge-9/10.0.0.9"])
             && s["leaderElection"] == true
             && s["poolScope"][0] == "/v1/services"
     })
@@ -105,7 +105,7 @@ async fn config_maps_are_followed_reset_by_deletion_and_known_after_an_offline_s
     let node = Node::start(config()).await;
     until(&node, "the settings of before", |s| {
         s["cacheAgents"] == json!(["calico", "nginx"])
-            && s["leaders"] == json!({ "edge-9": "10.0.0.9" })
+            && s["leaders"] == json!(["edge-9/10.0.0.9"])
     })
     .await;
     node.stop().await;
@@ -129,7 +129,7 @@ async fn config_maps_are_followed_reset_by_deletion_and_known_after_an_offline_s
     let config = of_pool(crate::node::config(&directory.0, &trust, &[cloud.addr]));
     let node = Node::start(config).await;
     until(&node, "a map that is gone is not in force", |s| {
-        s["leaders"] == json!({}) && s["leaderElection"] == false
+        s["leaders"] == json!([]) && s["leaderElection"] == false
     })
     .await;
     eventually("the map is watched", async || {
@@ -167,7 +167,7 @@ async fn the_nodes_label_says_the_pool() {
     }
     let node = Node::start(config(&directory.0, &trust, &[cloud.addr])).await;
     until(&node, "the pool of the label", |s| {
-        s["pool"] == "a" && s["leaders"] == json!({ "leader": "10.0.0.1" })
+        s["pool"] == "a" && s["leaders"] == json!(["leader/10.0.0.1"])
     })
     .await;
     eventually("the Node is watched", async || {
@@ -178,7 +178,7 @@ async fn the_nodes_label_says_the_pool() {
     })
     .await;
     until(&node, "another pool", |s| {
-        s["pool"] == "b" && s["leaders"] == json!({ "leader": "10.0.0.2" })
+        s["pool"] == "b" && s["leaders"] == json!(["leader/10.0.0.2"])
     })
     .await;
     node.stop().await;
