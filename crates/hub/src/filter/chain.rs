@@ -5,6 +5,7 @@ use crate::{
     config::WorkingMode,
     metrics::{FilterMetrics, Metrics},
 };
+use serde_json::{Value, json};
 use std::{collections::BTreeMap, collections::BTreeSet, sync::Arc, time::Instant};
 use yurt_wire::{Object, RequestInfo, object::Malformed};
 
@@ -126,6 +127,41 @@ impl Force {
                 .map(|(index, _)| index)
                 .collect(),
             force: self.clone(),
+        })
+    }
+}
+
+impl Force {
+    /// For people who ask what is in force.
+    pub fn shown(&self) -> Value {
+        let filters = self.filters.iter().map(|placed| {
+            let Scope {
+                components,
+                resources,
+                verbs,
+                object,
+                in_cloud: _,
+            } = &placed.scope;
+            json!({
+                "name": placed.filter.name(),
+                "components": components,
+                "resources": resources.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "verbs": verbs.iter().map(|verb| verb.as_str()).collect::<Vec<_>>(),
+                "object": object.as_ref().map(|(namespace, name)| format!("{namespace}/{name}")),
+            })
+        });
+        let context = &self.context;
+        json!({
+            "filters": filters.collect::<Vec<_>>(),
+            "inputs": {
+                "node": context.node,
+                "nodeLabels": *context.node_labels,
+                "pool": context.pool,
+                "poolNodes": context.membership.nodes,
+                "poolHostNetwork": context.membership.host_network,
+                "hub": format!("{}:{}", context.hub_host, context.hub_port),
+                "topologies": context.topologies.as_deref(),
+            },
         })
     }
 }

@@ -34,6 +34,7 @@ enum Endpoint {
     Links,
     Cache,
     Settings,
+    Filters,
     Doctor,
     Drill,
 }
@@ -47,6 +48,7 @@ impl Endpoint {
                 | Self::Links
                 | Self::Cache
                 | Self::Settings
+                | Self::Filters
                 | Self::Doctor
                 | Self::Drill
         )
@@ -54,7 +56,7 @@ impl Endpoint {
 }
 
 /// Path, methods (GET stands for HEAD too), endpoint. What is not GET is for the node's own processes only.
-const ENDPOINTS: [(&str, &[Method], Endpoint); 11] = [
+const ENDPOINTS: [(&str, &[Method], Endpoint); 12] = [
     ("/v1/healthz", &[Method::GET], Endpoint::Healthz),
     ("/v1/readyz", &[Method::GET], Endpoint::Readyz),
     ("/v1/status", &[Method::GET], Endpoint::Status),
@@ -68,6 +70,7 @@ const ENDPOINTS: [(&str, &[Method], Endpoint); 11] = [
     ("/debug/link", &[Method::GET], Endpoint::Links),
     ("/debug/cache", &[Method::GET], Endpoint::Cache),
     ("/debug/settings", &[Method::GET], Endpoint::Settings),
+    ("/debug/filters", &[Method::GET], Endpoint::Filters),
     ("/v1/doctor", &[Method::GET], Endpoint::Doctor),
     (
         "/v1/drill",
@@ -185,6 +188,7 @@ impl Admin {
             Endpoint::Links => debug::links(&self.hub),
             Endpoint::Cache => debug::cache(&self.hub),
             Endpoint::Settings => debug::settings(&self.hub),
+            Endpoint::Filters => debug::filters(&self.hub),
         }
     }
 

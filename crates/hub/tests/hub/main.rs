@@ -8,6 +8,7 @@ mod certificates;
 mod cloud;
 mod cut;
 mod doctor;
+mod filters;
 mod hostile;
 mod link;
 mod local_mode;

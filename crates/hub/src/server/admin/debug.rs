@@ -79,3 +79,8 @@ pub(super) fn settings_state(hub: &Hub) -> Value {
         "interConnectivity": settings.inter_connectivity,
     })
 }
+
+/// `/debug/filters`: which are in force, in order, for whom, and what they know.
+pub(super) fn filters(hub: &Hub) -> Response<Body> {
+    json(&hub.filters.force().borrow().shown())
+}
