@@ -17,7 +17,7 @@ mod value;
 mod walk;
 
 pub use check::{Fields, Type};
-pub use schema::{Form, Schema};
+pub use schema::{Declared, Form, Schema};
 pub use value::{Key, Val, escaped};
 
 use cel::{

@@ -56,28 +56,58 @@ pub trait Schema: fmt::Debug + Sync {
     }
 }
 
-/// What expressions see of `metadata` where a schema does not say more.
+/// A schema that is written down in a program.
 #[derive(Debug)]
-pub(crate) struct Metadata;
+pub struct Declared {
+    /// What values are.
+    pub form: Form,
+    /// Of items or values.
+    pub inner: Option<&'static dyn Schema>,
+    /// Of fields.
+    pub fields: &'static [(&'static str, &'static dyn Schema)],
+}
 
-pub(crate) const METADATA: &dyn Schema = &Metadata;
+impl Declared {
+    /// Any text.
+    pub const TEXT: Self = Self {
+        form: Form::String,
+        inner: None,
+        fields: &[],
+    };
 
-#[derive(Debug)]
-struct Text;
+    /// Lists or maps.
+    pub const fn of(form: Form, inner: &'static dyn Schema) -> Self {
+        Self {
+            form,
+            inner: Some(inner),
+            fields: &[],
+        }
+    }
 
-impl Schema for Text {
-    fn form(&self) -> Form {
-        Form::String
+    /// Objects.
+    pub const fn object(fields: &'static [(&'static str, &'static dyn Schema)]) -> Self {
+        Self {
+            form: Form::Object,
+            inner: None,
+            fields,
+        }
     }
 }
 
-impl Schema for Metadata {
+impl Schema for Declared {
     fn form(&self) -> Form {
-        Form::Object
+        self.form
+    }
+
+    fn inner(&self) -> Option<&dyn Schema> {
+        self.inner
     }
 
     fn fields(&self) -> Box<dyn Iterator<Item = (&str, &dyn Schema)> + '_> {
-        let names = ["name", "generateName"];
-        Box::new(names.into_iter().map(|name| (name, &Text as &dyn Schema)))
+        Box::new(self.fields.iter().map(|(name, of)| (*name, *of)))
     }
 }
+
+/// What expressions see of `metadata` where a schema does not say more.
+pub(crate) const METADATA: &dyn Schema =
+    &Declared::object(&[("name", &Declared::TEXT), ("generateName", &Declared::TEXT)]);

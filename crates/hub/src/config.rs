@@ -224,6 +224,8 @@ pub struct Config {
     pub filters: bool,
     /// Filters not to be applied; `*` for all.
     pub disabled_filters: Vec<String>,
+    /// A file with rules of this node.
+    pub rules_file: Option<PathBuf>,
     /// Whether NodeBuckets name the nodes of the pool, instead of the NodePool.
     pub node_buckets: bool,
     /// Resources shared within the pool until a config map says otherwise, as `GROUP/VERSION/RESOURCE`.
@@ -466,6 +468,7 @@ impl TryFrom<HubArgs> for Config {
             disabled_filters: trimmed(&args.disabled_resource_filters)
                 .map(str::to_owned)
                 .collect(),
+            rules_file: args.filter_rules,
             node_buckets: args.enable_pool_service_topology,
             pool_scope,
             profiling: args.profiling,

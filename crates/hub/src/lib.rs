@@ -36,6 +36,7 @@ pub mod query;
 pub mod reconnect;
 pub mod relay;
 pub mod route;
+pub mod rules;
 pub mod server;
 pub mod settings;
 pub mod tee;

@@ -4,6 +4,7 @@ mod filters;
 mod labels;
 mod ota;
 mod pool;
+mod rules;
 
 pub use filters::FilterMetrics;
 pub use labels::component;
@@ -14,6 +15,7 @@ use labels::{
 pub use ota::OtaMetrics;
 pub use pool::PoolMetrics;
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
+pub use rules::RuleMetrics;
 use std::{
     collections::HashSet,
     sync::{
@@ -45,6 +47,7 @@ struct Inner {
     pool: PoolMetrics,
     filters: FilterMetrics,
     ota: OtaMetrics,
+    rules: RuleMetrics,
     offline: Gauge,
     offline_seconds: Counter<f64, AtomicU64>,
     local: Family<ReasonLabel, Counter>,
@@ -161,6 +164,7 @@ impl Metrics {
         m.pool.register(hub);
         m.filters.register(hub);
         m.ota.register(hub);
+        m.rules.register(hub);
         hub.register(
             "offline",
             "1 while no API server answers",
@@ -437,6 +441,11 @@ impl Metrics {
     /// Of upgrades.
     pub fn ota(&self) -> &OtaMetrics {
         &self.inner.ota
+    }
+
+    /// Of users' rules.
+    pub fn rules(&self) -> &RuleMetrics {
+        &self.inner.rules
     }
 
     /// The round trip to a server.

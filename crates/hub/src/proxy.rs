@@ -28,6 +28,7 @@ use crate::{
     query::Query,
     relay::{self, Watched},
     route::{self, Facts, Mode, Way},
+    rules::Rules,
     settings::Settings,
     tee::{Counted, Passing, Silence, Subject, Teacher, Tee},
     tenant::Tenant,
@@ -110,6 +111,8 @@ pub struct Hub {
     pub peers: Peers,
     /// What components are to see otherwise than the cloud has it.
     pub filters: Filters,
+    /// What users add to that.
+    pub rules: Rules,
     /// Whether younger writes must wait for older ones to be replayed.
     pub in_order: Arc<AtomicBool>,
     /// When each bearer's rules were asked for.

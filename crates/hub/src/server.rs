@@ -28,6 +28,7 @@ use crate::{
     proxy::Hub,
     reconnect,
     route::Mode,
+    rules::{self, Rules},
     settings::{self, Settings},
     tee::Teacher,
     tenant::Tenant,
@@ -256,6 +257,7 @@ async fn run_opened(
         role,
         peers: Peers::new(certificates.clone(), metrics.clone()),
         filters: Filters::new(&config),
+        rules: Rules::new(config.rules_file.clone(), metrics.clone()),
         in_order: in_order.clone(),
         reviewed: Mutex::default(),
         tokens,
@@ -292,6 +294,7 @@ async fn run_opened(
     tasks.spawn(certificates.clone().keep(upstreams.clone(), stop.clone()));
     tasks.spawn(settings::follow(hub.clone(), config.clone(), set));
     if config.filters {
+        tasks.spawn(rules::follow(hub.clone()));
         tasks.spawn(filter::keep(hub.clone(), members.subscribe()));
     }
     if config.filters || listeners.pool.is_some() {

@@ -39,6 +39,8 @@ pub struct Settings {
     pub cache_agents: BTreeSet<String>,
     /// Components that a filter is applied for beside its usual ones, by the filter's name.
     pub filters: BTreeMap<String, BTreeSet<String>>,
+    /// Users' rules, as they are written; read by [`crate::rules`]. `None`: there are none.
+    pub rules: Option<Box<str>>,
     /// Resources shared within the pool, in order.
     pub pool_scope: Vec<Gvr>,
     /// The pool's leaders with their addresses, by rank.
@@ -109,6 +111,7 @@ impl Settings {
             let old_name = key.strip_prefix("filter_");
             match key.as_str() {
                 "cache_agents" => self.cache_agents = agents(value, reading),
+                "rules" => self.rules = (!value.trim().is_empty()).then(|| value.as_str().into()),
                 "pool_scope_resources" => {
                     for gvr in old_pool_scope(value, reading) {
                         if !self.pool_scope.contains(&gvr) {
@@ -245,7 +248,7 @@ fn components(key: &str, value: &str, reading: &mut Reading<'_>) -> BTreeSet<Str
 }
 
 /// What a user agent can begin with, as far as anybody names its program so.
-fn is_component(name: &str) -> bool {
+pub(crate) fn is_component(name: &str) -> bool {
     !name.is_empty()
         && name
             .bytes()

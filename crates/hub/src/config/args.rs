@@ -172,6 +172,9 @@ pub struct HubArgs {
     /// Filters not to be applied, separated by commas; * for all.
     #[arg(long, value_delimiter = ',', help_heading = "Pool")]
     pub disabled_resource_filters: Vec<String>,
+    /// File with rules (YAML or JSON, see docs/rules.md) beside those of the config map yurt-hub-cfg; read again when it changes.
+    #[arg(long, value_name = "FILE", help_heading = "Pool")]
+    pub filter_rules: Option<PathBuf>,
     /// Read the nodes of the pool from NodeBuckets instead of the NodePool.
     #[arg(long, default_value_t = false, action = clap::ArgAction::Set, num_args = 0..=1, default_missing_value = "true", help_heading = "Pool")]
     pub enable_pool_service_topology: bool,
