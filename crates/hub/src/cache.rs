@@ -24,6 +24,7 @@ mod open;
 mod overview;
 pub(crate) mod record;
 mod sealed;
+mod shared;
 mod shelf;
 pub(crate) mod state;
 mod stats;
@@ -33,7 +34,8 @@ mod writer;
 
 use crate::{caller::Caller, query::Query};
 use bytes::Bytes;
-use record::{Stored, index_key};
+use record::Stored;
+pub(crate) use record::{index_key, split_index_key};
 use sealed::SealedStore;
 use serde_json::Value;
 use state::State;
@@ -54,8 +56,8 @@ pub use overview::{CallerOverview, ListOverview, Overview, ResourceOverview};
 pub use sealed::Binding;
 pub use shelf::Shelf;
 pub use stats::{Counter, Stats};
-pub(crate) use view::Selection;
 pub use view::Uncovered;
+pub(crate) use view::{Selection, Sight};
 
 /// Local changes that a slow watcher may be behind before it must begin anew.
 const CHANGES: usize = 1024;

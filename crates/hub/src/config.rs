@@ -144,6 +144,12 @@ pub struct Bounds {
     pub in_flight: usize,
     /// How long the cloud may take to bring the endpoints of services in step with what it was told about pods.
     pub endpoints_grace: Duration,
+    /// Bytes of events held of each resource shared within the pool, for watches that resume.
+    pub pool_window: usize,
+    /// A source of what is shared that sends nothing for this long, not even a bookmark, is asked whether it lives.
+    pub pool_silence: Duration,
+    /// How long a source of what is shared may be behind this node.
+    pub pool_behind: Duration,
 }
 
 impl Default for Bounds {
@@ -161,6 +167,10 @@ impl Default for Bounds {
             filtering: 32 << 20,
             in_flight: 2048,
             endpoints_grace: Duration::from_secs(60),
+            pool_window: 2 << 20,
+            // Twice as long as API servers take from one bookmark to the next.
+            pool_silence: Duration::from_secs(120),
+            pool_behind: Duration::from_secs(20),
         }
     }
 }

@@ -13,7 +13,7 @@ use labels::{
     ServerLabel, TurnedAwayLabels, bounded, subresource, verb,
 };
 pub use ota::OtaMetrics;
-pub use pool::PoolMetrics;
+pub use pool::{Aggregated, FeedMetrics, PoolMetrics};
 use prometheus_client::metrics::{counter::Counter, family::Family, gauge::Gauge};
 pub use rules::RuleMetrics;
 use std::{
@@ -376,16 +376,7 @@ impl Metrics {
 
     /// A request begins. It ends when the guard is dropped.
     pub fn begin(&self, info: &RequestInfo, user_agent: &str) -> InFlight {
-        let labels = RequestLabels {
-            client: bounded(&self.inner.clients, component(user_agent), MAX_CLIENTS),
-            verb: verb(info.verb),
-            resource: if info.is_resource {
-                bounded(&self.inner.resources, info.resource.clone(), MAX_RESOURCES)
-            } else {
-                String::new()
-            },
-            subresources: subresource(&info.subresource).to_owned(),
-        };
+        let labels = self.labels(info, user_agent);
         let gauge = self.inner.in_flight.get_or_create(&labels).clone();
         let traffic = self.inner.traffic.get_or_create(&labels).clone();
         gauge.inc();
@@ -395,6 +386,35 @@ impl Metrics {
             total: self.inner.in_flight_total.clone(),
             traffic,
         }))
+    }
+
+    fn labels(&self, info: &RequestInfo, user_agent: &str) -> RequestLabels {
+        RequestLabels {
+            client: bounded(&self.inner.clients, component(user_agent), MAX_CLIENTS),
+            verb: verb(info.verb),
+            resource: if info.is_resource {
+                bounded(&self.inner.resources, info.resource.clone(), MAX_RESOURCES)
+            } else {
+                String::new()
+            },
+            subresources: subresource(&info.subresource).to_owned(),
+        }
+    }
+
+    /// A request is answered out of what is shared within the pool, until what this gives is dropped.
+    pub fn aggregated(&self, info: &RequestInfo, user_agent: &str) -> Aggregated {
+        let labels = self.labels(info, user_agent);
+        self.inner.pool.aggregated(&labels)
+    }
+
+    /// Metrics of a resource shared within the pool.
+    pub fn feed(&self, gvr: &yurt_wire::Gvr) -> FeedMetrics {
+        self.inner.pool.feed(gvr)
+    }
+
+    /// The streams of a shared resource that a server feeds.
+    pub fn feed_source(&self, gvr: &yurt_wire::Gvr, server: &str) -> Gauge {
+        self.inner.pool.source(gvr, "multiplexer-proxy", server)
     }
 
     /// Requests under way, all together.

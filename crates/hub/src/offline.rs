@@ -158,16 +158,8 @@ impl Offline {
                 self.get(caller, info, parts)
             }
             Verb::List if info.subresource.is_empty() => {
-                let (offline, caller, info) = (self.clone(), caller.clone(), info.clone());
-                let headers = parts.headers.clone();
-                let begun = self.lists.begin().await?;
-                // Many records are read: not on a thread that serves others. The client may go meanwhile, the work stays.
-                let (list, _begun) = tokio::task::spawn_blocking(move || {
-                    (offline.list(&caller, &info, &headers), begun)
-                })
-                .await
-                .map_err(|error| Box::new(Status::internal_error(error)))?;
-                self.lists.admit(list?).await
+                self.list_in_background(caller, info, &parts.headers, false)
+                    .await
             }
             Verb::Watch => self.stream(caller, info, parts),
             Verb::Create | Verb::Update | Verb::Patch | Verb::Delete => {
@@ -181,6 +173,37 @@ impl Offline {
                 Err(self.refused(info, "is not accepted while the cloud is away"))
             }
         }
+    }
+
+    /// Answers a list while the cloud may well be there, out of what is shared within the pool: whole, whatever limit it names
+    /// (as kube-apiserver does from its watch cache), because what is shared moves on between two pages.
+    pub(crate) async fn shared_list(
+        &self,
+        caller: &Caller,
+        info: &RequestInfo,
+        headers: &HeaderMap,
+    ) -> Result<Response<Body>, Box<Status>> {
+        self.check_caller(caller, headers)?;
+        self.list_in_background(caller, info, headers, true).await
+    }
+
+    async fn list_in_background(
+        &self,
+        caller: &Caller,
+        info: &RequestInfo,
+        headers: &HeaderMap,
+        whole: bool,
+    ) -> Result<Response<Body>, Box<Status>> {
+        let (offline, caller, info) = (self.clone(), caller.clone(), info.clone());
+        let headers = headers.clone();
+        let begun = self.lists.begin().await?;
+        // Many records are read: not on a thread that serves others. The client may go meanwhile, the work stays.
+        let (list, _begun) = tokio::task::spawn_blocking(move || {
+            (offline.list(&caller, &info, &headers, whole), begun)
+        })
+        .await
+        .map_err(|error| Box::new(Status::internal_error(error)))?;
+        self.lists.admit(list?).await
     }
 
     /// Answers a question about tokens or rights.
@@ -344,6 +367,7 @@ impl Offline {
         caller: &Caller,
         info: &RequestInfo,
         headers: &HeaderMap,
+        whole: bool,
     ) -> Result<Response<Vec<Bytes>>, Box<Status>> {
         let options = info.list_options()?;
         let wanted = Wanted::of(headers, info)?;
@@ -372,23 +396,25 @@ impl Offline {
             )?
         };
         let limit = match usize::try_from(options.limit) {
-            Ok(0) | Err(_) => usize::MAX,
-            Ok(limit) => limit,
+            Ok(limit) if limit > 0 && !whole => limit,
+            Ok(_) | Err(_) => usize::MAX,
         };
         let mut objects = Vec::new();
         let mut last = None;
         while at < selection.keys.len() && objects.len() < limit {
             let key = &selection.keys[at];
-            if let Some(object) = self.cache.read_selected(&query, key) {
+            if let Some(object) = self.cache.read_selected(&query, key, selection.sight) {
                 objects.push(object);
                 last = Some(key);
             }
             at += 1;
         }
         // Selectors make the rest uncertain: another page only when there is something to show on it.
-        let more = selection.keys[at..]
-            .iter()
-            .any(|key| self.cache.read_selected(&query, key).is_some());
+        let more = selection.keys[at..].iter().any(|key| {
+            self.cache
+                .read_selected(&query, key, selection.sight)
+                .is_some()
+        });
         // A list that lacks a pod would make the kubelet kill it; no list does not.
         if self.cache.damage() != damage {
             return Err(self.unreadable(&query));

@@ -1,15 +1,17 @@
-//! The other nodes of the pool: who they are (`membership`), how they are asked (`peers`), who of them leads (`role`), and what they
-//! may ask of this node.
+//! The other nodes of the pool: who they are (`membership`), how they are asked (`peers`), who of them leads (`role`), what is
+//! shared with them (`share`), and what they may ask of this node.
 
 mod membership;
 pub mod peers;
 pub mod rank;
 pub mod role;
+pub mod share;
 
 pub use membership::Membership;
 pub(crate) use membership::follow_members;
 pub use peers::{Distrust, PeerError, Peers};
 pub use role::{PeerNode, Role};
+pub use share::Share;
 
 use yurt_wire::{Gvr, RequestInfo, Status, Verb};
 
@@ -27,8 +29,12 @@ pub enum Permission {
     Refused,
 }
 
-/// What the node `peer` may ask of this one: to read what is shared within the pool, and to keep its own lease.
+/// What the node `peer` may ask of this one: to read what is shared within the pool (and what clients need to know for that: which
+/// groups and resources there are), and to keep its own lease.
 pub fn permission(scope: &[Gvr], peer: &str, info: &RequestInfo) -> Permission {
+    if !info.is_resource && info.verb == Verb::Get && is_discovery(&info.path) {
+        return Permission::Given;
+    }
     if !info.is_resource || !info.subresource.is_empty() {
         return Permission::Refused;
     }
@@ -40,6 +46,15 @@ pub fn permission(scope: &[Gvr], peer: &str, info: &RequestInfo) -> Permission {
         Verb::Get | Verb::Update | Verb::Patch if lease && info.name == peer => Permission::Given,
         Verb::Create if lease && info.name.is_empty() => Permission::OwnName,
         _ => Permission::Refused,
+    }
+}
+
+/// `/api`, `/api/v1`, `/apis`, `/apis/GROUP`, `/apis/GROUP/VERSION`.
+fn is_discovery(path: &str) -> bool {
+    let mut parts = path.trim_end_matches('/').split('/').skip(1);
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some("api"), _, None, None) | (Some("apis"), _, _, None) => true,
+        _ => false,
     }
 }
 
@@ -109,7 +124,15 @@ mod tests {
             ("GET", "/api/v1/namespaces/a/secrets/b", Refused),
             ("GET", "/api/v1/pods?watch=true", Refused),
             ("GET", "/version", Refused),
-            ("GET", "/apis", Refused),
+            ("GET", "/", Refused),
+            ("GET", "/apifoo", Refused),
+            ("GET", "/openapi/v3", Refused),
+            ("GET", "/api", Given),
+            ("GET", "/api/v1", Given),
+            ("GET", "/apis", Given),
+            ("GET", "/apis/discovery.k8s.io/v1", Given),
+            ("POST", "/apis", Refused),
+            ("DELETE", "/apis/discovery.k8s.io/v1", Refused),
             ("GET", &format!("{leases}/edge-2"), Given),
             ("PUT", &format!("{leases}/edge-2"), Given),
             ("PATCH", &format!("{leases}/edge-2"), Given),

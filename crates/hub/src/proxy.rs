@@ -1,11 +1,13 @@
 //! The pipeline: what happens to one request, from its first byte to who answers it. Beside it: who may come in (`entry`), how
-//! request bodies are taken (`upload`), what components are to see otherwise (`filtering`), what answers say about callers (`rights`) and their tokens (`vouching`), and how streams end
-//! with the hub (`ending`).
+//! request bodies are taken (`upload`), what components are to see otherwise (`filtering`), what is answered out of what the pool
+//! shares (`shared`), what answers say about callers (`rights`) and their tokens (`vouching`), and how streams end with the hub
+//! (`ending`).
 
 mod ending;
 mod entry;
 mod filtering;
 mod rights;
+mod shared;
 mod upload;
 mod vouching;
 
@@ -24,7 +26,7 @@ use crate::{
     metrics::{InFlight, Metrics},
     offline::Offline,
     ota::Ota,
-    pool::{Peers, Role},
+    pool::{Peers, Role, Share},
     query::Query,
     relay::{self, Watched},
     route::{self, Facts, Mode, Way},
@@ -61,6 +63,9 @@ use yurt_wire::{
 
 /// How long a request waits for the first sign of the cloud after a start.
 pub(crate) const SETTLE: Duration = Duration::from_millis(1500);
+
+/// When the cloud told something last; locked while it is asked.
+type Told = Arc<tokio::sync::Mutex<Option<Instant>>>;
 
 /// Everything that serving needs, shared by all requests.
 #[derive(Debug)]
@@ -113,10 +118,14 @@ pub struct Hub {
     pub filters: Filters,
     /// What users add to that.
     pub rules: Rules,
+    /// What is shared with them.
+    pub share: Share,
     /// Whether younger writes must wait for older ones to be replayed.
     pub in_order: Arc<AtomicBool>,
     /// When each bearer's rules were asked for.
     pub reviewed: Mutex<HashMap<Caller, Instant>>,
+    /// When the cloud last told what a bearer may do, by token and namespace.
+    pub told_rules: Mutex<HashMap<(Box<str>, Box<str>), Told>>,
     /// Whose tokens are.
     pub tokens: Tokens,
     /// When the cloud refused to tell whose tokens are.
@@ -291,8 +300,8 @@ impl Hub {
             .and_then(|value| value.to_str().ok());
         let representation = negotiate(accept, true);
         let mode = self.mode_of(&identity.caller);
-        let way = if self.autonomous {
-            route::decide(Facts {
+        let (way, unshared) = if self.autonomous {
+            let facts = Facts {
                 info: &info,
                 mode,
                 upgrade,
@@ -302,9 +311,16 @@ impl Hub {
                     && self.journal.pending() > 0,
                 heartbeat: self.heartbeat.is_some()
                     && self.offline.is_heartbeat(&identity.caller, &info),
-            })
+                shared: self.is_shared(&identity.caller, &parts.method, &info, &options),
+            };
+            let shared = false;
+            (
+                route::decide(facts),
+                route::decide(Facts { shared, ..facts }),
+            )
         } else {
-            route::pass(mode, upgrade)
+            let way = route::pass(mode, upgrade);
+            (way, way)
         };
         if way == Way::Upgrade {
             let wait = deadline::head_wait(&info);
@@ -320,8 +336,15 @@ impl Hub {
             parts,
             in_flight,
         };
+        let way = match way {
+            Way::Shared => match Box::pin(self.out_of_share(&call)).await {
+                Some(answer) => return answer,
+                None => unshared,
+            },
+            way => way,
+        };
         match way {
-            Way::Upgrade | Way::Unavailable => {
+            Way::Upgrade | Way::Unavailable | Way::Shared => {
                 Err(self.unavailable(&call.identity.caller, "only the cloud can answer this"))
             }
             Way::Relay => {

@@ -3,7 +3,7 @@
 use crate::{query::Query, tee::Subject, tokens::question::Question};
 use http::Method;
 use yurt_wire::{
-    RequestInfo, Verb,
+    Gvr, RequestInfo, Verb,
     media::{Representation, Shape},
     request::ListOptions,
 };
@@ -44,6 +44,8 @@ pub struct Facts<'a> {
     pub journal_pending: bool,
     /// It is about the lease that the hub renews for the kubelet.
     pub heartbeat: bool,
+    /// It lists or watches what is shared within the pool, in a way that can be answered out of that.
+    pub shared: bool,
 }
 
 /// Who answers.
@@ -56,6 +58,8 @@ pub enum Way {
     },
     /// A watch: the hub's own stream, fed by the cloud or by the node.
     Relay,
+    /// What is shared within the pool; where that is not ready, or the caller may not be allowed to read it, as without.
+    Shared,
     /// The cloud, by another protocol.
     Upgrade,
     /// The node.
@@ -94,6 +98,9 @@ pub fn decide(facts: Facts<'_>) -> Way {
             Way::Cloud { fallback: false }
         };
     }
+    if facts.shared {
+        return Way::Shared;
+    }
     if facts.info.verb == Verb::Watch && facts.info.is_resource {
         return Way::Relay;
     }
@@ -118,6 +125,27 @@ pub fn pass(mode: Mode, upgrade: bool) -> Way {
         (Mode::Online, true) => Way::Upgrade,
         (Mode::Online, false) => Way::Cloud { fallback: false },
     }
+}
+
+/// Whether a list or watch can be answered out of what is shared within the pool (`scope`): a collection, in any representation. Not a
+/// page of a list that was begun elsewhere, nor a revision of the past, but for other nodes, which have nobody else to ask.
+pub fn is_shareable(
+    scope: &[Gvr],
+    method: &Method,
+    info: &RequestInfo,
+    options: &ListOptions,
+    peer: bool,
+) -> bool {
+    let continues = !options.continue_token.is_empty() || options.resource_version_match == "Exact";
+    *method == Method::GET
+        && info.is_resource
+        && matches!(info.verb, Verb::List | Verb::Watch)
+        && info.subresource.is_empty()
+        // Neither one object, nor `/api/v1/watch/...`, long deprecated.
+        && info.parts.len() == 1
+        && !info.path.contains("/watch/")
+        && scope.contains(&info.gvr())
+        && (peer || !continues)
 }
 
 /// Whether a write that the node would keep replaces the whole status that an older write of the object left waiting.
@@ -242,6 +270,7 @@ mod tests {
             kept,
             journal_pending: pending,
             heartbeat: false,
+            shared: false,
         })
     }
 
@@ -346,6 +375,7 @@ mod tests {
                 kept: true,
                 journal_pending,
                 heartbeat: true,
+                shared: false,
             };
             assert_eq!(decide(facts), Way::Heartbeat);
             let facts = Facts {
@@ -367,6 +397,7 @@ mod tests {
             kept: false,
             journal_pending: false,
             heartbeat: false,
+            shared: true,
         };
         assert_eq!(decide(facts), Way::Unavailable);
         let facts = Facts {

@@ -442,7 +442,7 @@ fn join(chunks: Vec<Bytes>) -> Bytes {
     joined.freeze()
 }
 
-fn inflate(chunks: Vec<Bytes>, limit: usize) -> Result<Bytes, Unlearned> {
+pub(crate) fn inflate(chunks: Vec<Bytes>, limit: usize) -> Result<Bytes, Unlearned> {
     let compressed = join(chunks);
     let mut inflated = Vec::new();
     flate2::read::MultiGzDecoder::new(&compressed[..])

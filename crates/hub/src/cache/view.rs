@@ -19,6 +19,25 @@ pub enum Uncovered {
     Forbidden,
 }
 
+/// Whose view of the objects is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sight {
+    /// The cloud's state with what changed on this node on top.
+    Node,
+    /// The cloud's state alone: what other nodes get.
+    Cloud,
+}
+
+impl Sight {
+    /// What a caller sees.
+    pub(crate) fn of(caller: &Caller) -> Self {
+        match caller {
+            Caller::Peer(_) => Self::Cloud,
+            Caller::Node | Caller::User(_) | Caller::Bearer(_) => Self::Node,
+        }
+    }
+}
+
 /// What a list or watch will show, by key; contents are read one at a time.
 #[derive(Clone, Debug)]
 pub(crate) struct Selection {
@@ -30,6 +49,8 @@ pub(crate) struct Selection {
     pub(crate) since: u64,
     /// Candidates in order; [`Cache::read_selected`] tells which belong.
     pub(crate) keys: Vec<Key>,
+    /// Whose view the keys are of.
+    pub(crate) sight: Sight,
 }
 
 /// A deletion, for a watch that resumes.
@@ -40,7 +61,7 @@ pub(crate) struct Deleted {
 }
 
 impl Shared {
-    /// The object as the node sees it, and whether it carries an exclusion for the query.
+    /// The object as the node sees it, unless it carries an exclusion for the query.
     pub(super) fn read_view(&self, gvr: &Gvr, key: &str, query: Option<&Query>) -> Option<Object> {
         let overlay = {
             let state = self.lock();
@@ -61,6 +82,12 @@ impl Shared {
                 (Some(_), overlay) => overlay.map(|overlay| overlay.object.clone()),
             }
         };
+        let stored = self.read_included(gvr, key, query)?;
+        Some(overlay.unwrap_or(stored))
+    }
+
+    /// The object as the cloud has it, unless it carries an exclusion for the query.
+    fn read_included(&self, gvr: &Gvr, key: &str, query: Option<&Query>) -> Option<Object> {
         let stored = self.read_stored(gvr, key)?;
         self.note_read(gvr, key, &stored);
         if let Some(query) = query {
@@ -73,7 +100,7 @@ impl Shared {
                 return None;
             }
         }
-        Some(overlay.unwrap_or(stored.object))
+        Some(stored.object)
     }
 }
 
@@ -137,7 +164,7 @@ impl Cache {
         let items = selection
             .keys
             .iter()
-            .filter_map(|key| self.read_selected(query, key))
+            .filter_map(|key| self.read_selected(query, key, selection.sight))
             .collect();
         Some(Listing {
             gvk: selection.gvk,
@@ -149,7 +176,7 @@ impl Cache {
     /// What a list or watch of the query holds.
     pub(crate) fn select(&self, caller: &Caller, query: &Query) -> Result<Selection, Uncovered> {
         let shared = self.shared();
-        let selection = self.select_any(query);
+        let selection = self.select_any(query, Sight::of(caller));
         let allowed = {
             let mut state = shared.lock();
             state.touch_caller(caller);
@@ -177,7 +204,7 @@ impl Cache {
         }
     }
 
-    fn select_any(&self, query: &Query) -> Result<Selection, Uncovered> {
+    fn select_any(&self, query: &Query, sight: Sight) -> Result<Selection, Uncovered> {
         let shared = self.shared();
         let mut state = shared.lock();
         let clock = state.tick();
@@ -211,7 +238,7 @@ impl Cache {
         };
         let keys: Vec<Key> = match named {
             Some(key) => (resource.objects.contains_key(&key)
-                || resource.overlays.contains_key(&key))
+                || sight == Sight::Node && resource.overlays.contains_key(&key))
             .then_some(key)
             .into_iter()
             .collect(),
@@ -222,7 +249,9 @@ impl Cache {
                     .collect();
                 let created: Vec<Key> = namespace_range(&resource.overlays, &query.namespace)
                     .filter(|(key, overlay)| {
-                        overlay.layer == Layer::Created && !resource.objects.contains_key(*key)
+                        sight == Sight::Node
+                            && overlay.layer == Layer::Created
+                            && !resource.objects.contains_key(*key)
                     })
                     .map(|(key, _)| key.clone())
                     .collect();
@@ -250,6 +279,7 @@ impl Cache {
             revision,
             since,
             keys,
+            sight,
         };
         self.fill_in(query, &mut selection);
         Ok(selection)
@@ -282,8 +312,12 @@ impl Cache {
     }
 
     /// The object of a selected key, if it belongs to the query.
-    pub(crate) fn read_selected(&self, query: &Query, key: &str) -> Option<Object> {
-        let object = self.shared().read_view(&query.gvr, key, Some(query))?;
+    pub(crate) fn read_selected(&self, query: &Query, key: &str, sight: Sight) -> Option<Object> {
+        let shared = self.shared();
+        let object = match sight {
+            Sight::Node => shared.read_view(&query.gvr, key, Some(query)),
+            Sight::Cloud => shared.read_included(&query.gvr, key, Some(query)),
+        }?;
         let (namespace, name) = split_index_key(key);
         query.matches(namespace, name, &object).then_some(object)
     }

@@ -6,7 +6,7 @@ use super::{
     screen::{Before, Screen},
 };
 use crate::{
-    cache::agents,
+    cache::{Sight, agents},
     caller::Caller,
     identity::Identity,
     proxy::Hub,
@@ -219,7 +219,7 @@ impl FilteredWatch {
                 for (key, query) in some.iter().zip(std::iter::repeat(query)) {
                     let object = query
                         .as_ref()
-                        .and_then(|query| cache.read_selected(query, key));
+                        .and_then(|query| cache.read_selected(query, key, Sight::Node));
                     if let Some(object) = object {
                         self.out.extend(self.screen.retell(&self.before, &object));
                     }

@@ -1,13 +1,24 @@
 //! What is counted of a pool's sharing and of filters. Their names stand in dashboards of OpenYurt; what feeds them is the
 //! coordinator and the filters, so that they rest at zero on a node that shares and filters nothing.
 
-use super::labels::{ReasonLabel, RequestLabels};
+use super::{
+    Held,
+    labels::{MAX_RESOURCES, ReasonLabel, RequestLabels, bounded},
+};
 use crate::pool::Distrust;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+};
+use yurt_wire::Gvr;
+
+/// Servers that feed shared streams and get a label of their own.
+const MAX_SERVERS: usize = 64;
 
 /// A request that was answered out of a shared stream, and by whom that stream is fed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -19,13 +30,77 @@ pub(super) struct SourceLabels {
     server: String,
 }
 
+/// A resource that is shared.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct FeedLabel {
+    resource: String,
+}
+
+/// Metrics of one shared resource.
+#[derive(Debug)]
+pub struct FeedMetrics {
+    synced: Gauge,
+    watchers: Gauge,
+    resumes: Counter,
+    lists: Counter,
+}
+
+impl FeedMetrics {
+    /// Whether its state is known completely.
+    pub fn synced(&self, synced: bool) {
+        self.synced.set(i64::from(synced));
+    }
+
+    /// Watches that follow it.
+    pub fn watchers(&self, count: usize) {
+        self.watchers.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Its upstream watch goes on.
+    pub fn resumed(&self) {
+        self.resumes.inc();
+    }
+
+    /// Its state was listed.
+    pub fn listed(&self) {
+        self.lists.inc();
+    }
+
+    /// How often its upstream watch was opened so far.
+    pub fn resumes(&self) -> u64 {
+        self.resumes.get()
+    }
+
+    /// How often its state was listed so far.
+    pub fn lists(&self) -> u64 {
+        self.lists.get()
+    }
+}
+
+/// A request under way that is answered out of what is shared.
+#[derive(Debug)]
+pub struct Aggregated {
+    _one: Held,
+    _total: Held,
+}
+
 /// Metrics of sharing within the pool.
 #[derive(Debug, Default)]
 pub struct PoolMetrics {
     aggregated: Family<RequestLabels, Gauge>,
     aggregated_total: Gauge,
     sources: Family<SourceLabels, Gauge>,
+    given_bytes: Counter,
+    taken_bytes: Counter,
     saved_bytes: Counter,
+    /// Bytes given and not taken, since they were last counted as saved; below zero when more was taken.
+    balance: Mutex<i64>,
+    resources: Mutex<HashSet<String>>,
+    servers: Mutex<HashSet<String>>,
+    synced: Family<FeedLabel, Gauge>,
+    watchers: Family<FeedLabel, Gauge>,
+    resumes: Family<FeedLabel, Counter>,
+    lists: Family<FeedLabel, Counter>,
     leader: Gauge,
     distrusts: Family<ReasonLabel, Counter>,
 }
@@ -50,8 +125,39 @@ impl PoolMetrics {
         );
         hub.register(
             "pool_saved_bytes",
-            "Bytes that the pool's leader spared the link to the cloud",
+            "Bytes given to components and other nodes out of what is shared, less those taken to be able to; over a pool, what its link \
+             to the cloud was spared",
             self.saved_bytes.clone(),
+        );
+        hub.register(
+            "pool_given_bytes",
+            "Bytes of answers given to components and other nodes out of what is shared",
+            self.given_bytes.clone(),
+        );
+        hub.register(
+            "pool_taken_bytes",
+            "Bytes of answers taken from the cloud or the pool's leader to share them",
+            self.taken_bytes.clone(),
+        );
+        hub.register(
+            "pool_feed_synced",
+            "1 while the state of a shared resource is known completely",
+            self.synced.clone(),
+        );
+        hub.register(
+            "pool_feed_watchers",
+            "Watches of components and other nodes that follow a shared resource",
+            self.watchers.clone(),
+        );
+        hub.register(
+            "pool_feed_watches",
+            "Watches opened to follow a shared resource at its source; after the first one, each resumes",
+            self.resumes.clone(),
+        );
+        hub.register(
+            "pool_feed_lists",
+            "Times that the state of a shared resource was listed at its source",
+            self.lists.clone(),
         );
         hub.register(
             "pool_leader",
@@ -68,6 +174,68 @@ impl PoolMetrics {
     /// Whether this node is a leader of its pool.
     pub fn leads(&self, leads: bool) {
         self.leader.set(i64::from(leads));
+    }
+
+    /// Bytes went to somebody out of what is shared.
+    pub fn given(&self, bytes: usize) {
+        self.given_bytes.inc_by(bytes as u64);
+        self.settle(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    /// Bytes came from a source.
+    pub fn taken(&self, bytes: usize) {
+        self.taken_bytes.inc_by(bytes as u64);
+        self.settle(-i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    fn settle(&self, bytes: i64) {
+        let mut balance = self.balance.lock().unwrap_or_else(PoisonError::into_inner);
+        *balance = balance.saturating_add(bytes);
+        if *balance > 0 {
+            self.saved_bytes.inc_by(balance.unsigned_abs());
+            *balance = 0;
+        }
+    }
+
+    /// Metrics of one resource.
+    pub(super) fn feed(&self, gvr: &Gvr) -> FeedMetrics {
+        let label = FeedLabel {
+            resource: self.resource(gvr),
+        };
+        FeedMetrics {
+            synced: self.synced.get_or_create(&label).clone(),
+            watchers: self.watchers.get_or_create(&label).clone(),
+            resumes: self.resumes.get_or_create(&label).clone(),
+            lists: self.lists.get_or_create(&label).clone(),
+        }
+    }
+
+    fn resource(&self, gvr: &Gvr) -> String {
+        let name = match gvr.group.as_str() {
+            "" => gvr.resource.clone(),
+            group => format!("{}.{group}", gvr.resource),
+        };
+        bounded(&self.resources, name, MAX_RESOURCES)
+    }
+
+    /// The streams of a resource that a server feeds.
+    pub(super) fn source(&self, gvr: &Gvr, client: &str, server: &str) -> Gauge {
+        let label = SourceLabels {
+            verb: "watch",
+            resource: self.resource(gvr),
+            subresources: String::new(),
+            client: client.to_owned(),
+            server: bounded(&self.servers, server.to_owned(), MAX_SERVERS),
+        };
+        self.sources.get_or_create(&label).clone()
+    }
+
+    /// A request under way that is answered out of what is shared.
+    pub(super) fn aggregated(&self, labels: &RequestLabels) -> Aggregated {
+        Aggregated {
+            _one: Held::new(&self.aggregated.get_or_create(labels).clone()),
+            _total: Held::new(&self.aggregated_total),
+        }
     }
 
     /// A peer was set aside.

@@ -1,17 +1,22 @@
-//! Watches without the cloud: initial events from the cache, then what changes on the node (design rule R3).
+//! Watches served by the node: initial events from the cache, then what changes on the node (design rule R3), and what the pool's
+//! feed of the resource tells, if there is one (`following`).
+
+mod following;
 
 use super::{
     Offline,
     represent::{Wanted, malformed},
 };
 use crate::{
-    cache::{Cache, LocalChange, Selection},
+    cache::{Cache, LocalChange, Selection, Sight},
     caller::Caller,
+    pool::share::Feed,
     query::Query,
 };
 use bytes::Bytes;
+use following::Following;
 use serde_json::json;
-use std::{collections::VecDeque, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
     time::Instant,
@@ -26,6 +31,10 @@ use yurt_wire::{
 
 /// How often a bookmark is sent, as kube-apiserver does.
 const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
+/// The same for other nodes, which tell by it how far they are and that this node lives.
+const BOOKMARK_PEERS_EVERY: Duration = Duration::from_secs(10);
+/// The first one for other nodes.
+const FIRST_BOOKMARK: Duration = Duration::from_millis(500);
 /// A watch that names no length ends after once to twice this, as from kube-apiserver (`--min-request-timeout`).
 const MIN_LENGTH: Duration = Duration::from_secs(1800);
 
@@ -53,13 +62,18 @@ enum Initial {
 pub struct LocalWatch {
     cache: Cache,
     query: Query,
+    sight: Sight,
     wanted: Wanted,
     gvk: Gvk,
     encoding: Encoding,
-    changes: Receiver<LocalChange>,
+    /// `None` for who is shown nothing but the cloud's state.
+    changes: Option<Receiver<LocalChange>>,
+    /// `None` when nothing is told of what happens in the cloud.
+    following: Option<Following>,
     initial: VecDeque<Initial>,
     revision: u64,
     bookmarks: bool,
+    bookmark_every: Duration,
     next_bookmark: Instant,
     deadline: Instant,
     columns_sent: bool,
@@ -117,12 +131,33 @@ fn start(options: &ListOptions) -> Result<Start, Box<Status>> {
 }
 
 impl LocalWatch {
-    /// A watch that begins as the request asks.
+    /// A watch that begins as the request asks, and tells what changes on the node.
     pub(crate) fn open(
         offline: &Offline,
         caller: &Caller,
         info: &RequestInfo,
         headers: &http::HeaderMap,
+    ) -> Result<Self, Box<Status>> {
+        Self::begin(offline, caller, info, headers, None)
+    }
+
+    /// As [`LocalWatch::open`]; tells what the pool's feed of the resource tells, too.
+    pub(crate) fn open_shared(
+        offline: &Offline,
+        caller: &Caller,
+        info: &RequestInfo,
+        headers: &http::HeaderMap,
+        feed: &Arc<Feed>,
+    ) -> Result<Self, Box<Status>> {
+        Self::begin(offline, caller, info, headers, Some(feed))
+    }
+
+    fn begin(
+        offline: &Offline,
+        caller: &Caller,
+        info: &RequestInfo,
+        headers: &http::HeaderMap,
+        feed: Option<&Arc<Feed>>,
     ) -> Result<Self, Box<Status>> {
         offline.check_caller(caller, headers)?;
         let options = info.list_options()?;
@@ -135,18 +170,39 @@ impl LocalWatch {
             .cache
             .select(caller, &query)
             .map_err(|uncovered| offline.list_miss(&query, uncovered))?;
-        let initial = initial_events(&offline.cache, &query, &selection, &options)?;
+        let start = start(&options)?;
+        let (revision, following) = match (feed, start) {
+            (Some(feed), Start::After(revision)) => {
+                (revision, Some(Following::new(feed, revision)?))
+            }
+            (Some(feed), Start::State { .. } | Start::Now) => {
+                let revision = selection.revision;
+                (revision, Some(Following::new(feed, revision)?))
+            }
+            (None, _) => (selection.revision, None),
+        };
+        let initial = match (&following, start) {
+            (Some(_), Start::After(_)) => VecDeque::new(),
+            _ => initial_events(&offline.cache, &query, &selection, start)?,
+        };
         let mut watch = Self::new(
             offline,
             query,
             wanted,
             &options,
             selection.gvk,
-            selection.revision,
+            revision,
             changes,
             initial,
         );
         watch.damage = damage;
+        watch.following = following;
+        watch.sight = selection.sight;
+        if watch.sight == Sight::Cloud {
+            watch.changes = None;
+            watch.bookmark_every = BOOKMARK_PEERS_EVERY;
+            watch.next_bookmark = Instant::now() + FIRST_BOOKMARK;
+        }
         Ok(watch)
     }
 
@@ -215,13 +271,16 @@ impl LocalWatch {
         Self {
             cache: offline.cache.clone(),
             query,
+            sight: Sight::Node,
             wanted,
             gvk,
             encoding,
-            changes,
+            changes: Some(changes),
+            following: None,
             initial,
             revision,
             bookmarks: options.allow_watch_bookmarks,
+            bookmark_every: BOOKMARK_EVERY,
             next_bookmark: now + BOOKMARK_EVERY,
             deadline: now + length,
             columns_sent: false,
@@ -262,10 +321,27 @@ impl LocalWatch {
             }
             let change = tokio::select! {
                 biased;
-                change = self.changes.recv() => change,
+                change = heard(&mut self.changes) => change,
+                told = following::told(&mut self.following) => {
+                    let Some(told) = told else {
+                        let status = Status::expired(
+                            "too old resource version: more happened than is held; list again",
+                        );
+                        return Some(self.end_with(&status));
+                    };
+                    match self.tell_told(&told) {
+                        Ok(Some(frame)) => return Some(frame),
+                        Ok(None) => continue,
+                        Err(error) => return Some(self.end_with(&malformed(&error))),
+                    }
+                }
                 () = tokio::time::sleep_until(self.deadline) => return None,
                 () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => {
-                    self.next_bookmark = Instant::now() + BOOKMARK_EVERY;
+                    self.next_bookmark = Instant::now() + self.bookmark_every;
+                    // Everything there was to tell has been told: `biased` asked for it first.
+                    if let Some(revision) = self.following.as_ref().and_then(Following::settled) {
+                        self.revision = self.revision.max(revision);
+                    }
                     if self.revision == 0 {
                         continue;
                     }
@@ -292,7 +368,15 @@ impl LocalWatch {
     fn tell_initial(&mut self, initial: &Initial) -> Result<Option<LocalFrame>, Malformed> {
         match initial {
             Initial::Object(kind, key) => {
-                let Some(object) = self.cache.read_selected(&self.query, key) else {
+                let object = self.cache.read_selected(&self.query, key, self.sight);
+                if let Some(following) = &mut self.following {
+                    let revision = match &object {
+                        Some(object) => object.key()?.revision(),
+                        None => self.cache.revision_of(&self.query.gvr, key),
+                    };
+                    following.showed(key, object.is_some(), revision);
+                }
+                let Some(object) = object else {
                     return Ok(None);
                 };
                 self.frame(*kind, &object).map(Some)
@@ -431,14 +515,21 @@ impl LocalWatch {
     }
 }
 
+async fn heard(changes: &mut Option<Receiver<LocalChange>>) -> Result<LocalChange, RecvError> {
+    match changes {
+        Some(changes) => changes.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
 fn initial_events(
     cache: &Cache,
     query: &Query,
     selection: &Selection,
-    options: &ListOptions,
+    start: Start,
 ) -> Result<VecDeque<Initial>, Box<Status>> {
     let mut initial = VecDeque::new();
-    match start(options)? {
+    match start {
         Start::State { marked } => {
             initial.extend(
                 selection

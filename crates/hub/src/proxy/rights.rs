@@ -24,6 +24,8 @@ const REVIEW_SOON: Duration = Duration::from_secs(30);
 const MOST_REVIEWED: usize = 1024;
 /// Reviewed for the rules that hold everywhere: no namespace can have this name.
 const EVERYWHERE: &str = "*";
+/// How long a request waits for what its sender may do; without it goes on to the cloud.
+const REVIEW_WAIT: Duration = Duration::from_secs(3);
 /// How long one question of the hub's own may take.
 const WAIT: Duration = Duration::from_secs(10);
 /// Largest answer to one.
@@ -126,27 +128,82 @@ impl Hub {
             _ => None,
         };
         for namespace in [Some(EVERYWHERE), of_account].into_iter().flatten() {
-            let review = json!({
-                "apiVersion": "authorization.k8s.io/v1",
-                "kind": "SelfSubjectRulesReview",
-                "spec": { "namespace": namespace },
-            });
-            let uri = Uri::from_static("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews");
-            let answer = self
-                .ask(caller, Method::POST, uri, credentials, Some(review))
-                .await;
-            let Some((StatusCode::OK | StatusCode::CREATED, answer)) = answer else {
+            if !self.review_in(caller, credentials, namespace).await {
                 return;
-            };
-            let Some(status) = answer.get("status") else {
-                return;
-            };
-            if namespace == EVERYWHERE {
-                self.cache.learn_rules(caller, status);
-            } else {
-                self.cache.learn_namespace_rules(caller, namespace, status);
             }
         }
+    }
+
+    /// Asks the cloud, as the bearer itself, what it may do in a namespace; whether the cloud told.
+    async fn review_in(&self, caller: &Caller, credentials: &HeaderMap, namespace: &str) -> bool {
+        let review = json!({
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectRulesReview",
+            "spec": { "namespace": namespace },
+        });
+        let uri = Uri::from_static("/apis/authorization.k8s.io/v1/selfsubjectrulesreviews");
+        let answer = self
+            .ask(caller, Method::POST, uri, credentials, Some(review))
+            .await;
+        let Some((StatusCode::OK | StatusCode::CREATED, answer)) = answer else {
+            return false;
+        };
+        let Some(status) = answer.get("status") else {
+            return false;
+        };
+        if namespace == EVERYWHERE {
+            self.cache.learn_rules(caller, status);
+        } else {
+            self.cache.learn_namespace_rules(caller, namespace, status);
+        }
+        true
+    }
+
+    /// Whether a bearer may read something by what the cloud told of it not long ago, asked now if need be. Rules that hold
+    /// everywhere count first, then those of the namespace.
+    pub(super) async fn permits_freshly(
+        &self,
+        caller: &Caller,
+        info: &RequestInfo,
+        headers: &HeaderMap,
+    ) -> bool {
+        let Some(token) = identity::token(headers) else {
+            return false;
+        };
+        let mut credentials = HeaderMap::new();
+        identity::set_token(&mut credentials, &token);
+        let (verb, resource) = (info.verb.as_str(), (info.group.as_str(), &*info.resource));
+        let name = (!info.name.is_empty()).then_some(info.name.as_str());
+        let places = [(EVERYWHERE, ""), (&*info.namespace, &*info.namespace)];
+        for (place, namespace) in places.into_iter().filter(|(place, _)| !place.is_empty()) {
+            let key = (identity::hash(&token).into(), place.into());
+            let told = {
+                let mut told = self
+                    .told_rules
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                if told.len() >= MOST_REVIEWED && !told.contains_key(&key) {
+                    told.clear();
+                }
+                told.entry(key).or_default().clone()
+            };
+            let ask = async {
+                // Locked while the cloud is asked: of many requests that come at once, one asks.
+                let mut told = told.lock().await;
+                if told.is_none_or(|at| at.elapsed() >= REVIEW_EVERY) {
+                    let answered = self.review_in(caller, &credentials, place).await;
+                    *told = answered.then(Instant::now);
+                }
+                told.is_some()
+            };
+            if tokio::time::timeout(REVIEW_WAIT, ask).await != Ok(true) {
+                return false;
+            }
+            if self.cache.permits(caller, verb, resource, namespace, name) {
+                return true;
+            }
+        }
+        false
     }
 
     /// A small question of the hub's own to the cloud: status and JSON of the answer; `None` when there is none.

@@ -1,0 +1,548 @@
+//! Feeding: lists and watches one resource at its source, whoever that is at the moment, teaches the cache, and tells who follows.
+//!
+//! Revisions are the cloud's everywhere. So a feed goes on at another source where it was; only when that does not hold the events
+//! since any more it lists, and tells the differences. A source that is behind is waited for and never takes the feed back, but for
+//! the cloud, which is always right.
+
+use super::{
+    Feed, Share,
+    differences::{Changed, Comparison},
+    source::{Ended, Source, encoding_of},
+    window::{Before, Told},
+};
+use crate::{
+    cache::{WatchLearner, index_key},
+    caller::Caller,
+    metrics::Held,
+    pool::{Distrust, Role},
+    proxy::Hub,
+    route::Mode,
+    tee::teach_page,
+};
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::watch, time::Instant};
+use yurt_wire::{
+    Gvk, Object, Status, list,
+    request::encode_query_value,
+    transcode::has_protobuf,
+    watch::{Event, EventType, FrameDecoder},
+};
+
+/// Between attempts after a failure; doubled up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Between attempts at what this node does not get.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
+/// What lasted that long was no failure.
+const LASTED: Duration = Duration::from_secs(10);
+/// Objects in a page of a list.
+const PAGE: usize = 500;
+/// Pages of one list.
+const MOST_PAGES: usize = 400;
+/// Length of an upstream watch in seconds, as OpenYurt's: once to twice this.
+const LENGTH: u64 = 300;
+/// By which another node of ours tells how often it sends a bookmark at least.
+pub(crate) const BOOKMARKS: &str = "yurt-bookmark-seconds";
+
+/// Feeds until the hub ends, or nobody uses the feed any more.
+pub(super) async fn run(hub: Arc<Hub>, feed: Arc<Feed>) {
+    let (share, shutdown) = (hub.share.clone(), hub.shutdown.clone());
+    let gvr = &feed.query.gvr;
+    let path = match gvr.group.as_str() {
+        "" => format!("/api/{}/{}", gvr.version, gvr.resource),
+        group => format!("/apis/{group}/{}/{}", gvr.version, gvr.resource),
+    };
+    let feeder = Feeder {
+        path,
+        hub,
+        feed,
+        json_only: false,
+        must_list: false,
+        behind: None,
+    };
+    tokio::select! {
+        () = feeder.run(&share) => {}
+        () = shutdown.cancelled() => {}
+    }
+}
+
+struct Feeder {
+    hub: Arc<Hub>,
+    feed: Arc<Feed>,
+    path: String,
+    /// Its kind is not known to this node in protobuf.
+    json_only: bool,
+    /// What is known cannot be gone on from.
+    must_list: bool,
+    /// Since when the source is behind.
+    behind: Option<Instant>,
+}
+
+/// Resolves when a node of the role would be fed by somebody else.
+async fn turned(role: &mut watch::Receiver<Role>, source: &Source) {
+    if role
+        .wait_for(|role| Source::of(role) != *source)
+        .await
+        .is_err()
+    {
+        std::future::pending().await
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Feeder {
+    async fn run(mut self, share: &Share) {
+        let mut role = self.hub.role.clone();
+        let mut pause = FIRST_PAUSE;
+        let feed = self.feed.clone();
+        let mut unused = std::pin::pin!(feed.unused());
+        loop {
+            let source = Source::of(&role.borrow_and_update());
+            *super::lock(&self.feed.source) = source.to_string();
+            let begun = Instant::now();
+            let ended = tokio::select! {
+                ended = self.draw(&source) => ended,
+                () = turned(&mut role, &source) => {
+                    tracing::info!(resource = %self.feed.query.gvr, from = %source, revision = self.feed.known(), "a feed goes on elsewhere");
+                    self.behind = None;
+                    pause = FIRST_PAUSE;
+                    continue;
+                }
+                () = &mut unused => {
+                    if share.retire(&self.feed) {
+                        return;
+                    }
+                    unused.set(feed.unused());
+                    continue;
+                }
+            };
+            if begun.elapsed() > LASTED {
+                pause = FIRST_PAUSE;
+            }
+            self.feed.failed(ended == Ended::Refused);
+            if let Ended::Fault(reason) = ended {
+                self.fault(&source, reason);
+            }
+            if ended == Ended::Behind {
+                self.left_behind(&source).await;
+            }
+            let rest = match ended {
+                Ended::Refused => REFUSED_PAUSE,
+                _ => pause,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(rest.mul_f64(0.5 + fastrand::f64())) => {}
+                () = turned(&mut role, &source) => {}
+            }
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn fault(&mut self, source: &Source, reason: Distrust) {
+        match source {
+            Source::Peer(peer) => self.hub.peers.distrust(&peer.node, reason),
+            Source::Cloud => {
+                tracing::warn!(resource = %self.feed.query.gvr, reason = reason.as_str(), "the cloud's feed cannot be followed; listed again");
+                self.must_list = true;
+            }
+        }
+    }
+
+    /// The source was behind for too long: it is wrong, or this node is.
+    async fn left_behind(&mut self, source: &Source) {
+        self.behind = None;
+        let Source::Peer(peer) = source else {
+            // The cloud is never wrong.
+            self.must_list = true;
+            return;
+        };
+        // Without a link there is nobody to ask; what the peer gets to know will come.
+        if self.hub.mode_of(&Caller::Node) == Mode::Offline {
+            return;
+        }
+        let complete = self.hub.cache.complete_at(&self.feed.query);
+        let known = self.feed.known().max(complete.unwrap_or(0));
+        match Source::Cloud.revision(&self.hub, &self.path).await {
+            Some(revision) if revision < known => self.take_back(revision),
+            Some(_) => self.hub.peers.distrust(&peer.node, Distrust::Lies),
+            None => {}
+        }
+    }
+
+    /// What is known of later revisions than the cloud's is not true.
+    fn take_back(&mut self, revision: u64) {
+        let gvr = &self.feed.query.gvr;
+        tracing::warn!(resource = %gvr, known = self.feed.known(), cloud = revision, "more was known than the cloud knows; taken back");
+        self.hub.cache.forget_after(gvr, revision);
+        self.feed.begin(0);
+        self.behind = None;
+    }
+
+    /// Draws from a source as long as it gives anything.
+    async fn draw(&mut self, source: &Source) -> Ended {
+        if *source == Source::Cloud {
+            if self.feed.known() == 0
+                && self.hub.mode_of(&Caller::Node) == Mode::Offline
+                && let Some(revision) = self.hub.cache.complete_at(&self.feed.query)
+            {
+                // All that there is for now, and all that the pool has.
+                self.feed.begin(revision);
+            }
+            if self.hub.mode_of(&Caller::Node) == Mode::Offline {
+                self.feed.failed(false);
+                self.hub.until_mode_of(&Caller::Node, Mode::Online).await;
+            }
+        }
+        loop {
+            let complete = self.hub.cache.complete_at(&self.feed.query);
+            let since = match (self.feed.known(), complete) {
+                _ if self.must_list => None,
+                (_, None) => None,
+                (0, complete) => complete,
+                (known, Some(_)) => Some(known),
+            };
+            let since = match since {
+                Some(since) => since,
+                None => match self.list(source).await {
+                    Ok(revision) => revision,
+                    Err(ended) => return ended,
+                },
+            };
+            let begun = Instant::now();
+            match self.watch(source, since).await {
+                Ended::Cleanly if begun.elapsed() > FIRST_PAUSE => {}
+                Ended::Expired => self.must_list = true,
+                ended => return ended,
+            }
+        }
+    }
+
+    /// Notes that the source is behind; what to make of it.
+    fn is_behind(&mut self) -> Ended {
+        let since = *self.behind.get_or_insert_with(Instant::now);
+        if since.elapsed() >= self.hub.bounds.pool_behind {
+            Ended::Behind
+        } else {
+            Ended::Later
+        }
+    }
+
+    /// Whether objects of a group, version and kind are of the resource.
+    fn is_ours(&self, group: &str, version: &str, kind: &str) -> bool {
+        let gvr = &self.feed.query.gvr;
+        let known = self.hub.cache.gvk_of(gvr).kind;
+        group == gvr.group && version == gvr.version && (known.is_empty() || known == kind)
+    }
+
+    /// Learns the whole state, and tells how it differs from what was told.
+    async fn list(&mut self, source: &Source) -> Result<u64, Ended> {
+        let (hub, feed) = (self.hub.clone(), self.feed.clone());
+        let query = &feed.query;
+        let mut known = feed.known();
+        let mut under_way = None;
+        let mut next = String::new();
+        for _ in 0..MOST_PAGES {
+            let mut target = match source {
+                Source::Cloud => format!("{}?limit={PAGE}", self.path),
+                Source::Peer(_) => format!("{}?resourceVersion=0", self.path),
+            };
+            if !next.is_empty() {
+                target.push_str("&continue=");
+                target.push_str(&encode_query_value(&next));
+            }
+            let (page, encoding) = source.page(&hub, &target, self.json_only).await?;
+            let garbage = Ended::Fault(Distrust::Garbage);
+            let kind = list::item_kind(&page.gvk.kind).unwrap_or_default();
+            let gvk = Gvk {
+                kind: kind.to_owned(),
+                ..page.gvk.clone()
+            };
+            if kind.is_empty() || !self.is_ours(&gvk.group, &gvk.version, kind) {
+                return Err(garbage);
+            }
+            if encoding == yurt_wire::Encoding::Protobuf && !has_protobuf(&gvk) {
+                self.json_only = true;
+                return Err(Ended::Later);
+            }
+            let at: u64 = page.resource_version.parse().map_err(|_| garbage)?;
+            if under_way.is_none() {
+                if at == 0 {
+                    return Err(garbage);
+                }
+                let least = known.max(hub.cache.complete_at(query).unwrap_or(0));
+                if at < least {
+                    if *source != Source::Cloud {
+                        return Err(self.is_behind());
+                    }
+                    self.take_back(at);
+                    known = 0;
+                }
+                let comparison = (known > 0).then(|| {
+                    let (objects, gone) = hub.cache.known_since(&query.gvr, known);
+                    Comparison::new(objects, gone, known, at)
+                });
+                let learner = hub.cache.list_learner(&Caller::Node, query);
+                under_way = Some((at, learner, comparison, Vec::new()));
+            }
+            let Some((first, learner, comparison, changes)) = &mut under_way else {
+                return Err(Ended::Later);
+            };
+            if *first != at {
+                // Another server went on with it, in its own way.
+                return Err(Ended::Later);
+            }
+            if let Some(comparison) = comparison {
+                for item in &page.items {
+                    let id = item.key().map_err(|_| garbage)?;
+                    let revision = id.revision().ok_or(garbage)?;
+                    let key = index_key(&id.namespace, &id.name);
+                    if let Some(changed) = comparison.listed(&key, revision) {
+                        let Changed { kind, due } = changed;
+                        let before = self.before(&key, revision);
+                        changes.push(Told::new(due, kind, &key, revision, item, before));
+                    }
+                }
+            }
+            next.clone_from(&page.continue_token);
+            teach_page(&hub.cache, learner, page).await;
+            if next.is_empty() {
+                break;
+            }
+        }
+        let Some((at, learner, comparison, mut changes)) = under_way else {
+            return Err(Ended::Later);
+        };
+        if !next.is_empty() {
+            return Err(Ended::Fault(Distrust::Flood));
+        }
+        let deletions = comparison.map_or_else(Vec::new, |comparison| {
+            let (keys, due) = comparison.deleted();
+            let told = keys.iter().filter_map(|key| {
+                let last = self.last_state(key)?;
+                let last = last.with_resource_version(&known.to_string()).ok()?;
+                let kind = EventType::Deleted;
+                Some(Told::new(due, kind, key, known, &last, Before::Unknown))
+            });
+            told.collect()
+        });
+        learner.finish();
+        feed.metrics.listed();
+        self.behind = None;
+        if hub.cache.complete_at(query).is_none() {
+            tracing::info!(resource = %query.gvr, "a list of a feed found no room in the cache; again later");
+            return Err(Ended::Later);
+        }
+        self.must_list = false;
+        if known == 0 {
+            feed.begin(at);
+        } else {
+            changes.sort_by_key(|told| told.revision);
+            tracing::debug!(resource = %query.gvr, deleted = deletions.len(), changed = changes.len(), "listed again");
+            feed.tell(deletions.into_iter().chain(changes));
+            feed.advance(at);
+        }
+        Ok(at)
+    }
+
+    /// Follows what comes after a revision.
+    async fn watch(&mut self, source: &Source, since: u64) -> Ended {
+        let (hub, feed) = (self.hub.clone(), self.feed.clone());
+        let length = LENGTH + fastrand::u64(0..LENGTH);
+        let target = format!(
+            "{}?watch=true&allowWatchBookmarks=true&resourceVersion={since}&timeoutSeconds={length}",
+            self.path
+        );
+        let (response, server) = match source.ask(&hub, &target, self.json_only, false).await {
+            Ok(answer) => answer,
+            Err(ended) => return ended,
+        };
+        let Some(encoding) = encoding_of(&response) else {
+            return Ended::Fault(Distrust::Garbage);
+        };
+        let promised = response.headers().get(BOOKMARKS);
+        let silence = promised
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .map_or(hub.bounds.pool_silence, |seconds: u64| {
+                Duration::from_secs(2 * seconds.max(1)).min(hub.bounds.pool_silence)
+            });
+        let fed_by = match (&server, source) {
+            (Some(server), _) => server.authority().to_owned(),
+            (None, source) => source.to_string(),
+        };
+        let _source = Held::new(&hub.metrics.feed_source(&feed.query.gvr, &fed_by));
+        if feed.known() == 0 {
+            feed.begin(since);
+        }
+        feed.metrics.resumed();
+        tracing::debug!(resource = %feed.query.gvr, %source, since, "followed");
+        let mut learner =
+            hub.cache
+                .watch_learner(&Caller::Node, &feed.query, &since.to_string(), false);
+        let mut frames = FrameDecoder::new(encoding, hub.bounds.watch_frame);
+        let mut body = response.into_body();
+        let down = async {
+            match &server {
+                Some(server) => server.went_down().await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut down = std::pin::pin!(down);
+        let mut quiet = Instant::now() + silence;
+        loop {
+            let data = tokio::select! {
+                frame = body.frame() => match frame {
+                    Some(Ok(frame)) => match frame.into_data() {
+                        Ok(data) => data,
+                        Err(_) => continue,
+                    },
+                    Some(Err(error)) => {
+                        tracing::debug!(resource = %feed.query.gvr, %source, %error, "a feed broke");
+                        if let Some(server) = &server {
+                            server.suspect();
+                        }
+                        return Ended::Later;
+                    }
+                    None => return Ended::Cleanly,
+                },
+                () = &mut down => return Ended::Later,
+                () = until(self.behind.map(|since| since + hub.bounds.pool_behind)) => return Ended::Behind,
+                () = tokio::time::sleep_until(quiet) => {
+                    // Alive, and perhaps just without bookmarks: another stream may do better.
+                    return match source.revision(&hub, &self.path).await {
+                        Some(_) => Ended::Cleanly,
+                        None => Ended::Fault(Distrust::Stalled),
+                    };
+                }
+            };
+            quiet = Instant::now() + silence;
+            if let Some(server) = &server {
+                server.heard();
+            }
+            hub.metrics.pool().taken(data.len());
+            frames.push(data);
+            loop {
+                let event = match frames.next_frame() {
+                    Ok(Some(frame)) => frame.event,
+                    Ok(None) => break,
+                    Err(error) => Err(error),
+                };
+                let saw = match event {
+                    Ok(event) => self.saw(&mut learner, event),
+                    Err(error) => {
+                        tracing::debug!(resource = %feed.query.gvr, %source, %error, "not understood");
+                        Err(Ended::Fault(Distrust::Garbage))
+                    }
+                };
+                if let Err(ended) = saw {
+                    return ended;
+                }
+            }
+            // What was learned may not have found room: then the cache is not complete any more.
+            if hub.cache.complete_at(&feed.query).is_none() {
+                self.must_list = true;
+                return Ended::Cleanly;
+            }
+        }
+    }
+
+    /// Learns an event, and tells it.
+    fn saw(&mut self, learner: &mut WatchLearner, event: Event) -> Result<(), Ended> {
+        let garbage = Ended::Fault(Distrust::Garbage);
+        if event.kind == EventType::Error {
+            let object = &event.object;
+            let status = Status::from_bytes(&object.bytes, object.encoding).ok_or(garbage)?;
+            return Err(match status.code() {
+                410 => Ended::Expired,
+                _ => Ended::Later,
+            });
+        }
+        let id = event.object.key().map_err(|_| garbage)?;
+        let revision = id.revision().ok_or(garbage)?;
+        let known = self.feed.known();
+        if event.kind == EventType::Bookmark {
+            if revision < known {
+                self.behind.get_or_insert_with(Instant::now);
+                return Ok(());
+            }
+            self.behind = None;
+            learner.event(&event);
+            self.feed.advance(revision);
+            return Ok(());
+        }
+        let gvk = Gvk::from_api_version(&id.api_version, &id.kind);
+        if id.name.is_empty() || !self.is_ours(&gvk.group, &gvk.version, &gvk.kind) {
+            return Err(garbage);
+        }
+        let key = index_key(&id.namespace, &id.name);
+        let (event, revision) = if revision > known {
+            self.behind = None;
+            (event, revision)
+        } else {
+            // Told late: by a source that found it out by a list itself. What is known already is no news.
+            let had = self.hub.cache.revision_of(&self.feed.query.gvr, &key);
+            match (event.kind, had) {
+                (EventType::Deleted, Some(had)) if had <= known => {
+                    let object = event.object.with_resource_version(&known.to_string());
+                    let object = object.map_err(|_| garbage)?;
+                    let kind = event.kind;
+                    (Event { kind, object }, known)
+                }
+                (EventType::Deleted, _) => return Ok(()),
+                (_, Some(had)) if had >= revision => return Ok(()),
+                _ => (event, revision),
+            }
+        };
+        let due = revision.max(known + 1);
+        let before = match event.kind {
+            EventType::Deleted => Before::Unknown,
+            _ => self.before(&key, revision),
+        };
+        let told = Told::new(due, event.kind, &key, revision, &event.object, before);
+        // The cache first: who is told finds it there.
+        learner.event(&event);
+        self.feed.tell([told]);
+        Ok(())
+    }
+
+    /// What who follows was told of an object before it came to a revision.
+    fn before(&self, key: &str, revision: u64) -> Before {
+        let latest = super::lock(&self.feed.window).latest(key).cloned();
+        if let Some(latest) = latest.filter(|latest| latest.revision < revision) {
+            return match latest.kind {
+                EventType::Deleted => Before::Nothing,
+                _ => Before::Object(latest.object.clone()),
+            };
+        }
+        match self.hub.cache.stored(&self.feed.query.gvr, key) {
+            Some(stored) if stored.revision < revision => Before::Object(apart(&stored.object)),
+            Some(_) => Before::Unknown,
+            None => Before::Nothing,
+        }
+    }
+
+    /// The last state known of an object that is gone.
+    fn last_state(&self, key: &str) -> Option<Object> {
+        let stored = self.hub.cache.stored(&self.feed.query.gvr, key);
+        stored.map(|stored| stored.object).or_else(|| {
+            let window = super::lock(&self.feed.window);
+            let latest = window.latest(key)?;
+            (latest.kind != EventType::Deleted).then(|| latest.object.clone())
+        })
+    }
+}
+
+/// Without the buffer that it came in.
+fn apart(object: &Object) -> Object {
+    Object {
+        encoding: object.encoding,
+        bytes: Bytes::copy_from_slice(&object.bytes),
+    }
+}
