@@ -83,6 +83,8 @@ pub struct NodeStatus {
     pub hub_restarts: u64,
     /// `online`, `offline`, `down` (no answer).
     pub hub: String,
+    /// What the hub is to its pool by its own word: `leader`, `follower`, `alone`; empty when it does not say.
+    pub pool_role: String,
     /// Writes that wait for the cloud.
     pub journal: u64,
     /// Resident memory of the hub, bytes.

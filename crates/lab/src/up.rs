@@ -246,6 +246,7 @@ fn table(nodes: &[NodeStatus]) -> String {
         "ADDRESS",
         "LINK",
         "HUB",
+        "IN POOL",
         "PID",
         "STARTS",
         "WAITING",
@@ -259,6 +260,10 @@ fn table(nodes: &[NodeStatus]) -> String {
             n.address.clone(),
             n.link.clone(),
             n.hub.clone(),
+            match n.pool_role.as_str() {
+                "" => "-".into(),
+                role => role.to_owned(),
+            },
             n.hub_pid.map_or_else(|| "-".into(), |pid| pid.to_string()),
             (n.hub_restarts + 1).to_string(),
             n.journal.to_string(),

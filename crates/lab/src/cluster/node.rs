@@ -48,6 +48,11 @@ impl Node {
                 Some(status) => status["mode"].as_str().unwrap_or("unknown").to_owned(),
                 None => "down".into(),
             },
+            pool_role: hub
+                .as_ref()
+                .and_then(|s| s["pool"]["role"].as_str())
+                .unwrap_or_default()
+                .to_owned(),
             journal: hub
                 .as_ref()
                 .and_then(|s| s["journal"]["pending"].as_u64())

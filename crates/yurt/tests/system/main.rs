@@ -14,3 +14,5 @@ mod real_node;
 mod reboot;
 mod recorded;
 mod session;
+mod slices;
+mod topology;
