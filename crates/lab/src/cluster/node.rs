@@ -228,6 +228,7 @@ pub(crate) fn hub_arguments(
     );
     flag("root-dir", dir.into());
     flag("disk-cache-path", dir.join("cache").into());
+    flag("static-pod-path", dir.join("manifests").into());
     flag("ca-file", dir.join("pki/ca.crt").into());
     flag("client-cert", dir.join("pki/client.crt").into());
     flag("client-key", dir.join("pki/client.key").into());

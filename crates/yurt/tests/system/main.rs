@@ -8,6 +8,7 @@ mod durability;
 mod faults;
 mod hub;
 mod link_cut;
+mod ota;
 mod peers;
 mod processes;
 mod real_node;

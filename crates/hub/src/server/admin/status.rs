@@ -69,7 +69,18 @@ struct HubStatus {
     cache: CacheStatus,
     journal: JournalStatus,
     watches: WatchStatus,
+    pool: PoolRole,
     in_flight_requests: i64,
+}
+
+/// What the node is to its pool; more tells `/v1/pool`.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PoolRole {
+    /// `alone`, `leader` or `follower`.
+    role: &'static str,
+    /// Whom it follows.
+    leader: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -103,6 +114,7 @@ struct WatchStatus {
 fn look(admin: &Admin) -> HubStatus {
     let hub = &admin.hub;
     let usage = hub.cache.usage();
+    let role = hub.role.borrow().clone();
     HubStatus {
         node: hub.node_name.clone(),
         version: env!("CARGO_PKG_VERSION"),
@@ -129,6 +141,10 @@ fn look(admin: &Admin) -> HubStatus {
             open: hub.metrics.watches().get(),
             local: hub.metrics.watches_local().get(),
             resumed: hub.metrics.watches_resumed().get(),
+        },
+        pool: PoolRole {
+            role: role.as_str(),
+            leader: role.leader().map(|peer| peer.node.to_string()),
         },
         in_flight_requests: hub.metrics.in_flight(),
     }

@@ -1,12 +1,14 @@
 //! What the processes of simulated containers do: nothing real, so annotations of the pod, its command and its restart policy decide.
 //!
 //! `lab.yurt.dev/run-seconds`, `lab.yurt.dev/exit-code`, `lab.yurt.dev/ready` (`false`: never) and `lab.yurt.dev/image-pull` (`fail`)
-//! are about all containers of a pod; with `.NAME` at the end, about that one.
+//! are about all containers of a pod; with `.NAME` at the end, about that one. Images of the registry `nowhere.lab` cannot be pulled.
 
 use super::run::Kind;
 use jiff::SignedDuration;
 use serde_json::Value;
 
+/// Before the names of images that cannot be pulled.
+const NOWHERE: &str = "nowhere.lab/";
 /// How long a process runs that is expected to end and says nothing about when.
 const A_MOMENT: SignedDuration = SignedDuration::from_secs(1);
 
@@ -27,7 +29,8 @@ fn annotation<'a>(pod: &'a Value, container: &Value, name: &str) -> Option<&'a s
 }
 
 pub(super) fn pull_fails(pod: &Value, container: &Value) -> bool {
-    annotation(pod, container, "image-pull") == Some("fail")
+    let image = container["image"].as_str().unwrap_or_default();
+    image.starts_with(NOWHERE) || annotation(pod, container, "image-pull") == Some("fail")
 }
 
 pub(super) fn never_ready(pod: &Value, container: &Value) -> bool {
