@@ -2,7 +2,7 @@
 
 use super::{
     access::Asker,
-    cloud::{self, As, CloudError, STRATEGIC},
+    cloud::{self, As, Asking, CloudError, STRATEGIC},
     job::{Job, NotTaken, State},
     manifest,
     pod::{self, Due, IMAGE, Kind, NotDue, REVISION},
@@ -155,11 +155,19 @@ fn is_online(hub: &Hub) -> bool {
 
 /// The pod as the cloud has it.
 async fn from_cloud(hub: &Hub, namespace: &str, pod: &str) -> Result<Value, Refusal> {
-    let answer = cloud::get(hub, &path_of(namespace, pod)).await?;
-    match answer.status {
-        StatusCode::OK => Ok(answer.body),
-        _ => Err(Refusal::Pod(answer.message())),
+    match cloud::pod(hub, namespace, pod).await {
+        Ok(Some(pod)) => Ok(pod),
+        Ok(None) => Err(not_here(hub, pod)),
+        Err(Asking::Refused(answer)) => Err(Refusal::Pod(answer.message())),
+        Err(Asking::Failed(error)) => Err(error.into()),
     }
+}
+
+fn not_here(hub: &Hub, pod: &str) -> Refusal {
+    Refusal::Pod(format!(
+        "pods \"{pod}\" not found on node {}",
+        hub.node_name
+    ))
 }
 
 /// The pod as the node knows it.
@@ -167,7 +175,7 @@ fn from_cache(hub: &Hub, namespace: &str, pod: &str) -> Result<Value, Refusal> {
     let known = hub.cache.view(&Gvr::new("", "v1", "pods"), namespace, pod);
     known
         .and_then(|known| known.to_json_value().ok())
-        .ok_or_else(|| Refusal::Pod(format!("pods \"{pod}\" not found on this node")))
+        .ok_or_else(|| not_here(hub, pod))
 }
 
 /// Asks for an upgrade of a pod. With `queue`, one that cannot begin while the cloud is away waits for it.

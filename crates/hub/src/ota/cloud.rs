@@ -61,6 +61,33 @@ pub(super) async fn get(hub: &Hub, uri: &str) -> Result<Answer, CloudError> {
     call(hub, &As::Node, Method::GET, uri, JSON, None).await
 }
 
+/// A pod of this node; `None` when the node has none of this name. Listed, because of pods that are gone a node is only told that it
+/// has nothing to do with them.
+pub(super) async fn pod(hub: &Hub, namespace: &str, name: &str) -> Result<Option<Value>, Asking> {
+    let node = &hub.node_name;
+    let uri = format!(
+        "/api/v1/namespaces/{namespace}/pods?fieldSelector=spec.nodeName%3D{node}%2Cmetadata.name%3D{name}"
+    );
+    let mut answer = get(hub, &uri).await?;
+    if answer.status != StatusCode::OK {
+        return Err(Asking::Refused(answer));
+    }
+    let items = answer.body.get_mut("items").and_then(Value::as_array_mut);
+    Ok(items.and_then(Vec::pop))
+}
+
+/// Why something was not told.
+pub(super) enum Asking {
+    Failed(CloudError),
+    Refused(Answer),
+}
+
+impl From<CloudError> for Asking {
+    fn from(error: CloudError) -> Self {
+        Self::Failed(error)
+    }
+}
+
 /// Asks. Everything asked here may be said twice: it carries the uid that it means, or changes nothing.
 pub(super) async fn call(
     hub: &Hub,

@@ -7,7 +7,7 @@ mod told;
 use super::{
     access,
     asked::path_of,
-    cloud::{self, As, CloudError},
+    cloud::{self, As, Asking, CloudError},
     job::{Job, State},
     manifest::{self, Manifest, Place},
     pod::{self, Before, Due, Kind, Manifests},
@@ -295,12 +295,13 @@ impl Worker {
     }
 
     async fn fetch(&self, job: &Job) -> Result<Option<Value>, Stop> {
-        let answer = cloud::get(&self.hub, &path_of(&job.namespace, &job.pod)).await?;
-        match answer.status {
-            StatusCode::OK => Ok(Some(answer.body)),
-            StatusCode::NOT_FOUND => Ok(None),
-            _ if answer.is_passing() => Err(Stop::Later(answer.message())),
-            _ => Err(Stop::Never(answer.message())),
+        match cloud::pod(&self.hub, &job.namespace, &job.pod).await {
+            Ok(pod) => Ok(pod),
+            Err(Asking::Failed(error)) => Err(error.into()),
+            Err(Asking::Refused(answer)) if answer.is_passing() => {
+                Err(Stop::Later(answer.message()))
+            }
+            Err(Asking::Refused(answer)) => Err(Stop::Never(answer.message())),
         }
     }
 
