@@ -210,7 +210,7 @@ impl Hub {
         let answer = match self.enter(entrance, &mut parts, body).await {
             Ok((identity, body)) => {
                 lent = identity.lent;
-                Box::pin(self.answer(identity, parts, body)).await
+                self.answer(identity, parts, body).await
             }
             Err(status) => Err(status),
         };
@@ -258,7 +258,7 @@ impl Hub {
             return Box::pin(self.answer_filtered(chain, identity, info, parts, body)).await;
         }
         let awakening = self.awaken(&identity, &parts, &info).map(Box::new);
-        let response = self.answer_as_is(identity, info, parts, body).await?;
+        let response = Box::pin(self.answer_as_is(identity, info, parts, body)).await?;
         Ok(match awakening {
             Some(awakening) => response.map(|body| awakening.guard(body).boxed_unsync()),
             None => response,

@@ -249,13 +249,22 @@ mod tests {
             .collect()
     }
 
+    /// Keys, pool, its nodes; the nodes of endpoints before and after.
+    type Case = (
+        &'static str,
+        &'static str,
+        Option<&'static [&'static str]>,
+        &'static [&'static str],
+        &'static [&'static str],
+    );
+
     #[test]
     fn endpoints_by_reach() {
         const HOST: &str = "kubernetes.io/hostname";
         const POOL: &str = "openyurt.io/nodepool";
-        let near: Option<&[&str]> = Some(&["me", "near"]);
-        let all: &[&str] = &["me", "near", "far", ""];
-        let cases: &[(&str, &str, Option<&[&str]>, &[&str], &[&str])] = &[
+        let near: Option<&'static [&'static str]> = Some(&["me", "near"]);
+        let all: &'static [&'static str] = &["me", "near", "far", ""];
+        let cases: &[Case] = &[
             (HOST, "p", near, all, &["me"]),
             (POOL, "p", near, all, &["me", "near"]),
             ("kubernetes.io/zone", "p", near, all, &["me", "near"]),

@@ -83,7 +83,7 @@ impl Hub {
             .ready(chain, &agent, &info, &self.metrics)
             .await
         else {
-            return self.answer_as_is(identity, info, parts, body).await;
+            return Box::pin(self.answer_as_is(identity, info, parts, body)).await;
         };
         let accept = parts.headers.get(header::ACCEPT);
         let accept = accept.and_then(|value| value.to_str().ok());
@@ -98,20 +98,20 @@ impl Hub {
             _ => Some(Whole::Object { drops: false }),
         };
         if !full || parts.method == http::Method::HEAD {
-            return self.answer_as_is(identity, info, parts, body).await;
+            return Box::pin(self.answer_as_is(identity, info, parts, body)).await;
         }
         if info.verb == Verb::List {
             self.filters.told(watcher.audience(), chain.force());
         }
         if whole.is_some() && chain.is_idle() {
-            return self.answer_as_is(identity, info, parts, body).await;
+            return Box::pin(self.answer_as_is(identity, info, parts, body)).await;
         }
         parts.headers.insert(
             header::ACCEPT_ENCODING,
             HeaderValue::from_static("identity"),
         );
         let named = (info.group.clone(), info.resource.clone(), info.name.clone());
-        let response = self.answer_as_is(identity, info, parts, body).await?;
+        let response = Box::pin(self.answer_as_is(identity, info, parts, body)).await?;
         let Some(encoding) = filterable(&response) else {
             return Ok(response);
         };
