@@ -459,6 +459,17 @@ impl Certificates {
         Ok(CloudTls { node, bearer })
     }
 
+    /// How API servers are reached as somebody else, whose certificate and key these are; `None` while no CA is known.
+    pub fn cloud_as(
+        &self,
+        pair: &KeyPairPem,
+    ) -> Result<Option<Arc<rustls::ClientConfig>>, PkiError> {
+        let bundle = self.state().bundle.clone();
+        (!bundle.is_empty())
+            .then(|| yurt_pki::client_config(&bundle.pem(), Some(pair), &ALPN))
+            .transpose()
+    }
+
     /// Counts changes of what the node shows to others, and of the CAs it believes.
     pub fn epoch(&self) -> u64 {
         self.state().applied.epoch

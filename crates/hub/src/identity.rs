@@ -278,6 +278,26 @@ impl Gate {
         Ok(identity)
     }
 
+    /// Who is in the node's pool.
+    pub(crate) fn members(&self) -> Membership {
+        self.pool.borrow().clone()
+    }
+
+    /// Resolves when a node is of the pool no more.
+    pub(crate) fn left(&self, node: &str) -> impl Future<Output = ()> + Send + 'static {
+        let (mut pool, node) = (self.pool.clone(), node.to_owned());
+        async move {
+            let stays = {
+                let left = pool.wait_for(|pool| pool.admits(&node).is_err());
+                left.await.is_err()
+            };
+            if stays {
+                // Nobody tells any more.
+                std::future::pending().await
+            }
+        }
+    }
+
     /// Whether the other end of a plain connection, or of one to the Unix socket, is one of the node's own processes; an error when
     /// that cannot be found out now.
     pub async fn prove(&self, peer: &Peer) -> std::io::Result<Result<(), Stranger>> {

@@ -4,7 +4,7 @@
 mod discovery;
 mod lists;
 mod page;
-mod represent;
+pub(crate) mod represent;
 mod review;
 mod token;
 mod watch;

@@ -26,7 +26,7 @@ use crate::{
     metrics::{InFlight, Metrics},
     offline::Offline,
     ota::Ota,
-    pool::{Peers, Role, Share},
+    pool::{self, Coordination, Peers, Role, Share},
     query::Query,
     relay::{self, Watched},
     route::{self, Facts, Mode, Way},
@@ -41,6 +41,7 @@ use crate::{
 use bytes::Bytes;
 use ending::Ending;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use std::{
@@ -53,7 +54,8 @@ use std::{
 };
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use upload::{Upload, too_large_status};
+pub(crate) use upload::Upload;
+use upload::too_large_status;
 use yurt_transport::{Body, ClientError, ResponseBody, Unhurried};
 use yurt_wire::{
     Encoding, Object, Reason, RequestInfo, Status, Verb,
@@ -120,6 +122,8 @@ pub struct Hub {
     pub rules: Rules,
     /// What is shared with them.
     pub share: Share,
+    /// What is known of them.
+    pub coordination: Coordination,
     /// Whether younger writes must wait for older ones to be replayed.
     pub in_order: Arc<AtomicBool>,
     /// When each bearer's rules were asked for.
@@ -207,9 +211,13 @@ impl Hub {
         let accept = parts.headers.get(header::ACCEPT).cloned();
         let asked = self.drill.ask(&parts);
         let mut lent = false;
+        let mut peer = None;
         let answer = match self.enter(entrance, &mut parts, body).await {
             Ok((identity, body)) => {
                 lent = identity.lent;
+                if let Caller::Peer(node) = &identity.caller {
+                    peer = Some(self.gate.left(node));
+                }
                 self.answer(identity, parts, body).await
             }
             Err(status) => Err(status),
@@ -217,6 +225,16 @@ impl Hub {
         let mut response = self.answered(answer, accept.as_ref());
         if lent {
             response.headers_mut().append(header::WARNING, entry::LENT);
+        }
+        // What goes on ends with the place in the pool that it was begun with.
+        if let Some(left) = peer
+            && response.body().size_hint().exact().is_none()
+        {
+            response = response.map(|body| Ending::new(body, left).boxed_unsync());
+        }
+        if entrance == Entrance::Pool {
+            let name = HeaderValue::from_static(crate::USER_AGENT);
+            response.headers_mut().insert(header::SERVER, name);
         }
         if let Some(asked) = asked {
             self.drill.answered(asked, response.status());
@@ -282,6 +300,11 @@ impl Hub {
             );
             status.retry_after_seconds = Some(1);
             return Err(Box::new(status));
+        }
+        if let Caller::Peer(peer) = &identity.caller
+            && let Some(answer) = pool::answer(self, peer, &info, &parts, &body)
+        {
+            return answer;
         }
         let upgrade = upgrade::is_upgrade(&parts.headers);
         let options = match info.verb {
@@ -581,7 +604,9 @@ impl Hub {
         let silence = deadline::ends(&call.info).then(|| self.silence());
         let response = self.pass(response, server, tee, call.in_flight, silence);
         Ok(if call.info.verb == Verb::Watch {
-            response.map(|body| Ending::new(body, self.shutdown.clone()).boxed_unsync())
+            response.map(|body| {
+                Ending::new(body, self.shutdown.clone().cancelled_owned()).boxed_unsync()
+            })
         } else {
             response
         })

@@ -23,7 +23,7 @@ use crate::{
     network::{Network, Presence},
     offline::Offline,
     ota::{self, Ota},
-    pool::{Membership, Peers, Role, Share, follow_members},
+    pool::{self, Coordination, Membership, Peers, Role, Share, follow_members},
     prefetch,
     proxy::Hub,
     reconnect,
@@ -222,12 +222,11 @@ async fn run_opened(
     // Ends when the last handle is gone, so that nothing on its way is lost at shutdown.
     let learning = tokio::spawn(learning);
     let (members, pool) = watch::channel(Membership::default());
-    // Nothing decides on it yet: everybody asks the cloud.
-    let (_decide, role) = watch::channel(Role::Alone);
+    let (decide, role) = watch::channel(Role::Alone);
     let hub = Arc::new(Hub {
         node_name: config.node_name.clone(),
         autonomous,
-        gate: Gate::new(&config.node_name, pool, config.unsafe_open_proxy),
+        gate: Gate::new(&config.node_name, pool.clone(), config.unsafe_open_proxy),
         tenant: Tenant::of(&config.organizations),
         heartbeat: (config.working_mode == WorkingMode::Edge)
             .then(|| Arc::new(Heartbeat::new(config.heartbeat.clone()))),
@@ -259,6 +258,7 @@ async fn run_opened(
         share: Share::new(config.bounds.pool_window, metrics.clone()),
         filters: Filters::new(&config),
         rules: Rules::new(config.rules_file.clone(), metrics.clone()),
+        coordination: Coordination::default(),
         in_order: in_order.clone(),
         reviewed: Mutex::default(),
         told_rules: Mutex::default(),
@@ -291,6 +291,8 @@ async fn run_opened(
             stop.clone(),
         ));
         autonomy::start(&hub);
+        let serves = listeners.pool.is_some() && certificates.pool().is_some();
+        pool::start(&hub, serves, pool, decide);
     }
     tasks.spawn(ota::worker::run(hub.clone()));
     tasks.spawn(certificates.clone().keep(upstreams.clone(), stop.clone()));

@@ -509,6 +509,13 @@ impl Upstreams {
             .any(|server| server.state() == State::Up)
     }
 
+    /// `host:port` of a server that is up, the first in the order of the flag.
+    pub fn up_authority(&self) -> Option<&str> {
+        let mut servers = self.servers.iter();
+        let up = servers.find(|server| server.state() == State::Up)?;
+        Some(up.authority())
+    }
+
     /// Notified whenever a link changes; ask [`Self::reachable`] then.
     pub fn changes(&self) -> watch::Receiver<bool> {
         self.reachable.subscribe()

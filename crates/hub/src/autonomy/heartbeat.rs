@@ -4,6 +4,8 @@
 //!
 //! [`Round`] decides (pure), [`run`] asks.
 
+mod round;
+
 use crate::{
     cache::record::index_key, caller::Caller, config, journal::Cloud, proxy::Hub,
     reconnect::Drilled,
@@ -11,6 +13,7 @@ use crate::{
 use bytes::Bytes;
 use http::{Method, Request, header};
 use jiff::Timestamp;
+pub(crate) use round::{Next, Round, Step};
 use serde_json::{Map, Value, json};
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -21,8 +24,8 @@ use yurt_wire::{Encoding, Gvr, Object};
 
 /// Namespace of the leases by which nodes are known to live.
 pub const NODE_LEASES: &str = "kube-node-lease";
-/// Asks OpenYurt's pool coordinator to renew the lease for a node that cannot. Whoever renews it itself takes that back.
-const DELEGATE: &str = "openyurt.io/delegate-heartbeat";
+/// Asks the pool's leader to renew the lease for a node that cannot. Whoever renews it itself takes that back.
+pub(crate) const DELEGATE: &str = "openyurt.io/delegate-heartbeat";
 
 /// The resource of leases.
 pub(crate) fn leases() -> Gvr {
@@ -82,6 +85,16 @@ impl Heartbeat {
         }
     }
 
+    /// How long a silent kubelet is alive.
+    pub fn grace(&self) -> Duration {
+        self.config.kubelet_grace
+    }
+
+    /// How long one request about a lease may take, and how often it is tried.
+    pub(crate) fn patience(&self) -> (Duration, u32) {
+        (self.config.timeout, self.config.tries.max(1))
+    }
+
     /// Between looks at what is kept alive.
     pub fn interval(&self) -> Duration {
         self.config.interval
@@ -97,91 +110,6 @@ impl Heartbeat {
             renewed: told.renewed.map(|at| at.elapsed()),
             trouble: told.trouble.clone(),
         }
-    }
-}
-
-/// A request to the cloud.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
-    Get,
-    Create,
-    Put,
-}
-
-/// What follows from an answer.
-#[derive(Clone, Debug, PartialEq)]
-enum Next {
-    Ask(Step),
-    /// The lease as the cloud has it now.
-    Renewed(Value),
-    /// There is none, and no kubelet that would want one.
-    Absent,
-    /// The cloud says no; asking again changes nothing.
-    Refused(u16),
-    /// No answer, or none that says anything, as often as may be tried.
-    Failed(String),
-}
-
-/// One round of renewing.
-#[derive(Debug)]
-struct Round {
-    /// Attempts left that achieve nothing.
-    left: u32,
-    may_create: bool,
-}
-
-impl Round {
-    fn first(base: Option<&Value>) -> Step {
-        match base {
-            Some(_) => Step::Put,
-            None => Step::Get,
-        }
-    }
-
-    /// Decides on an answer: its code and body, or what went wrong. `base` is what the next step is built on.
-    fn after(
-        &mut self,
-        step: Step,
-        answer: Result<(u16, Value), String>,
-        base: &mut Option<Value>,
-    ) -> Next {
-        let (code, body) = match answer {
-            Ok(answer) => answer,
-            Err(why) => return self.again(step, why),
-        };
-        match (step, code) {
-            (Step::Get, 200) => {
-                *base = Some(body);
-                Next::Ask(Step::Put)
-            }
-            (Step::Put | Step::Create, 200..=299) => {
-                *base = Some(body.clone());
-                Next::Renewed(body)
-            }
-            (Step::Get | Step::Put, 404) => {
-                *base = None;
-                if self.may_create {
-                    Next::Ask(Step::Create)
-                } else {
-                    Next::Absent
-                }
-            }
-            // Somebody else wrote it: on top of that.
-            (Step::Put | Step::Create, 409) => {
-                *base = None;
-                self.again(Step::Get, "no end of conflicts".into())
-            }
-            (_, 408 | 429 | 500..) => self.again(step, format!("the cloud answered {code}")),
-            (_, code) => Next::Refused(code),
-        }
-    }
-
-    fn again(&mut self, step: Step, why: String) -> Next {
-        self.left = self.left.saturating_sub(1);
-        if self.left == 0 {
-            return Next::Failed(why);
-        }
-        Next::Ask(step)
     }
 }
 
@@ -255,7 +183,7 @@ fn renewed(
 }
 
 /// A MicroTime as Kubernetes writes it.
-fn micros(at: Timestamp) -> String {
+pub(crate) fn micros(at: Timestamp) -> String {
     format!("{at:.6}")
 }
 

@@ -393,6 +393,18 @@ impl Cache {
         }
     }
 
+    /// The newest revision at which any of these resources is known as a whole.
+    pub(crate) fn shared_revision(&self, shared: &[Gvr]) -> u64 {
+        let state = self.shared().lock();
+        let resources = shared.iter().filter_map(|gvr| state.resources.get(gvr));
+        resources
+            .flat_map(|resource| resource.coverages.iter())
+            .filter(|coverage| coverage.query.name().is_none())
+            .map(|coverage| coverage.revision)
+            .max()
+            .unwrap_or_default()
+    }
+
     /// The highest revision the cloud ever showed.
     pub(crate) fn high_revision(&self) -> u64 {
         self.shared().lock().high

@@ -8,12 +8,13 @@ use super::{
 use crate::pool::Distrust;
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use std::{
     collections::HashSet,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 use yurt_wire::Gvr;
 
@@ -84,8 +85,11 @@ pub struct Aggregated {
     _total: Held,
 }
 
+/// Seconds that a pool may be without the leader that it had.
+const TAKE_OVER: [f64; 7] = [0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 10.0];
+
 /// Metrics of sharing within the pool.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PoolMetrics {
     aggregated: Family<RequestLabels, Gauge>,
     aggregated_total: Gauge,
@@ -103,6 +107,42 @@ pub struct PoolMetrics {
     lists: Family<FeedLabel, Counter>,
     leader: Gauge,
     distrusts: Family<ReasonLabel, Counter>,
+    roles: Family<ReasonLabel, Counter>,
+    take_over: Histogram,
+    sessions: Gauge,
+    listeners: Gauge,
+    alive: Gauge,
+    delegated: Family<ReasonLabel, Counter>,
+    leases_refused: Family<ReasonLabel, Counter>,
+}
+
+impl Default for PoolMetrics {
+    fn default() -> Self {
+        Self {
+            aggregated: Family::default(),
+            aggregated_total: Gauge::default(),
+            sources: Family::default(),
+            saved_bytes: Counter::default(),
+            leader: Gauge::default(),
+            distrusts: Family::default(),
+            given_bytes: Counter::default(),
+            taken_bytes: Counter::default(),
+            balance: Mutex::default(),
+            resources: Mutex::default(),
+            servers: Mutex::default(),
+            synced: Family::default(),
+            watchers: Family::default(),
+            resumes: Family::default(),
+            lists: Family::default(),
+            roles: Family::default(),
+            take_over: Histogram::new(TAKE_OVER),
+            sessions: Gauge::default(),
+            listeners: Gauge::default(),
+            alive: Gauge::default(),
+            delegated: Family::default(),
+            leases_refused: Family::default(),
+        }
+    }
 }
 
 impl PoolMetrics {
@@ -161,13 +201,48 @@ impl PoolMetrics {
         );
         hub.register(
             "pool_leader",
-            "1 while config maps name this node as a leader of its pool",
+            "1 while this node leads its pool",
             self.leader.clone(),
         );
         hub.register(
             "pool_distrusts",
             "Times that another node of the pool was set aside",
             self.distrusts.clone(),
+        );
+        hub.register(
+            "pool_role_changes",
+            "Changes of what this node is to its pool, by what it became",
+            self.roles.clone(),
+        );
+        hub.register(
+            "pool_takeover_seconds",
+            "From the last sign of a leader that was lost to the next one",
+            self.take_over.clone(),
+        );
+        hub.register(
+            "pool_sessions",
+            "Candidates that this node keeps in touch with",
+            self.sessions.clone(),
+        );
+        hub.register(
+            "pool_listeners",
+            "Nodes that keep in touch with this one",
+            self.listeners.clone(),
+        );
+        hub.register(
+            "pool_peers_alive",
+            "Nodes of the pool that are alive by the leases that they told this one",
+            self.alive.clone(),
+        );
+        hub.register(
+            "pool_delegated_renewals",
+            "Leases that this node was to renew in the cloud for others, by what came of it",
+            self.delegated.clone(),
+        );
+        hub.register(
+            "pool_leases_refused",
+            "Leases of other nodes that were not taken",
+            self.leases_refused.clone(),
         );
     }
 
@@ -236,6 +311,42 @@ impl PoolMetrics {
             _one: Held::new(&self.aggregated.get_or_create(labels).clone()),
             _total: Held::new(&self.aggregated_total),
         }
+    }
+
+    /// This node became something else to its pool.
+    pub fn role_changed(&self, role: &'static str) {
+        self.roles
+            .get_or_create(&ReasonLabel { reason: role })
+            .inc();
+    }
+
+    /// A leader that was lost is replaced.
+    pub fn took_over(&self, took: Duration) {
+        self.take_over.observe(took.as_secs_f64());
+    }
+
+    /// Sessions with candidates, and of other nodes with this one.
+    pub fn sessions(&self, sessions: usize, listeners: usize) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.sessions.set(number(sessions));
+        self.listeners.set(number(listeners));
+    }
+
+    /// Nodes that are alive.
+    pub fn alive(&self, nodes: u32) {
+        self.alive.set(nodes.into());
+    }
+
+    /// A lease was to be renewed for another node.
+    pub fn delegated(&self, outcome: &'static str) {
+        let label = ReasonLabel { reason: outcome };
+        self.delegated.get_or_create(&label).inc();
+    }
+
+    /// A lease was not taken.
+    pub fn lease_refused(&self, reason: &'static str) {
+        let label = ReasonLabel { reason };
+        self.leases_refused.get_or_create(&label).inc();
     }
 
     /// A peer was set aside.

@@ -160,8 +160,11 @@ impl Peers {
         let client = self.client(peer)?;
         let request = request.map(yurt_transport::full);
         let sent = client.send(request, wait.min(HEAD)).await;
-        if let Err(ClientError::Tls { source, .. }) = &sent {
-            tracing::debug!(%peer, %source, "no TLS with a peer");
+        if let Err(error @ ClientError::Tls { .. }) = &sent
+            && !error.is_refusal()
+        {
+            tracing::warn!(%peer, %error, "another certificate than the peer's");
+            self.distrust(&peer.node, Distrust::Certificate);
         }
         Ok(sent?)
     }

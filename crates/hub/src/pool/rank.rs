@@ -34,11 +34,13 @@ pub enum Sight {
 }
 
 impl Sight {
-    fn links(self) -> bool {
+    /// Whether it answers and has a link.
+    pub fn links(self) -> bool {
         matches!(self, Self::Answers { link: true, .. })
     }
 
-    fn answers(self) -> bool {
+    /// Whether it answers.
+    pub fn answers(self) -> bool {
         matches!(self, Self::Answers { .. })
     }
 }

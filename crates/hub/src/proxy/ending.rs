@@ -1,4 +1,5 @@
-//! A stream of the cloud that ends cleanly when the hub does, so that its client goes on elsewhere instead of starting anew.
+//! A stream that ends cleanly when something comes to an end: the hub, so that its client goes on elsewhere instead of starting anew;
+//! or its client's place in the pool.
 
 use bytes::Bytes;
 use http_body::Frame;
@@ -6,19 +7,18 @@ use std::{
     pin::Pin,
     task::{Context, Poll},
 };
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use yurt_transport::{Body, BoxError};
 
 pub(super) struct Ending {
     body: Body,
-    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
+    end: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Ending {
-    pub(super) fn new(body: Body, shutdown: CancellationToken) -> Self {
+    pub(super) fn new(body: Body, end: impl Future<Output = ()> + Send + 'static) -> Self {
         Self {
             body,
-            shutdown: Box::pin(shutdown.cancelled_owned()),
+            end: Box::pin(end),
         }
     }
 }
@@ -31,7 +31,7 @@ impl http_body::Body for Ending {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
-        if self.shutdown.as_mut().poll(context).is_ready() {
+        if self.end.as_mut().poll(context).is_ready() {
             return Poll::Ready(None);
         }
         Pin::new(&mut self.body).poll_frame(context)

@@ -8,10 +8,10 @@ use crate::{
     pool::{self, Permission},
     tenant::{self, Decision},
 };
-use http::{HeaderValue, header, request::Parts};
+use http::{HeaderValue, request::Parts};
 use hyper::body::Incoming;
 use std::sync::Arc;
-use yurt_wire::{Encoding, Object, Reason, RequestInfo, Status};
+use yurt_wire::{Reason, RequestInfo, Status};
 
 /// Said with every answer to a caller that the node's identity is lent to. `Warning` headers are shown to users by kubectl and
 /// logged by client-go.
@@ -115,24 +115,15 @@ impl Hub {
         body: Incoming,
     ) -> Result<Upload, Box<Status>> {
         let info = RequestInfo::parse(&parts.method, parts.uri.path(), parts.uri.query());
-        let permission = pool::permission(&self.settings.borrow().pool_scope, peer, &info);
-        match permission {
-            Permission::Given => Ok(Upload::Stream(body)),
-            Permission::Refused => Err(pool::refusal(peer, &info)),
-            Permission::OwnName => {
-                let body = self.hold(&parts.headers, body).await?;
-                let kind = super::text(&parts.headers, header::CONTENT_TYPE);
-                let object = Object {
-                    encoding: Encoding::from_content_type(kind).unwrap_or(Encoding::Json),
-                    bytes: body.clone(),
-                };
-                let own = object.key().is_ok_and(|key| key.name == peer);
-                if own {
-                    Ok(Upload::Held(body))
-                } else {
-                    Err(pool::refusal(peer, &info))
-                }
-            }
+        match pool::permission(&self.settings.borrow().pool_scope, peer, &info) {
+            Permission::Given => {}
+            Permission::Refused => return Err(pool::refusal(peer, &info)),
         }
+        if parts.method.is_safe() {
+            return Ok(Upload::Stream(body));
+        }
+        // Leases are all that they write.
+        let held = self.hold_up_to(pool::MOST_BYTES, &parts.headers, body);
+        Ok(Upload::Held(held.await?))
     }
 }

@@ -21,7 +21,7 @@ use yurt_wire::{Reason, Status};
 const UPLOAD: Duration = Duration::from_secs(60);
 
 /// The body of a request.
-pub(super) enum Upload {
+pub(crate) enum Upload {
     /// As it comes from the client.
     Stream(Incoming),
     /// Read already.
@@ -35,18 +35,24 @@ impl Hub {
         headers: &HeaderMap,
         body: Incoming,
     ) -> Result<Bytes, Box<Status>> {
+        self.hold_up_to(self.bounds.request_body, headers, body)
+            .await
+    }
+
+    /// As [`Hub::hold`], with another bound of its size.
+    pub(super) async fn hold_up_to(
+        &self,
+        most: usize,
+        headers: &HeaderMap,
+        body: Incoming,
+    ) -> Result<Bytes, Box<Status>> {
         if body.is_end_stream() {
             return Ok(Bytes::new());
         }
-        if announced(headers) > self.bounds.request_body as u64 {
-            return Err(too_large_status(self.bounds.request_body));
+        if announced(headers) > most as u64 {
+            return Err(too_large_status(most));
         }
-        match tokio::time::timeout(
-            UPLOAD,
-            yurt_transport::collect(body, self.bounds.request_body),
-        )
-        .await
-        {
+        match tokio::time::timeout(UPLOAD, yurt_transport::collect(body, most)).await {
             Ok(Ok(bytes)) => Ok(bytes),
             Ok(Err(CollectError::TooLarge(limit))) => Err(too_large_status(limit)),
             Ok(Err(CollectError::Broken(error))) => Err(Box::new(Status::new(

@@ -5,6 +5,7 @@ mod autonomy;
 mod debug;
 mod health;
 pub(crate) mod ota;
+mod pool;
 mod status;
 mod token;
 
@@ -37,6 +38,7 @@ enum Endpoint {
     Filters,
     Doctor,
     Drill,
+    Pool,
 }
 
 impl Endpoint {
@@ -51,12 +53,13 @@ impl Endpoint {
                 | Self::Filters
                 | Self::Doctor
                 | Self::Drill
+                | Self::Pool
         )
     }
 }
 
 /// Path, methods (GET stands for HEAD too), endpoint. What is not GET is for the node's own processes only.
-const ENDPOINTS: [(&str, &[Method], Endpoint); 12] = [
+const ENDPOINTS: [(&str, &[Method], Endpoint); 13] = [
     ("/v1/healthz", &[Method::GET], Endpoint::Healthz),
     ("/v1/readyz", &[Method::GET], Endpoint::Readyz),
     ("/v1/status", &[Method::GET], Endpoint::Status),
@@ -77,6 +80,7 @@ const ENDPOINTS: [(&str, &[Method], Endpoint); 12] = [
         &[Method::GET, Method::POST, Method::DELETE],
         Endpoint::Drill,
     ),
+    ("/v1/pool", &[Method::GET], Endpoint::Pool),
 ];
 
 /// The paths of all endpoints.
@@ -183,6 +187,7 @@ impl Admin {
             Endpoint::Token => token::take(self, &ask).await,
             Endpoint::Doctor => autonomy::doctor(self).await,
             Endpoint::Drill => autonomy::drill(self, &ask),
+            Endpoint::Pool => pool::status(self).await,
             _ if !self.profiling => refuse(StatusCode::NOT_FOUND, "--profiling=false\n"),
             Endpoint::LogLevel => debug::log_level(&ask),
             Endpoint::Links => debug::links(&self.hub),

@@ -27,6 +27,8 @@ pub(crate) struct Seen {
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
     pub(crate) certificate: bool,
+    /// Whose it is; empty without one.
+    pub(crate) user: String,
 }
 
 /// What a path answers.
@@ -237,10 +239,10 @@ impl Cloud {
         let body = yurt_transport::collect(body, 32 << 20)
             .await
             .unwrap_or_default();
-        let certificate = parts
-            .extensions
-            .get::<Peer>()
-            .is_some_and(|peer| peer.certificate.is_some());
+        let shown = parts.extensions.get::<Peer>();
+        let user = shown
+            .and_then(|peer| yurt_pki::identity_of(peer.certificate.as_deref()?).ok())
+            .map(|identity| identity.user);
         let answer = {
             let mut script = self.script.lock().unwrap();
             script.seen.push(Seen {
@@ -248,7 +250,8 @@ impl Cloud {
                 target: target.clone(),
                 headers: parts.headers.clone(),
                 body,
-                certificate,
+                certificate: user.is_some(),
+                user: user.unwrap_or_default(),
             });
             if parts.method == Method::GET
                 && (target.contains("watch=true") || target.contains("watch=1"))

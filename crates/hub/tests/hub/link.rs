@@ -22,7 +22,11 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) async fn to(cloud: SocketAddr) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::on(TcpListener::bind("127.0.0.1:0").await.unwrap(), cloud)
+    }
+
+    /// From an address of choice.
+    pub(crate) fn on(listener: TcpListener, cloud: SocketAddr) -> Self {
         let addr = listener.local_addr().unwrap();
         let (state, _) = watch::channel(State::Whole);
         let state = Arc::new(state);

@@ -10,6 +10,7 @@ mod cut;
 mod doctor;
 mod filters;
 mod hostile;
+mod leader;
 mod link;
 mod local_mode;
 mod modes;

@@ -15,7 +15,7 @@ const SERVICES: &str = "/api/v1/services";
 const POOLS: &str = "/apis/apps.openyurt.io/v1beta1/nodepools";
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
 
-fn certificate(ca: &Ca, user: &str, groups: &[&str]) -> KeyPairPem {
+pub(crate) fn certificate(ca: &Ca, user: &str, groups: &[&str]) -> KeyPairPem {
     ca.issue(&Profile {
         common_name: user.into(),
         organizations: groups.iter().map(|group| (*group).to_owned()).collect(),
@@ -27,7 +27,7 @@ fn certificate(ca: &Ca, user: &str, groups: &[&str]) -> KeyPairPem {
 }
 
 /// As hubs of OpenYurt have them.
-fn hub_certificate(ca: &Ca, node: &str) -> KeyPairPem {
+pub(crate) fn hub_certificate(ca: &Ca, node: &str) -> KeyPairPem {
     let user = format!("system:node:{node}");
     certificate(ca, &user, &["openyurt:yurthub", "system:nodes"])
 }
@@ -42,20 +42,21 @@ fn pool(revision: u64, nodes: &[&str]) -> String {
     .to_string()
 }
 
-fn script(cloud: &Cloud) {
+pub(crate) fn script(cloud: &Cloud) {
     let group = r#"{"kind":"APIGroup","apiVersion":"v1","name":"apps.openyurt.io","versions":[{"groupVersion":"apps.openyurt.io/v1alpha1","version":"v1alpha1"},{"groupVersion":"apps.openyurt.io/v1beta1","version":"v1beta1"}],"preferredVersion":{"groupVersion":"apps.openyurt.io/v1beta1","version":"v1beta1"}}"#;
     cloud.answer(Method::GET, "/apis/apps.openyurt.io", 200, JSON, group);
-    let pools = format!(
-        r#"{{"kind":"NodePoolList","apiVersion":"apps.openyurt.io/v1beta1","metadata":{{"resourceVersion":"5"}},"items":[{}]}}"#,
-        pool(4, &["edge-1", "edge-2"])
-    );
-    cloud.answer(Method::GET, POOLS, 200, JSON, pools);
+    members(cloud, &["edge-1", "edge-2"]);
     let services = r#"{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":"9"},"items":[{"metadata":{"name":"dns","namespace":"kube-system","uid":"d","resourceVersion":"3"},"spec":{"clusterIP":"10.0.0.10"}}]}"#;
     cloud.answer(Method::GET, SERVICES, 200, JSON, services);
-    for method in [Method::PUT, Method::PATCH] {
-        cloud.answer(method, &format!("{LEASES}/edge-2"), 200, JSON, "{}");
-    }
-    cloud.answer(Method::POST, LEASES, 201, JSON, "{}");
+}
+
+/// Who is in the pool.
+pub(crate) fn members(cloud: &Cloud, nodes: &[&str]) {
+    let pools = format!(
+        r#"{{"kind":"NodePoolList","apiVersion":"apps.openyurt.io/v1beta1","metadata":{{"resourceVersion":"5"}},"items":[{}]}}"#,
+        pool(4, nodes)
+    );
+    cloud.answer(Method::GET, POOLS, 200, JSON, pools);
 }
 
 /// Another node of OpenYurt: HTTP/1.1, a certificate, and the user agent of its multiplexer.
@@ -75,7 +76,7 @@ impl Follower {
         &self,
         method: Method,
         target: &str,
-        headers: &[(&str, &str)],
+        headers: &[(&'static str, &str)],
         body: String,
     ) -> Option<Answered> {
         let mut request = Request::builder()
@@ -85,7 +86,8 @@ impl Follower {
             .header("content-type", "application/json")
             .header("user-agent", "multiplexer-proxy-edge-2");
         for (name, value) in headers {
-            request = request.header(*name, *value);
+            let known = request.headers_mut().unwrap();
+            known.insert(*name, value.parse().unwrap());
         }
         let request = request.body(yurt_transport::full(body)).unwrap();
         match self.0.send(request, PATIENCE).await {
@@ -123,29 +125,63 @@ async fn nodes_of_the_pool_read_what_it_shares_and_keep_their_leases() {
         "/api/v1/secrets",
         "/api/v1/namespaces/default/pods/a",
         "/api/v1/namespaces/kube-system/services/dns/proxy/x",
-        "/version",
-        &format!("{LEASES}/edge-1"),
+        "/metrics",
+        "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/edge-2",
     ] {
         assert_eq!(peer.get(target).await, 403, "{target}");
     }
     assert!(cloud.seen(Method::GET, "/api/v1/secrets").is_empty());
 
-    // Its own lease, and no other.
-    let lease = |name: &str| {
-        json!({"kind": "Lease", "apiVersion": "coordination.k8s.io/v1", "metadata": {"name": name, "namespace": "kube-node-lease"}})
+    // Its own lease, and no other. It is this node's to keep: the cloud knows nothing of it.
+    let lease_of = |name: &str, holder: &str| {
+        json!({"kind": "Lease", "apiVersion": "coordination.k8s.io/v1", "metadata": {"name": name, "namespace": "kube-node-lease"},
+            "spec": {"holderIdentity": holder, "leaseDurationSeconds": 40, "renewTime": "2026-11-22T10:00:00.000000Z"}})
             .to_string()
     };
+    let lease = |name: &str| lease_of(name, name);
     let write = async |method: Method, target: String, body: String| {
         peer.ask(method, &target, &[], body).await.unwrap().status
     };
     let own = format!("{LEASES}/edge-2");
-    assert_eq!(write(Method::PUT, own.clone(), lease("edge-2")).await, 200);
-    assert_eq!(write(Method::PATCH, own.clone(), "{}".into()).await, 200);
+    assert_eq!(peer.get(&own).await, 404);
     assert_eq!(
         write(Method::POST, LEASES.into(), lease("edge-2")).await,
         201
     );
-    assert!(cloud.seen(Method::POST, LEASES).pop().unwrap().certificate);
+    assert_eq!(
+        write(Method::POST, LEASES.into(), lease("edge-2")).await,
+        409
+    );
+    assert_eq!(write(Method::PUT, own.clone(), lease("edge-2")).await, 200);
+    assert_eq!(write(Method::PATCH, own.clone(), "{}".into()).await, 403);
+    assert!(cloud.seen(Method::POST, LEASES).is_empty());
+    let foreign = lease_of("edge-2", "edge-1");
+    assert_eq!(write(Method::PUT, own.clone(), foreign).await, 422);
+    let huge = "x".repeat(65 << 10);
+    assert_eq!(write(Method::PUT, own.clone(), huge).await, 413);
+    let read = peer
+        .ask(Method::GET, LEASES, &[], String::new())
+        .await
+        .unwrap()
+        .json();
+    assert_eq!(read["kind"], "LeaseList");
+    assert_eq!(read["items"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        read["items"][0]["spec"]["renewTime"],
+        "2026-11-22T10:00:00.000000Z"
+    );
+    // As kubectl asks.
+    let table = [(
+        "accept",
+        "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
+    )];
+    let table = peer
+        .ask(Method::GET, &own, &table, String::new())
+        .await
+        .unwrap()
+        .json();
+    assert_eq!(table["kind"], "Table");
+    assert_eq!(table["rows"][0]["cells"][0], "edge-2");
     for body in [lease("edge-1"), lease(""), "nonsense".into(), String::new()] {
         assert_eq!(write(Method::POST, LEASES.into(), body).await, 403);
     }
@@ -199,7 +235,7 @@ async fn nodes_of_the_pool_read_what_it_shares_and_keep_their_leases() {
     node.until_mode("offline").await;
     assert_eq!(peer.get(SERVICES).await, 200);
     assert_eq!(peer.get("/api/v1/secrets").await, 403);
-    assert_eq!(write(Method::PUT, own, lease("edge-2")).await, 503);
+    assert_eq!(write(Method::PUT, own, lease("edge-2")).await, 200);
     node.stop().await;
     let node = Node::start(configured()).await;
     let peer = Follower::new(&trust, node.pool, Some(&pair));
@@ -231,9 +267,29 @@ async fn who_leaves_the_pool_is_let_in_no_more() {
     })
     .await;
     eventually("the pool is followed", async || cloud.watching(POOLS) == 1).await;
+    // What it listens to ends with its place in the pool.
+    let mut streams = Vec::new();
+    for target in [
+        "/yurt.io/pool/v1/presence".to_owned(),
+        format!("{LEASES}?watch=true"),
+        format!("{SERVICES}?watch=true"),
+    ] {
+        let request = Request::builder()
+            .uri(&target)
+            .body(yurt_transport::empty())
+            .unwrap();
+        let response = peer.0.send(request, PATIENCE).await.unwrap();
+        assert_eq!(response.status(), 200, "{target}");
+        streams.push((target, response.into_body()));
+    }
     cloud
         .emit(POOLS, event("MODIFIED", &pool(6, &["edge-1"])))
         .await;
+    for (target, body) in streams {
+        let rest = yurt_transport::collect(body, 1 << 20);
+        let rest = tokio::time::timeout(PATIENCE, rest).await;
+        assert!(rest.is_ok(), "{target} goes on");
+    }
     eventually("gone", async || peer.get(SERVICES).await == 403).await;
     cloud
         .emit(POOLS, event("DELETED", &pool(7, &["edge-1"])))

@@ -104,8 +104,7 @@ async fn config_maps_are_followed_reset_by_deletion_and_known_after_an_offline_s
     // Known again although nobody can be asked.
     let node = Node::start(config()).await;
     until(&node, "the settings of before", |s| {
-        s["cacheAgents"] == json!(["calico", "nginx"])
-            && s["leaders"] == json!(["edge-9/10.0.0.9"])
+        s["cacheAgents"] == json!(["calico", "nginx"]) && s["leaders"] == json!(["edge-9/10.0.0.9"])
     })
     .await;
     node.stop().await;

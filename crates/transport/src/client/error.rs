@@ -51,6 +51,18 @@ impl ClientError {
         matches!(self, Self::Connect { .. } | Self::Tls { .. })
     }
 
+    /// Whether TLS failed because the peer does not accept who we are: it said so.
+    pub fn is_refusal(&self) -> bool {
+        let Self::Tls { source, .. } = self else {
+            return false;
+        };
+        let error = match source.downcast_ref::<DialError>() {
+            Some(dial) => dial.source.downcast_ref().and_then(rustls_error),
+            None => source.downcast_ref(),
+        };
+        matches!(error, Some(rustls::Error::AlertReceived(_)))
+    }
+
     pub(super) fn connect(authority: &str, source: impl Into<BoxError>) -> Self {
         Self::Connect {
             authority: authority.to_owned(),
