@@ -111,16 +111,21 @@ impl Filters {
         self.chain(user_agent, info)
     }
 
-    /// Remembers what a client was shown by; gives what it was shown by before.
-    pub(crate) fn told(&self, audience: u64, force: &Arc<Force>) -> Option<Arc<Force>> {
+    /// Remembers what a client was shown by.
+    pub(crate) fn told(&self, audience: u64, force: &Arc<Force>) {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = told.iter().position(|(who, _)| *who == audience);
-        let before = known.and_then(|at| told.remove(at)).map(|(_, force)| force);
-        if told.len() == MOST_TOLD {
+        told.retain(|(who, _)| *who != audience);
+        if told.len() >= MOST_TOLD {
             told.pop_front();
         }
         told.push_back((audience, force.clone()));
-        before
+    }
+
+    /// What a client was shown by, for a watch that from now on knows better; `None` when nobody remembers.
+    pub(crate) fn take_told(&self, audience: u64) -> Option<Arc<Force>> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = told.iter().position(|(who, _)| *who == audience)?;
+        told.remove(known).map(|(_, force)| force)
     }
 
     /// Bytes of answers that are held for filters.

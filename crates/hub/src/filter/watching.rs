@@ -24,7 +24,10 @@ use std::{
     task::{Context, Poll, ready},
     time::Duration,
 };
-use tokio::{sync::watch, time::Sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep},
+};
 use yurt_transport::{Body, BoxError};
 use yurt_wire::{
     Encoding, Object, RequestInfo, Status,
@@ -36,6 +39,10 @@ const AT_ONCE: usize = 32;
 /// How often, and how many times, it is asked whether the cache has caught up with the stream.
 const CATCH_UP: Duration = Duration::from_millis(250);
 const CATCH_UP_TRIES: u32 = 40;
+/// Between such questions without the cloud.
+const OFFLINE_PAUSE: Duration = Duration::from_secs(2);
+/// What was sent so long ago has come, or the client was cut.
+const ARRIVAL: Duration = Duration::from_secs(60);
 
 /// The client of a watch, and what it asked for.
 #[derive(Debug)]
@@ -125,6 +132,9 @@ pub(crate) struct FilteredWatch {
     changed: Changed,
     before: Before,
     retelling: Option<Retelling>,
+    /// When the last object was told anew.
+    retold: Option<Instant>,
+    force: Arc<Force>,
     out: VecDeque<Bytes>,
     over: bool,
 }
@@ -140,19 +150,19 @@ impl FilteredWatch {
         } else {
             force.mark_changed();
         }
-        let before = match filters.told(watcher.audience, chain.force()) {
+        let before = match filters.take_told(watcher.audience) {
             Some(force) => Before::Chain(force.chain(&watcher.agent, &watcher.info)),
             None => Before::Unknown,
         };
         let differs = match &before {
             Before::Chain(Some(before)) => !before.is_like(&chain),
-            Before::Chain(None) => true,
-            // Nothing that a restart could have changed.
-            Before::Unknown => chain.inputs() != super::Inputs::NONE,
+            Before::Chain(None) | Before::Unknown => true,
         };
         let metrics = watcher.hub.metrics.clone();
         let mut watch = Self {
             decoder: FrameDecoder::new(encoding, watcher.hub.bounds.watch_frame),
+            force: chain.force().clone(),
+            retold: None,
             screen: Screen::new(chain, encoding, watcher.since, metrics),
             body,
             encoding,
@@ -164,7 +174,7 @@ impl FilteredWatch {
             watcher,
         };
         if differs && watch.watcher.since > 0 {
-            watch.retelling = Some(waiting(0));
+            watch.retelling = Some(waiting(0, Duration::ZERO));
         }
         watch
     }
@@ -177,7 +187,7 @@ impl FilteredWatch {
             (None, None) => true,
             _ => false,
         };
-        self.watcher.hub.filters.told(self.watcher.audience, force);
+        self.force = force.clone();
         let before = self.screen.set_chain(chain);
         if same {
             return;
@@ -186,7 +196,7 @@ impl FilteredWatch {
         if self.retelling.is_none() {
             self.before = Before::Chain(before);
         }
-        self.retelling = Some(waiting(0));
+        self.retelling = Some(waiting(0, Duration::ZERO));
     }
 
     /// Brings on what is to be told anew; whether there may be something to send, or more to do at once.
@@ -198,20 +208,22 @@ impl FilteredWatch {
                     return false;
                 }
                 let tries = *tries;
+                let offline = self.watcher.hub.mode() == Mode::Offline;
                 self.retelling = match self.candidates() {
                     Some(keys) => Some(Retelling::Keys(keys)),
-                    None if tries < CATCH_UP_TRIES && self.watcher.query.is_some() => {
-                        Some(waiting(tries + 1))
-                    }
-                    None => {
+                    None if self.watcher.query.is_none() || tries >= CATCH_UP_TRIES => {
                         self.start_over();
                         None
                     }
+                    // Nobody knows more for now.
+                    None if offline => Some(waiting(tries, OFFLINE_PAUSE)),
+                    None => Some(waiting(tries + 1, CATCH_UP)),
                 };
                 true
             }
             Some(Retelling::Keys(keys)) => {
                 let some: Vec<_> = keys.drain(..keys.len().min(AT_ONCE)).collect();
+                self.retold = Some(Instant::now());
                 if some.is_empty() {
                     self.retelling = None;
                 }
@@ -235,9 +247,9 @@ impl FilteredWatch {
             hub, caller, query, ..
         } = &self.watcher;
         let selection = hub.cache.select(caller, query.as_ref()?).ok()?;
-        // Without the cloud there is nothing that it could be behind.
+        // Otherwise the client may have newer objects than these, and would keep what it is told for good.
         let caught_up = selection.revision >= self.screen.position();
-        (caught_up || hub.mode() == Mode::Offline).then(|| selection.keys.into())
+        caught_up.then(|| selection.keys.into())
     }
 
     /// What would have to be told anew is not known here: the client lists again.
@@ -245,6 +257,7 @@ impl FilteredWatch {
         if matches!(self.before, Before::Unknown) {
             return;
         }
+        self.retold = Some(Instant::now());
         let status = Status::expired("filters of this node decide otherwise now; list again");
         let object = Object {
             encoding: self.encoding,
@@ -256,8 +269,7 @@ impl FilteredWatch {
     }
 }
 
-fn waiting(tries: u32) -> Retelling {
-    let pause = if tries == 0 { Duration::ZERO } else { CATCH_UP };
+fn waiting(tries: u32, pause: Duration) -> Retelling {
     Retelling::Waiting {
         tries,
         pause: Box::pin(tokio::time::sleep(pause)),
@@ -333,6 +345,18 @@ impl http_body::Body for FilteredWatch {
                     }
                 }
             }
+        }
+    }
+}
+
+impl Drop for FilteredWatch {
+    fn drop(&mut self) {
+        // What is still on its way may be lost with the connection, and the revision that the client goes on from does not tell: then it
+        // is told again.
+        let arrived = self.retold.is_none_or(|at| at.elapsed() > ARRIVAL);
+        if self.retelling.is_none() && arrived {
+            let watcher = &self.watcher;
+            watcher.hub.filters.told(watcher.audience, &self.force);
         }
     }
 }

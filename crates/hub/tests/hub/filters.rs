@@ -4,7 +4,7 @@
 mod example;
 
 use crate::{
-    cloud::Trust,
+    cloud::{Cloud, JSON, Trust},
     link::{Link, State},
     node::{Answered, Directory, Node, PATIENCE, config, eventually},
     recorded::{direct, write},
@@ -599,6 +599,27 @@ async fn watchers_are_told_when_a_services_topology_or_the_pool_changes() {
     .await;
     expect("1").await;
 
+    // A connection that breaks takes with it what was on its way: who comes back at once is told again.
+    edge.annotate("web", json!("openyurt.io/nodepool")).await;
+    expect("1,2").await;
+    drop(watches);
+    for (agent, encoding) in [
+        ("kube-proxy", Encoding::Json),
+        ("coredns", Encoding::Protobuf),
+    ] {
+        let (shown, revision) = listed(&edge.node, &list, "somebody", encoding).await;
+        assert_eq!(nodes_of(&shown["web-x"]), "1,2,3");
+        let target = format!("{list}&resourceVersion={revision}&watch=true");
+        let mut watch = Watching::open(&edge.node, &target, agent, encoding).await;
+        assert_eq!(watch.nodes().await, (EventType::Modified, "1,2".into()));
+    }
+    edge.annotate("web", json!("kubernetes.io/hostname")).await;
+    eventually("the annotation is known", async || {
+        let (shown, _) = listed(&edge.node, &list, "kube-proxy", Encoding::Json).await;
+        nodes_of(&shown["web-x"]) == "1"
+    })
+    .await;
+
     // What a restarted hub knows without the cloud: its clients come back where they were.
     let (shown, revision) = listed(&edge.node, &list, "kube-proxy", Encoding::Json).await;
     assert_eq!(nodes_of(&shown["web-x"]), "1");
@@ -747,6 +768,87 @@ async fn flags_turn_filters_off_and_bounds_are_kept() {
         node.stop().await;
     }
     edge.stop.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beside_api_servers_some_filters_are_off_and_watchers_list_again() {
+    let edge = Edge::start().await;
+    let directory = Directory::new();
+    let mut config = config(&directory.0, &edge.trust, &[edge.link.addr]);
+    config.pool = "here".into();
+    config.working_mode = yurt_hub::config::WorkingMode::Cloud;
+    let node = Node::start(config).await;
+    node.until_up().await;
+    eventually("the pool is known", async || {
+        let (shown, _) = listed(&node, SERVICES, "kube-proxy", Encoding::Protobuf).await;
+        assert!(shown.contains_key("discarded"));
+        !shown.contains_key("elsewhere")
+    })
+    .await;
+    let slice = format!("{SLICES}?fieldSelector=metadata.name%3Dweb-x");
+    for (keys, encoding) in [
+        ("kubernetes.io/hostname", Encoding::Json),
+        ("openyurt.io/nodepool", Encoding::Protobuf),
+    ] {
+        let (_, revision) = listed(&node, &slice, "kube-proxy", encoding).await;
+        let target = format!("{slice}&resourceVersion={revision}&watch=true");
+        let mut watch = Watching::open(&node, &target, "kube-proxy", encoding).await;
+        edge.annotate("web", json!(keys)).await;
+        // Nothing is cached here that could be told.
+        let event = watch.next().await.unwrap();
+        let status = event.object.to_json_value().unwrap();
+        assert_eq!(
+            (event.kind, &status["code"]),
+            (EventType::Error, &json!(410))
+        );
+        assert!(watch.next().await.is_none());
+        let (shown, _) = listed(&node, &slice, "kube-proxy", encoding).await;
+        assert_eq!(
+            nodes_of(&shown["web-x"]),
+            if keys.contains("host") { "1" } else { "1,2" }
+        );
+    }
+    node.stop().await;
+    edge.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slices_are_not_kept_back_for_long_by_services_that_are_not_known() {
+    const ALL: &str = "/apis/discovery.k8s.io/v1/endpointslices";
+    let (trust, directory) = (Trust::new(), Directory::new());
+    let cloud = Cloud::start(&trust).await;
+    let endpoints = json!([{"addresses": ["10.0.0.1"], "nodeName": "edge-1"}, {"addresses": ["10.0.0.2"], "nodeName": "edge-2"}]);
+    let slices = json!({"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1", "metadata": {"resourceVersion": "9"}, "items": [
+        {"metadata": {"name": "web-x", "namespace": "default", "uid": "s", "resourceVersion": "8", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "endpoints": endpoints, "ports": null}]});
+    cloud.answer(Method::GET, ALL, 200, JSON, slices.to_string());
+    // Services cannot be read at first.
+    let refused = r#"{"kind":"Status","apiVersion":"v1","status":"Failure","reason":"ServiceUnavailable","code":503}"#;
+    cloud.answer(Method::GET, "/api/v1/services", 503, JSON, refused);
+    let node = Node::start(config(&directory.0, &trust, &[cloud.addr])).await;
+    node.until_up().await;
+    let (shown, revision) = listed(&node, ALL, "kube-proxy", Encoding::Json).await;
+    assert_eq!(nodes_of(&shown["web-x"]), "1,2");
+    assert!(
+        node.metric("node_yurthub_filter_unready_answers_total")
+            .await
+            >= 1.0
+    );
+    let target = format!("{ALL}?resourceVersion={revision}&watch=true");
+    let mut watch = Watching::open(&node, &target, "kube-proxy", Encoding::Json).await;
+    let services = json!({"kind": "ServiceList", "apiVersion": "v1", "metadata": {"resourceVersion": "9"}, "items": [
+        {"metadata": {"name": "web", "namespace": "default", "uid": "w", "resourceVersion": "3", "annotations": {TOPOLOGY: "kubernetes.io/hostname"}}, "spec": {}}]});
+    cloud.answer(
+        Method::GET,
+        "/api/v1/services",
+        200,
+        JSON,
+        services.to_string(),
+    );
+    // Told as soon as it is known.
+    assert_eq!(watch.nodes().await, (EventType::Modified, "1".into()));
+    node.stop().await;
+    cloud.stop();
 }
 
 /// The filter of the docs, in a chain as the hub makes them.
