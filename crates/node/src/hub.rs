@@ -1,10 +1,11 @@
-//! The admin endpoints of the node's hub.
+//! The node's hub: its admin endpoints, and its Unix socket.
 
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
-use std::time::Duration;
-use yurt_transport::{Client, ClientError, ClientOptions, CollectError};
+use std::{path::Path, time::Duration};
+use tokio::net::UnixStream;
+use yurt_transport::{Client, ClientError, ClientOptions, CollectError, ExchangeError};
 
 /// Longest wait for an answer: the hub reads its cache for a report.
 const WAIT: Duration = Duration::from_secs(30);
@@ -22,6 +23,15 @@ pub enum HubError {
         "{0}; does the hub run on this node (systemctl status yurthub), and is {1} its --bind-address and --serve-port?"
     )]
     Silent(ClientError, String),
+    /// Nobody answers on the socket.
+    #[error("{0}: {1}; does the hub run on this node, is this its --root-dir, and are you root?")]
+    Socket(String, std::io::Error),
+    /// Who listens on the socket is no hub, or went away.
+    #[error("{0}: {1}")]
+    Exchange(String, ExchangeError),
+    /// A name that can be part of no request.
+    #[error("{0:?} is no name of a pod or an upgrade")]
+    Name(String),
     /// The answer broke off.
     #[error("the answer broke off: {0}")]
     Broken(#[from] CollectError),
@@ -104,6 +114,44 @@ impl Hub {
         self.ask(Method::DELETE, path, String::new())
             .await
             .map(|_| ())
+    }
+}
+
+/// Longest wait for an answer on the socket: an upgrade is answered when it began.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The hub's Unix socket: whoever may open it is the owner of the node.
+#[derive(Debug)]
+pub(crate) struct Socket<'a>(pub(crate) &'a Path);
+
+impl Socket<'_> {
+    /// Asks; gives the text of a success.
+    pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+    ) -> Result<(StatusCode, String), HubError> {
+        let at = || self.0.display().to_string();
+        let stream = UnixStream::connect(self.0)
+            .await
+            .map_err(|error| HubError::Socket(at(), error))?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(http::header::HOST, "hub")
+            .body(yurt_transport::empty())
+            .map_err(|_| HubError::Name(path.to_owned()))?;
+        let response = yurt_transport::exchange(Box::new(stream), None, request, PATIENCE)
+            .await
+            .map_err(|error| HubError::Exchange(at(), error))?;
+        let status = response.status();
+        let body = yurt_transport::collect(response.into_body(), MOST).await?;
+        let text = String::from_utf8_lossy(&body).into_owned();
+        if status.is_success() {
+            Ok((status, text))
+        } else {
+            Err(HubError::Refused(status, text.trim().to_owned()))
+        }
     }
 }
 

@@ -1,9 +1,11 @@
-//! Commands for one node, asked of its hub: would it survive a cut and a reboot now (`doctor`), and does it (`drill`).
+//! Commands for one node, asked of its hub: would it survive a cut and a reboot now (`doctor`), and does it (`drill`); upgrades of
+//! its pods, as its owner (`upgrade`).
 //!
 //! [`run`] asks and waits, `hub` is the HTTP side, `render` the words (pure).
 
 mod hub;
 mod render;
+mod upgrade;
 
 use clap::{Args, Subcommand, ValueEnum};
 use hub::Hub;
@@ -28,6 +30,9 @@ enum NodeCommand {
     Doctor(DoctorArgs),
     /// Cut the node off for a while, as far as everything on it can tell, and see what is missed. Exits as doctor does.
     Drill(DrillArgs),
+    /// Upgrade a pod, or see to upgrades that wait, as the owner of the node. Exits with 0 when what was asked for is done or kept, 1
+    /// when it is refused or failed, 2 when the hub cannot be asked.
+    Upgrade(upgrade::UpgradeArgs),
 }
 
 #[derive(Debug, Args)]
@@ -124,6 +129,7 @@ pub async fn run(args: NodeArgs, shutdown: CancellationToken) -> Outcome {
     let ended = match args.command {
         NodeCommand::Doctor(args) => doctor(&args).await,
         NodeCommand::Drill(args) => drill(&args, &shutdown).await,
+        NodeCommand::Upgrade(args) => upgrade::run(&args).await,
     };
     ended.unwrap_or_else(|error| {
         eprintln!("yurt node: {error}");

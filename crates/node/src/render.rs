@@ -1,5 +1,6 @@
 //! What the hub tells, in words. Pure.
 
+use crate::upgrade::{Upgrade, Upgrades};
 use serde::Deserialize;
 use std::fmt::Write as _;
 
@@ -172,6 +173,80 @@ pub(crate) fn drill(drill: &Drill) -> String {
     out
 }
 
+/// One upgrade.
+pub(crate) fn upgrade(upgrade: &Upgrade) -> String {
+    let mut out = format!(
+        "Upgrade {} of pod {}/{}: {}\n",
+        plain(&upgrade.id),
+        plain(&upgrade.namespace),
+        plain(&upgrade.pod),
+        plain(&upgrade.state)
+    );
+    for (what, value) in [
+        ("reason", &upgrade.reason),
+        ("until", &upgrade.until),
+        ("revision", &upgrade.revision),
+        ("new pod", &upgrade.new_pod),
+        ("asked by", &upgrade.asked_by),
+        ("since", &upgrade.changed_at),
+    ] {
+        if !value.is_empty() {
+            let _ = writeln!(out, "  {what:<9} {}", plain(value));
+        }
+    }
+    out
+}
+
+/// All upgrades, the newest first, and the pods that are due (`None`: the node does not know its pods).
+pub(crate) fn upgrades(upgrades: &Upgrades, due: Option<Vec<String>>) -> String {
+    let mut out = String::new();
+    if let Some(error) = &upgrades.policy.error {
+        let _ = writeln!(out, "The policy cannot be used: {}\n", plain(error));
+    }
+    let rows = upgrades.items.iter().rev().map(|upgrade| {
+        let pod = format!("{}/{}", upgrade.namespace, upgrade.pod);
+        [
+            &upgrade.id,
+            &pod,
+            &upgrade.state,
+            &upgrade.changed_at,
+            &upgrade.reason,
+        ]
+        .map(|cell| plain(cell))
+    });
+    let mut table = vec![["ID", "POD", "STATE", "SINCE", "REASON"].map(str::to_owned)];
+    table.extend(rows);
+    if table.len() == 1 {
+        out.push_str("There are no upgrades.\n");
+    } else {
+        let width = |column: usize| {
+            table
+                .iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
+        };
+        let widths = [width(0), width(1), width(2), width(3)];
+        for [id, pod, state, since, reason] in &table {
+            let [a, b, c, d] = widths;
+            let line = format!("{id:<a$}  {pod:<b$}  {state:<c$}  {since:<d$}  {reason}");
+            let _ = writeln!(out, "{}", line.trim_end());
+        }
+    }
+    match due {
+        None => out.push_str("\nThe node does not know its pods.\n"),
+        Some(due) if due.is_empty() => out.push_str("\nNo pod is due.\n"),
+        Some(due) => {
+            out.push_str("\nPods that are due:\n");
+            for pod in due {
+                let _ = writeln!(out, "  {}", plain(&pod));
+            }
+        }
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,6 +269,32 @@ mod tests {
         );
         let well: Report = serde_json::from_str(&REPORT.replace("\"fail\"", "\"warn\"")).unwrap();
         assert!(well.is_healthy());
+    }
+
+    #[test]
+    fn upgrades_are_told_newest_first_with_what_is_due() {
+        let told: Upgrades = serde_json::from_str(
+            r#"{"items":[
+            {"id":"a","namespace":"d","pod":"p","state":"done","changedAt":"t1","reason":"pod d/q is ready"},
+            {"id":"bb","namespace":"d","pod":"r","state":"waiting-for-link","changedAt":"t2","reason":"cut \u001b[31moff"}],
+            "policy":{"usable":false,"error":"no such day"}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            upgrades(&told, Some(vec!["d/r".into()])),
+            "The policy cannot be used: no such day\n\n\
+             ID  POD  STATE             SINCE  REASON\n\
+             bb  d/r  waiting-for-link  t2     cut  [31moff\n\
+             a   d/p  done              t1     pod d/q is ready\n\n\
+             Pods that are due:\n  d/r\n"
+        );
+        let none = upgrades(&Upgrades::default(), Some(Vec::new()));
+        assert_eq!(none, "There are no upgrades.\n\nNo pod is due.\n");
+        let one = upgrade(told.items.first().unwrap());
+        assert_eq!(
+            one,
+            "Upgrade a of pod d/p: done\n  reason    pod d/q is ready\n  since     t1\n"
+        );
     }
 
     #[test]
