@@ -1,7 +1,7 @@
 //! Who may ask for upgrades: the node's own processes, whoever has the owner's token, and users of the cluster who may change pods
 //! there. Everybody else is told why not.
 
-use super::cloud::{As, call};
+use super::cloud::{As, JSON, call};
 use crate::{caller::Caller, identity, offline::now, processes::Stranger, proxy::Hub, route::Mode};
 use http::{HeaderMap, Method, StatusCode, header};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -285,13 +285,32 @@ fn verbs(right: Right<'_>) -> &'static [&'static str] {
     }
 }
 
-fn attributes(right: Right<'_>, verb: &str) -> Value {
-    match right {
-        Right::Change { namespace, pod } => {
-            json!({"verb": verb, "version": "v1", "resource": "pods", "namespace": namespace, "name": pod})
+/// What a verb is to be allowed on: the pod, or (`wide`) every pod of its namespace.
+fn attributes(right: Right<'_>, verb: &str, wide: bool) -> Value {
+    let mut attributes = json!({"verb": verb, "version": "v1", "resource": "pods"});
+    if let Right::Change { namespace, pod } = right {
+        attributes["namespace"] = namespace.into();
+        if !wide {
+            attributes["name"] = pod.into();
         }
-        Right::See | Right::Confirm => json!({"verb": verb, "version": "v1", "resource": "pods"}),
     }
+    attributes
+}
+
+/// The question about a user, as others ask it.
+fn spec(info: &Value, attributes: Value) -> Value {
+    let mut spec = json!({"resourceAttributes": attributes});
+    for (to, from) in [
+        ("user", "username"),
+        ("uid", "uid"),
+        ("groups", "groups"),
+        ("extra", "extra"),
+    ] {
+        if let Some(value) = info.get(from) {
+            spec[to] = value.clone();
+        }
+    }
+    spec
 }
 
 fn lacks(name: &str, right: Right<'_>) -> Denied {
@@ -308,15 +327,14 @@ async fn authorize_user(hub: &Hub, user: &mut User, right: Right<'_>) -> Result<
     if hub.mode() == Mode::Online {
         match ask_as(hub, user, right).await {
             Ok(allowed) => {
-                // Their name is for the record: the cloud just accepted the token.
-                if user.info.is_none() && allowed {
+                user.verified = allowed.is_some();
+                // Their name is for the record, and for times without the cloud, which just accepted the token.
+                if allowed.is_some() && user.info.is_none() {
                     hub.vouch(&user.token).await;
                     user.info = hub.tokens.user_of(&user.token, now());
                 }
-                user.verified = allowed;
-                return allowed
-                    .then_some(())
-                    .ok_or_else(|| lacks(user.name(), right));
+                remember(hub, user, right, allowed).await;
+                return allowed.map(|_| ()).ok_or_else(|| lacks(user.name(), right));
             }
             Err(denied) => match hub.mode() {
                 Mode::Online => return Err(denied),
@@ -325,56 +343,87 @@ async fn authorize_user(hub: &Hub, user: &mut User, right: Right<'_>) -> Result<
             },
         }
     }
-    if user.info.is_none() {
+    let Some(info) = &user.info else {
         return Err(Denied::UnknownUser(
             "the cloud is away, and this node does not know whose the token is",
         ));
-    }
+    };
     let caller: Caller = hub.tokens.caller(&user.token, now());
+    let (namespace, name) = match right {
+        Right::Change { namespace, pod } => (namespace, Some(pod)),
+        Right::See | Right::Confirm => ("", None),
+    };
     let allowed = verbs(right).iter().any(|verb| {
-        let (namespace, name) = match right {
-            Right::Change { namespace, pod } => (namespace, Some(pod)),
-            Right::See | Right::Confirm => ("", None),
+        let told = |wide| {
+            hub.tokens
+                .access(&spec(info, attributes(right, verb, wide)))
+                .is_some()
         };
-        hub.cache
-            .permits(&caller, verb, ("", "pods"), namespace, name)
+        let known = hub
+            .cache
+            .permits(&caller, verb, ("", "pods"), namespace, name);
+        known || told(false) || told(true)
     });
     allowed
         .then_some(())
         .ok_or_else(|| lacks(user.name(), right))
 }
 
-/// Asks the cloud as the user, who may ask for themselves.
-async fn ask_as(hub: &Hub, user: &User, right: Right<'_>) -> Result<bool, Denied> {
+/// Asks the cloud as the user, who may ask for themselves: by which verb it is allowed.
+async fn ask_as(hub: &Hub, user: &User, right: Right<'_>) -> Result<Option<&'static str>, Denied> {
     for verb in verbs(right) {
-        let review = json!({
-            "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-            "spec": {"resourceAttributes": attributes(right, verb)},
-        });
-        let bearer = As::Bearer(user.token.clone());
-        let answer = call(
-            hub,
-            &bearer,
-            Method::POST,
-            SELF_REVIEWS,
-            super::cloud::JSON,
-            Some(&review),
-        )
-        .await
-        .map_err(|error| Denied::Unanswered(error.to_string()))?;
-        match answer.status {
-            status if status.is_success() => {
-                if answer.body.pointer("/status/allowed") == Some(&Value::Bool(true)) {
-                    return Ok(true);
-                }
-            }
-            StatusCode::UNAUTHORIZED => {
-                return Err(Denied::UnknownUser("the cloud does not accept this token"));
-            }
-            _ => return Err(Denied::Unanswered(answer.message())),
+        if ask_one(hub, user, attributes(right, verb, false)).await? {
+            return Ok(Some(verb));
         }
     }
-    Ok(false)
+    Ok(None)
+}
+
+async fn ask_one(hub: &Hub, user: &User, attributes: Value) -> Result<bool, Denied> {
+    let review = json!({
+        "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": attributes},
+    });
+    let bearer = As::Bearer(user.token.clone());
+    let answer = call(
+        hub,
+        &bearer,
+        Method::POST,
+        SELF_REVIEWS,
+        JSON,
+        Some(&review),
+    )
+    .await
+    .map_err(|error| Denied::Unanswered(error.to_string()))?;
+    match answer.status {
+        status if status.is_success() => {
+            Ok(answer.body.pointer("/status/allowed") == Some(&Value::Bool(true)))
+        }
+        StatusCode::UNAUTHORIZED => {
+            Err(Denied::UnknownUser("the cloud does not accept this token"))
+        }
+        _ => Err(Denied::Unanswered(answer.message())),
+    }
+}
+
+/// Remembers what the cloud said, for when it is away: of this pod, and of all of its namespace, because the next one has another
+/// name. A refusal takes back what was allowed.
+async fn remember(hub: &Hub, user: &User, right: Right<'_>, allowed: Option<&str>) {
+    let Some(info) = &user.info else {
+        return;
+    };
+    for verb in verbs(right) {
+        let this = allowed == Some(*verb);
+        let learn = |wide, allowed| {
+            let spec = spec(info, attributes(right, verb, wide));
+            hub.tokens.learn_access(&spec, &json!({"allowed": allowed}));
+        };
+        learn(false, this);
+        if matches!(right, Right::Change { .. }) {
+            let wide = this && ask_one(hub, user, attributes(right, verb, true)).await == Ok(true);
+            learn(true, wide);
+        }
+    }
 }
 
 /// Asks the cloud, as the node, whether a user may still have a pod changed: for what was asked for while it was away.
@@ -386,30 +435,13 @@ pub(super) async fn still_may(
 ) -> Result<bool, String> {
     let right = Right::Change { namespace, pod };
     for verb in verbs(right) {
-        let mut spec = json!({"resourceAttributes": attributes(right, verb)});
-        for (to, from) in [
-            ("user", "username"),
-            ("uid", "uid"),
-            ("groups", "groups"),
-            ("extra", "extra"),
-        ] {
-            if let Some(value) = info.get(from) {
-                spec[to] = value.clone();
-            }
-        }
         let review = json!({
-            "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec,
+            "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview",
+            "spec": spec(info, attributes(right, verb, false)),
         });
-        let answer = call(
-            hub,
-            &As::Node,
-            Method::POST,
-            REVIEWS,
-            super::cloud::JSON,
-            Some(&review),
-        )
-        .await
-        .map_err(|error| error.to_string())?;
+        let answer = call(hub, &As::Node, Method::POST, REVIEWS, JSON, Some(&review))
+            .await
+            .map_err(|error| error.to_string())?;
         if !answer.status.is_success() {
             return Err(answer.message());
         }

@@ -1,9 +1,10 @@
 //! Upgrades decided by the node's owner, by REST: who may, when, and what comes of it.
 
-#[allow(dead_code, reason = "only its certificates")]
+#[allow(dead_code, reason = "shared with the hub's other tests")]
 #[path = "../hub/cloud.rs"]
 mod cloud;
 mod daemon_set;
+mod deletion;
 mod edge;
 #[path = "../hub/link.rs"]
 mod link;

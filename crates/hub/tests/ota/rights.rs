@@ -258,3 +258,67 @@ async fn pods_that_cannot_be_upgraded_are_refused_with_a_reason() {
     assert!(edge.jobs().await.is_empty());
     edge.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_keep_their_rights_while_cut_and_are_held_to_them_afterwards() {
+    let mut edge = Edge::start(|_| {}).await;
+    let ask = async |edge: &Edge, pod: &str, token: &str| {
+        let answer = edge
+            .ask(Method::POST, &upgrade_path(pod), Some(token))
+            .await;
+        (answer.status, answer.text())
+    };
+    // The node hears what they may, by another pod.
+    for (token, code) in [("dev-token", 500), ("guest-token", 403)] {
+        assert_eq!(ask(&edge, "nobody", token).await.0, code, "{token}");
+    }
+    edge.cut().await;
+    let (code, said) = ask(&edge, "agent-old", "guest-token").await;
+    assert_eq!(code, 401, "nobody knows them: {said}");
+    assert_eq!(ask(&edge, "agent-old", "unheard-of").await.0, 401);
+    let (code, kept) = ask(&edge, "agent-old", "dev-token").await;
+    assert_eq!(code, 202, "{kept}");
+    let job: Value = serde_json::from_str(&kept).unwrap();
+    assert_eq!(job["askedBy"], "user dev");
+    // Meanwhile they lose their right.
+    let binding = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/changes-pods";
+    let (status, bound) = direct(&edge.cloud, Method::GET, binding, None).await;
+    assert_eq!(status, 200);
+    assert_eq!(
+        direct(&edge.cloud, Method::DELETE, binding, None).await.0,
+        200
+    );
+    edge.heal().await;
+    let failed = edge.until_job(job["id"].as_str().unwrap(), "failed").await;
+    assert_eq!(
+        failed["reason"], "user dev may not change this pod",
+        "{failed}"
+    );
+    assert!(edge.pods().await.contains(&"agent-old".to_owned()));
+    assert_eq!(ask(&edge, "agent-old", "dev-token").await.0, 403);
+    edge.cut().await;
+    assert_eq!(
+        ask(&edge, "agent-old", "dev-token").await.0,
+        403,
+        "a refusal counts while cut as well"
+    );
+    edge.heal().await;
+
+    let mut again = bound.clone();
+    again["metadata"] = json!({"name": "changes-pods"});
+    let bindings = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+    assert_eq!(
+        direct(&edge.cloud, Method::POST, bindings, Some(again))
+            .await
+            .0,
+        201
+    );
+    assert_eq!(ask(&edge, "nobody", "dev-token").await.0, 500);
+    edge.cut().await;
+    let (code, kept) = ask(&edge, "agent-old", "dev-token").await;
+    assert_eq!(code, 202, "{kept}");
+    let job: Value = serde_json::from_str(&kept).unwrap();
+    edge.heal().await;
+    edge.until_job(job["id"].as_str().unwrap(), "done").await;
+    edge.stop().await;
+}

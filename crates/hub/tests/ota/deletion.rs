@@ -1,0 +1,194 @@
+//! How a pod is deleted, to the letter: against an API server that follows a script.
+
+use crate::{
+    cloud::{Cloud, JSON, Trust},
+    node::{Directory, Node, config, eventually},
+};
+use http::Method;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
+const POD: &str = "/api/v1/namespaces/default/pods/agent";
+const UPGRADE: &str = "/openyurt.io/v1/namespaces/default/pods/agent/upgrade";
+const UPGRADES: &str = "/openyurt.io/v1/upgrades";
+
+fn pod(name: &str, uid: &str, revision: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": "default", "uid": uid, "resourceVersion": revision,
+            "ownerReferences": [{"kind": "DaemonSet", "name": "agent", "uid": "set"}]},
+        "spec": {"nodeName": "edge-1", "containers": [{"name": "c", "image": "a:1"}]},
+        "status": {"conditions": [{"type": "PodNeedUpgrade", "status": "True"}, {"type": "Ready", "status": "True"}]},
+    })
+}
+
+fn list(pods: &[Value]) -> String {
+    json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "90"}, "items": pods}).to_string()
+}
+
+fn status(code: u16, reason: &str) -> String {
+    json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": format!("said {reason}"), "reason": reason, "code": code}).to_string()
+}
+
+struct Edge {
+    cloud: Cloud,
+    node: Node,
+    _directory: Directory,
+}
+
+async fn edge() -> Edge {
+    let (trust, directory) = (Trust::new(), Directory::new());
+    let cloud = Cloud::start(&trust).await;
+    cloud.answer(
+        Method::GET,
+        PODS,
+        200,
+        JSON,
+        list(&[pod("agent", "old", "7")]),
+    );
+    cloud.answer(Method::GET, "/api/v1/pods", 200, JSON, list(&[]));
+    cloud.answer(
+        Method::POST,
+        "/api/v1/namespaces/default/events",
+        201,
+        JSON,
+        "{}",
+    );
+    let mut config = config(&directory.0, &trust, &[cloud.addr]);
+    config.ota.look = Duration::from_millis(50);
+    let node = Node::start(config).await;
+    node.until_mode("online").await;
+    Edge {
+        cloud,
+        node,
+        _directory: directory,
+    }
+}
+
+impl Edge {
+    fn deletions(&self) -> Vec<Value> {
+        let seen = self.cloud.seen(Method::DELETE, POD);
+        seen.iter()
+            .map(|seen| serde_json::from_slice(&seen.body).unwrap())
+            .collect()
+    }
+
+    async fn state(&self) -> (String, String) {
+        let jobs = self.node.admin(UPGRADES).await.json();
+        let job = jobs["items"]
+            .as_array()
+            .and_then(|jobs| jobs.last().cloned())
+            .unwrap_or_default();
+        let text = |name: &str| job[name].as_str().unwrap_or_default().to_owned();
+        (text("state"), text("reason"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deletion_means_the_pod_as_it_was_read_and_is_repeated_while_others_change_it() {
+    let edge = edge().await;
+    edge.cloud
+        .answer(Method::DELETE, POD, 409, JSON, status(409, "Conflict"));
+    let asking = async { edge.node.admin_call(Method::POST, UPGRADE, "").await };
+    let scripting = async {
+        eventually("it is tried again", async || edge.deletions().len() >= 2).await;
+        edge.cloud.answer(
+            Method::GET,
+            PODS,
+            200,
+            JSON,
+            list(&[pod("agent", "old", "8")]),
+        );
+        eventually("as it is now", async || {
+            edge.deletions()
+                .last()
+                .is_some_and(|sent| sent["preconditions"]["resourceVersion"] == "8")
+        })
+        .await;
+        edge.cloud.answer(Method::DELETE, POD, 200, JSON, "{}");
+    };
+    let (answer, ()) = tokio::join!(asking, scripting);
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (200, "Start updating pod default/agent")
+    );
+    for sent in edge.deletions() {
+        assert_eq!(sent["preconditions"]["uid"], "old");
+        assert!(sent["preconditions"]["resourceVersion"].is_string());
+    }
+    for seen in edge.cloud.seen(Method::DELETE, POD) {
+        assert!(seen.certificate, "not as the node");
+    }
+    // What is deleted is not deleted again.
+    let count = edge.deletions().len();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(
+        (edge.deletions().len(), edge.state().await.0.as_str()),
+        (count, "waiting-for-pod")
+    );
+    edge.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_in_trouble_is_asked_again_and_a_refusal_is_final() {
+    let edge = edge().await;
+    edge.cloud
+        .answer(Method::DELETE, POD, 500, JSON, status(500, "InternalError"));
+    let asking = async { edge.node.admin_call(Method::POST, UPGRADE, "").await };
+    let scripting = async {
+        eventually("it is tried again", async || edge.deletions().len() >= 2).await;
+        // It was carried out all the same: another pod has the name.
+        edge.cloud.answer(
+            Method::GET,
+            PODS,
+            200,
+            JSON,
+            list(&[pod("agent", "another", "9")]),
+        );
+    };
+    let (answer, ()) = tokio::join!(asking, scripting);
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    edge.node.stop().await;
+
+    let edge = self::edge().await;
+    edge.cloud
+        .answer(Method::DELETE, POD, 403, JSON, status(403, "Forbidden"));
+    let answer = edge.node.admin_call(Method::POST, UPGRADE, "").await;
+    assert_eq!(
+        (answer.status, answer.text().as_str()),
+        (500, "said Forbidden")
+    );
+    assert_eq!(edge.deletions().len(), 1);
+    assert_eq!(
+        edge.state().await,
+        ("failed".into(), "said Forbidden".into())
+    );
+    // What failed can be asked for again.
+    edge.cloud.answer(Method::DELETE, POD, 200, JSON, "{}");
+    assert_eq!(
+        edge.node.admin_call(Method::POST, UPGRADE, "").await.status,
+        200
+    );
+    edge.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stays_in_trouble_is_given_up() {
+    let edge = edge().await;
+    edge.cloud.answer(
+        Method::DELETE,
+        POD,
+        503,
+        JSON,
+        status(503, "ServiceUnavailable"),
+    );
+    let answer = edge.node.admin_call(Method::POST, UPGRADE, "").await;
+    assert_eq!(answer.status, 500, "{}", answer.text());
+    assert!(
+        answer.text().contains("given up after 10 attempts"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(edge.deletions().len(), 10);
+    edge.node.stop().await;
+}
