@@ -238,8 +238,11 @@ impl Chain {
     }
 
     fn try_filter(&self, object: &Object, metrics: &FilterMetrics) -> Result<Outcome, Malformed> {
-        let meta = object.meta()?;
         let context = self.context();
+        if self.is_idle() {
+            return Ok(Outcome::Kept);
+        }
+        let meta = object.meta()?;
         let mut decoded = None;
         let mut changed = false;
         for filter in self.filters() {

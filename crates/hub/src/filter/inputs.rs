@@ -17,7 +17,7 @@ use yurt_wire::{Object, RequestInfo};
 
 /// The annotation of a service that says for which nodes its endpoints are.
 pub const TOPOLOGY_KEYS: &str = "openyurt.io/topologyKeys";
-/// How long answers wait, after the first that asked, for services to be known; from the cache they are at once.
+/// How long answers wait, after the first that asked, for services and the pool to be known; from the cache they are at once.
 const READY: Duration = Duration::from_secs(2);
 /// Clients of which is remembered what they were shown by.
 const MOST_TOLD: usize = 256;
@@ -92,12 +92,13 @@ impl Filters {
         info: &RequestInfo,
         metrics: &Metrics,
     ) -> Option<Chain> {
-        if is_ready(&chain) {
+        let inputs = chain.inputs();
+        if is_known(chain.context(), inputs) {
             return Some(chain);
         }
         let since = *self.first_wanted.get_or_init(Instant::now);
         let mut force = self.force.subscribe();
-        let known = force.wait_for(|force| force.context.topologies.is_some());
+        let known = force.wait_for(|force| is_known(&force.context, inputs));
         if !matches!(
             tokio::time::timeout_at(since + READY, known).await,
             Ok(Ok(_))
@@ -105,7 +106,7 @@ impl Filters {
             metrics.filters().unready();
             tracing::warn!(
                 path = info.path,
-                "served unfiltered: services are not known yet"
+                "served as it is: the services, or the nodes of the pool, are not known yet"
             );
         }
         self.chain(user_agent, info)
@@ -134,8 +135,11 @@ impl Filters {
     }
 }
 
-fn is_ready(chain: &Chain) -> bool {
-    !chain.inputs().any_of(Inputs::SERVICES) || chain.context().topologies.is_some()
+/// Whether what is asked for is known, as far as it can be expected to be.
+fn is_known(context: &Context, inputs: Inputs) -> bool {
+    let pool = context.pool.is_empty() || context.membership.nodes.is_some();
+    let services = context.topologies.is_some();
+    (pool || !inputs.any_of(Inputs::POOL)) && (services || !inputs.any_of(Inputs::SERVICES))
 }
 
 fn selection(config: &Config, settings: &Settings) -> Selection {

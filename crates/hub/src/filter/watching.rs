@@ -124,7 +124,7 @@ enum Retelling {
 
 /// The body of a filtered watch.
 pub(crate) struct FilteredWatch {
-    watcher: Watcher,
+    watcher: Box<Watcher>,
     body: Body,
     decoder: FrameDecoder,
     encoding: Encoding,
@@ -141,7 +141,7 @@ pub(crate) struct FilteredWatch {
 
 impl FilteredWatch {
     /// Filters a stream.
-    pub(crate) fn new(watcher: Watcher, chain: Chain, encoding: Encoding, body: Body) -> Self {
+    pub(crate) fn new(watcher: Box<Watcher>, chain: Chain, encoding: Encoding, body: Body) -> Self {
         let filters = &watcher.hub.filters;
         let mut force = filters.force();
         // What came into force between the choice of the chain and now is a change.
@@ -245,7 +245,7 @@ impl FilteredWatch {
     fn candidates(&self) -> Option<VecDeque<Box<str>>> {
         let Watcher {
             hub, caller, query, ..
-        } = &self.watcher;
+        } = &*self.watcher;
         let selection = hub.cache.select(caller, query.as_ref()?).ok()?;
         // Otherwise the client may have newer objects than these, and would keep what it is told for good.
         let caught_up = selection.revision >= self.screen.position();
@@ -363,14 +363,14 @@ impl Drop for FilteredWatch {
 
 /// Ends a watch that nothing filters when something is to.
 pub(crate) struct Awakening {
-    watcher: Watcher,
+    watcher: Box<Watcher>,
     began: Arc<Force>,
     changed: Changed,
 }
 
 impl Awakening {
     /// Of a watch that is about to begin.
-    pub(crate) fn new(watcher: Watcher) -> Self {
+    pub(crate) fn new(watcher: Box<Watcher>) -> Self {
         let mut force = watcher.hub.filters.force();
         let began = force.borrow_and_update().clone();
         Self {

@@ -63,7 +63,7 @@ impl FilterMetrics {
         );
         hub.register(
             "filter_unready_answers",
-            "Answers served while filters did not know the services yet",
+            "Answers served while filters did not know the services or the pool yet",
             self.unready.clone(),
         );
         hub.register(
@@ -101,7 +101,7 @@ impl FilterMetrics {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
     }
 
-    /// An answer was served before the services were known.
+    /// An answer was served before what its filters ask for was known.
     pub(crate) fn unready(&self) {
         self.unready.inc();
     }

@@ -65,7 +65,7 @@ impl Hub {
         let agent = text(&parts.headers, header::USER_AGENT);
         let own = matches!(identity.caller, Caller::Peer(_)) || agent == crate::USER_AGENT;
         (info.verb == Verb::Watch && info.is_resource && !own && self.config.filters)
-            .then(|| Awakening::new(Watcher::new(self, identity, parts, info)))
+            .then(|| Awakening::new(Box::new(Watcher::new(self, identity, parts, info))))
     }
 
     /// Answers a request whose answer passes a chain.
@@ -89,21 +89,25 @@ impl Hub {
         let accept = accept.and_then(|value| value.to_str().ok());
         // Tables and mere metadata are for people and for those who only count: shown as they are.
         let full = negotiate(accept, true).is_some_and(|wanted| wanted.shape == Shape::Full);
-        let watcher = Watcher::new(self, &identity, &parts, &info);
-        let whole = match info.verb {
-            Verb::Watch => None,
-            Verb::List => Some(Whole::List),
-            Verb::Get => Some(Whole::Object { drops: true }),
-            // It was written: the answer says what.
-            _ => Some(Whole::Object { drops: false }),
-        };
         if !full || parts.method == http::Method::HEAD {
             return Box::pin(self.answer_as_is(identity, info, parts, body)).await;
         }
-        if info.verb == Verb::List {
-            self.filters.told(watcher.audience(), chain.force());
-        }
-        if whole.is_some() && chain.is_idle() {
+        let mut watcher = None;
+        let whole = match info.verb {
+            Verb::Watch | Verb::List => {
+                let asks = Watcher::new(self, &identity, &parts, &info);
+                if info.verb == Verb::List {
+                    self.filters.told(asks.audience(), chain.force());
+                }
+                watcher = (info.verb == Verb::Watch).then(|| Box::new(asks));
+                Whole::List
+            }
+            Verb::Get => Whole::Object { drops: true },
+            // It was written: the answer says what.
+            _ => Whole::Object { drops: false },
+        };
+        // A watch may have something to filter later.
+        if watcher.is_none() && chain.is_idle() {
             return Box::pin(self.answer_as_is(identity, info, parts, body)).await;
         }
         parts.headers.insert(
@@ -115,17 +119,16 @@ impl Hub {
         let Some(encoding) = filterable(&response) else {
             return Ok(response);
         };
-        match whole {
-            None => Ok(response
-                .map(|body| FilteredWatch::new(watcher, chain, encoding, body).boxed_unsync())),
-            Some(whole) => match self.whole(&chain, whole, encoding, response).await? {
-                Some(response) => Ok(response),
-                None => {
-                    let (group, resource, name) = &named;
-                    Err(Box::new(Status::not_found(group, resource, name)))
-                }
-            },
+        if let Some(watcher) = watcher {
+            return Ok(response
+                .map(|body| FilteredWatch::new(watcher, chain, encoding, body).boxed_unsync()));
         }
+        self.whole(&chain, whole, encoding, response)
+            .await?
+            .ok_or_else(|| {
+                let (group, resource, name) = &named;
+                Box::new(Status::not_found(group, resource, name))
+            })
     }
 
     /// Filters an answer that is held as a whole; `None` when nothing of it is to be seen.
