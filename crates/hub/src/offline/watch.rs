@@ -338,9 +338,14 @@ impl LocalWatch {
                 () = tokio::time::sleep_until(self.deadline) => return None,
                 () = tokio::time::sleep_until(self.next_bookmark), if self.bookmarks => {
                     self.next_bookmark = Instant::now() + self.bookmark_every;
-                    // Everything there was to tell has been told: `biased` asked for it first.
-                    if let Some(revision) = self.following.as_ref().and_then(Following::settled) {
-                        self.revision = self.revision.max(revision);
+                    // Everything there was to tell has been told: `biased` asked for it first. A client that came with a
+                    // revision of the future keeps it; another node is to hear how far this one is.
+                    match self.following.as_ref().and_then(Following::settled) {
+                        Some(at) if at >= self.revision || self.sight == Sight::Cloud => {
+                            self.revision = at;
+                        }
+                        Some(_) => continue,
+                        None => {}
                     }
                     if self.revision == 0 {
                         continue;

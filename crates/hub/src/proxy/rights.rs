@@ -31,6 +31,17 @@ const WAIT: Duration = Duration::from_secs(10);
 /// Largest answer to one.
 const MAX_ANSWER: usize = 1 << 20;
 
+/// The headers that may carry a token.
+fn credentials_of(headers: &HeaderMap) -> HeaderMap {
+    let mut own = HeaderMap::new();
+    for name in [header::AUTHORIZATION, header::SEC_WEBSOCKET_PROTOCOL] {
+        if let Some(value) = headers.get(&name) {
+            own.insert(name, value.clone());
+        }
+    }
+    own
+}
+
 impl Hub {
     /// What the status of an answer says about a bearer and its rights; asks once in a while what it may do at all, and once
     /// whose its token is.
@@ -79,12 +90,7 @@ impl Hub {
         }
         self.cache.accept_bearer(caller);
         let (hub, caller) = (self.clone(), caller.clone());
-        let mut own = HeaderMap::new();
-        for name in [header::AUTHORIZATION, header::SEC_WEBSOCKET_PROTOCOL] {
-            if let Some(value) = headers.get(&name) {
-                own.insert(name, value.clone());
-            }
-        }
+        let own = credentials_of(headers);
         self.tasks.spawn(async move {
             let work = async {
                 if unknown {
@@ -170,8 +176,7 @@ impl Hub {
         let Some(token) = identity::token(headers) else {
             return false;
         };
-        let mut credentials = HeaderMap::new();
-        identity::set_token(&mut credentials, &token);
+        let credentials = credentials_of(headers);
         let (verb, resource) = (info.verb.as_str(), (info.group.as_str(), &*info.resource));
         let name = (!info.name.is_empty()).then_some(info.name.as_str());
         let places = [(EVERYWHERE, ""), (&*info.namespace, &*info.namespace)];

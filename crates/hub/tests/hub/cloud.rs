@@ -101,9 +101,17 @@ impl Trust {
 impl Cloud {
     pub(crate) async fn start(trust: &Trust) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_on(listener, trust, &trust.serving).await
+    }
+
+    /// With a certificate of its own.
+    pub(crate) async fn start_on(
+        listener: TcpListener,
+        trust: &Trust,
+        serving: &KeyPairPem,
+    ) -> Self {
         let addr = listener.local_addr().unwrap();
-        let tls =
-            yurt_pki::server_config(&trust.serving, Some(&trust.ca.cert_pem()), true).unwrap();
+        let tls = yurt_pki::server_config(serving, Some(&trust.ca.cert_pem()), true).unwrap();
         let cloud = Self {
             addr,
             script: Arc::default(),

@@ -1,6 +1,12 @@
 //! A TCP relay that can be cut: packets vanish in both directions, connections stay as they are.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -18,6 +24,7 @@ pub(crate) enum State {
 pub(crate) struct Link {
     pub(crate) addr: SocketAddr,
     state: Arc<watch::Sender<State>>,
+    received: Arc<AtomicU64>,
 }
 
 impl Link {
@@ -33,10 +40,13 @@ impl Link {
         let link = Self {
             addr,
             state: state.clone(),
+            received: Arc::default(),
         };
+        let received = link.received.clone();
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let state = state.subscribe();
+                let received = received.clone();
                 tokio::spawn(async move {
                     let mut open = state.clone();
                     // A SYN that vanished: the connection is never made.
@@ -46,14 +56,20 @@ impl Link {
                     };
                     let (near_read, near_write) = near.into_split();
                     let (far_read, far_write) = far.into_split();
+                    let sent = AtomicU64::new(0);
                     tokio::join!(
-                        pump(near_read, far_write, state.clone()),
-                        pump(far_read, near_write, state)
+                        pump(near_read, far_write, state.clone(), &sent),
+                        pump(far_read, near_write, state, &received)
                     );
                 });
             }
         });
         link
+    }
+
+    /// Bytes that came from the cloud so far.
+    pub(crate) fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set(&self, state: State) {
@@ -65,6 +81,7 @@ async fn pump(
     mut from: tokio::net::tcp::OwnedReadHalf,
     mut to: tokio::net::tcp::OwnedWriteHalf,
     mut state: watch::Receiver<State>,
+    passed: &AtomicU64,
 ) {
     let mut buffer = vec![0; 16 << 10];
     loop {
@@ -82,6 +99,7 @@ async fn pump(
                 return;
             }
             Ok(count) => {
+                passed.fetch_add(count as u64, Ordering::Relaxed);
                 if to.write_all(&buffer[..count]).await.is_err() {
                     return;
                 }

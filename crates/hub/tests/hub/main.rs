@@ -22,6 +22,7 @@ mod pool;
 mod recorded;
 mod services;
 mod settings;
+mod sharing;
 mod tokens;
 
 /// A pod as the scripted cloud tells it.

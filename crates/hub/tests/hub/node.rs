@@ -93,11 +93,17 @@ fn client(addr: SocketAddr) -> Client {
 
 impl Node {
     pub(crate) async fn start(config: Config) -> Self {
+        let pool = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_on(config, pool).await
+    }
+
+    /// With this one for the other nodes of the pool.
+    pub(crate) async fn start_on(config: Config, pool: TcpListener) -> Self {
         let bind = |ip: &'static str| async move { TcpListener::bind((ip, 0)).await.unwrap() };
         let node = "127.0.0.1";
         let (admin, proxy, secure) = (bind(node).await, bind(node).await, bind(node).await);
         // An address of the node that is not the one of its components.
-        let (dummy, pool) = (bind("127.0.0.2").await, bind(node).await);
+        let dummy = bind("127.0.0.2").await;
         let local = bind_local(&config).unwrap();
         let address = |listener: &TcpListener| listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
@@ -170,11 +176,7 @@ impl Node {
         }
         let response = self.ask(request.body(Bytes::new()).unwrap()).await;
         assert_eq!(response.status(), 200, "{target}");
-        Watching {
-            headers: response.headers().clone(),
-            body: response.into_body(),
-            rest: Vec::new(),
-        }
+        Watching::of(response)
     }
 
     pub(crate) async fn admin(&self, path: &str) -> Answered {
@@ -277,6 +279,14 @@ pub(crate) enum Came {
 }
 
 impl Watching {
+    pub(crate) fn of(response: Response<ResponseBody>) -> Self {
+        Self {
+            headers: response.headers().clone(),
+            body: response.into_body(),
+            rest: Vec::new(),
+        }
+    }
+
     /// The next event; one a line.
     pub(crate) async fn next(&mut self) -> Came {
         loop {

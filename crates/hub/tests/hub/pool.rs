@@ -60,10 +60,10 @@ pub(crate) fn members(cloud: &Cloud, nodes: &[&str]) {
 }
 
 /// Another node of OpenYurt: HTTP/1.1, a certificate, and the user agent of its multiplexer.
-struct Follower(Client);
+pub(crate) struct Follower(pub(crate) Client);
 
 impl Follower {
-    fn new(trust: &Trust, hub: SocketAddr, pair: Option<&KeyPairPem>) -> Self {
+    pub(crate) fn new(trust: &Trust, hub: SocketAddr, pair: Option<&KeyPairPem>) -> Self {
         let tls = yurt_pki::client_config(&trust.ca.cert_pem(), pair, &["http/1.1"]).unwrap();
         Self(Client::new(
             &hub.to_string(),
@@ -72,7 +72,7 @@ impl Follower {
         ))
     }
 
-    async fn ask(
+    pub(crate) async fn ask(
         &self,
         method: Method,
         target: &str,

@@ -146,12 +146,14 @@ impl Feeder {
         }
     }
 
+    /// What was known by a source that is not to be believed is compared with what the next one lists.
     fn fault(&mut self, source: &Source, reason: Distrust) {
+        self.must_list |= reason != Distrust::Stalled || *source == Source::Cloud;
         match source {
             Source::Peer(peer) => self.hub.peers.distrust(&peer.node, reason),
             Source::Cloud => {
-                tracing::warn!(resource = %self.feed.query.gvr, reason = reason.as_str(), "the cloud's feed cannot be followed; listed again");
-                self.must_list = true;
+                let resource = &self.feed.query.gvr;
+                tracing::warn!(%resource, reason = reason.as_str(), "the cloud's feed cannot be followed; listed again");
             }
         }
     }
@@ -159,11 +161,11 @@ impl Feeder {
     /// The source was behind for too long: it is wrong, or this node is.
     async fn left_behind(&mut self, source: &Source) {
         self.behind = None;
-        let Source::Peer(peer) = source else {
-            // The cloud is never wrong.
+        if *source == Source::Cloud {
+            // It is never wrong.
             self.must_list = true;
             return;
-        };
+        }
         // Without a link there is nobody to ask; what the peer gets to know will come.
         if self.hub.mode_of(&Caller::Node) == Mode::Offline {
             return;
@@ -172,7 +174,7 @@ impl Feeder {
         let known = self.feed.known().max(complete.unwrap_or(0));
         match Source::Cloud.revision(&self.hub, &self.path).await {
             Some(revision) if revision < known => self.take_back(revision),
-            Some(_) => self.hub.peers.distrust(&peer.node, Distrust::Lies),
+            Some(_) => self.fault(source, Distrust::Lies),
             None => {}
         }
     }
@@ -417,6 +419,7 @@ impl Feeder {
                 () = tokio::time::sleep_until(quiet) => {
                     // Alive, and perhaps just without bookmarks: another stream may do better.
                     return match source.revision(&hub, &self.path).await {
+                        Some(revision) if revision < feed.known() => Ended::Behind,
                         Some(_) => Ended::Cleanly,
                         None => Ended::Fault(Distrust::Stalled),
                     };

@@ -21,7 +21,7 @@ const HEAD: Duration = Duration::from_secs(30);
 /// A list, or a page of one, is there by then.
 const WHOLE: Duration = Duration::from_secs(120);
 /// How long the answer to a probe may take.
-const PROBE: Duration = Duration::from_secs(10);
+const PROBE: Duration = Duration::from_secs(5);
 /// Largest list, or page of one.
 const MOST_LIST: usize = 64 << 20;
 /// As OpenYurt's multiplexers call themselves, before the node's name.

@@ -1,7 +1,10 @@
 //! What the hub sees and counts.
 
 use super::{Admin, answer, debug, json};
-use crate::{caller::Caller, certificates::CertificateStatus, upstream::ServerStatus};
+use crate::{
+    caller::Caller, certificates::CertificateStatus, pool::share::FeedOverview,
+    upstream::ServerStatus,
+};
 use http::{Response, StatusCode};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -70,6 +73,8 @@ struct HubStatus {
     journal: JournalStatus,
     watches: WatchStatus,
     pool: PoolRole,
+    /// What is shared within the pool.
+    shared: Vec<FeedOverview>,
     in_flight_requests: i64,
 }
 
@@ -137,6 +142,7 @@ fn look(admin: &Admin) -> HubStatus {
             replayed: hub.journal.replayed(),
             dropped: hub.journal.dropped(),
         },
+        shared: hub.share.overview(),
         watches: WatchStatus {
             open: hub.metrics.watches().get(),
             local: hub.metrics.watches_local().get(),
