@@ -117,9 +117,10 @@ pub(crate) async fn run(
     loop {
         modes.borrow_and_update();
         links.borrow_and_update();
-        let now_set = settings.borrow_and_update().clone();
-        let now_members = members.borrow_and_update().clone();
-        coordinator.turn(&now_set, &now_members);
+        {
+            let settings = settings.borrow_and_update().clone();
+            coordinator.turn(&settings, &members.borrow_and_update());
+        }
         let due = coordinator.election.due();
         tokio::select! {
             Some((id, report)) = reports.recv() => coordinator.take(id, report),
