@@ -2,15 +2,22 @@
 
 use super::labels::ReasonLabel;
 use prometheus_client::{
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
+/// What an upgrade is at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
 /// Metrics of upgrades.
 #[derive(Debug, Default)]
 pub struct OtaMetrics {
-    jobs: Family<ReasonLabel, Gauge>,
-    ended: Family<ReasonLabel, Counter>,
+    jobs: Family<StateLabel, Gauge>,
+    ended: Family<StateLabel, Counter>,
     refused: Family<ReasonLabel, Counter>,
     pulls: Counter,
 }
@@ -24,7 +31,7 @@ impl OtaMetrics {
         );
         hub.register(
             "ota_upgrades",
-            "Upgrades that are over, by how they ended",
+            "Upgrades that are over, by the state they ended in",
             self.ended.clone(),
         );
         hub.register(
@@ -42,14 +49,12 @@ impl OtaMetrics {
     /// Upgrades in a state now.
     pub fn jobs(&self, state: &'static str, jobs: usize) {
         let jobs = i64::try_from(jobs).unwrap_or(i64::MAX);
-        self.jobs
-            .get_or_create(&ReasonLabel { reason: state })
-            .set(jobs);
+        self.jobs.get_or_create(&StateLabel { state }).set(jobs);
     }
 
     /// An upgrade is over.
-    pub fn ended(&self, how: &'static str) {
-        self.ended.get_or_create(&ReasonLabel { reason: how }).inc();
+    pub fn ended(&self, state: &'static str) {
+        self.ended.get_or_create(&StateLabel { state }).inc();
     }
 
     /// A request is refused.

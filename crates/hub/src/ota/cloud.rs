@@ -141,7 +141,8 @@ pub(super) async fn call(
         let body = serde_json::from_slice(&body).unwrap_or_default();
         Ok(Answer { status, body })
     };
-    tokio::time::timeout(2 * WAIT, asking)
+    // Rare, and everybody who asks would hold the room for it.
+    tokio::time::timeout(2 * WAIT, Box::pin(asking))
         .await
         .unwrap_or_else(|_| {
             Err(CloudError::Failed(format!(

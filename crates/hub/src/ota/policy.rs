@@ -23,7 +23,9 @@ const MOST_ENTRIES: usize = 64;
 const HORIZON: i64 = 15;
 /// How long a new pod may take to become ready.
 const READY: Duration = Duration::from_secs(300);
-const READY_RANGE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+/// How long it must stay so: a container without a probe is ready before it fails.
+const STEADY: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(3600);
 /// Most upgrades at once that may be asked for.
 const MOST_AT_ONCE: usize = 32;
 /// Where the system's time zones lie.
@@ -46,6 +48,8 @@ pub struct Policy {
     pub at_once: usize,
     /// How long a new pod may take to become ready.
     pub ready: Duration,
+    /// How long it must be ready to count as such.
+    pub steady: Duration,
     /// Whether to go back when it does not.
     pub rollback: bool,
 }
@@ -74,6 +78,7 @@ impl Default for Policy {
             confirmation: false,
             at_once: 1,
             ready: READY,
+            steady: STEADY,
             rollback: true,
         }
     }
@@ -114,6 +119,7 @@ struct Written {
     allow: Option<Vec<WrittenRule>>,
     max_at_once: Option<usize>,
     ready_timeout: Option<String>,
+    min_ready: Option<String>,
     rollback: Option<bool>,
 }
 
@@ -248,14 +254,19 @@ impl Policy {
                 "maxAtOnce must be 1 to {MOST_AT_ONCE}"
             )));
         }
-        let ready = match &written.ready_timeout {
-            None => READY,
+        let duration = |name, text: &Option<String>, usual, least| match text {
+            None => Ok(usual),
             Some(text) => parse_go_duration(text)
-                .filter(|ready| (READY_RANGE.0..=READY_RANGE.1).contains(ready))
+                .filter(|duration| (least..=LONGEST).contains(duration))
                 .ok_or_else(|| {
-                    PolicyError::Range(format!("readyTimeout {text:?} is no duration of 1s to 1h"))
-                })?,
+                    PolicyError::Range(format!(
+                        "{name} {text:?} is no duration of {least:?} to {LONGEST:?}"
+                    ))
+                }),
         };
+        let second = Duration::from_secs(1);
+        let ready = duration("readyTimeout", &written.ready_timeout, READY, second)?;
+        let steady = duration("minReady", &written.min_ready, STEADY, Duration::ZERO)?;
         Ok(Self {
             zone: zone(written.time_zone.as_deref())?,
             windows: windows(written.windows)?,
@@ -270,6 +281,7 @@ impl Policy {
             confirmation: written.confirmation,
             at_once,
             ready,
+            steady,
             rollback: written.rollback.unwrap_or(true),
         })
     }

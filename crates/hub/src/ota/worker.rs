@@ -30,6 +30,8 @@ use tokio::sync::watch;
 
 /// Attempts at a step that the cloud does not answer well.
 const TRIES: u32 = 10;
+/// Between looks while something is under way.
+const OFTEN: Duration = Duration::from_secs(1);
 /// Deletions tried at once while others change the pod.
 const RACES: usize = 5;
 
@@ -41,6 +43,7 @@ pub(crate) async fn run(hub: Arc<Hub>) {
         since: HashMap::new(),
         tries: HashMap::new(),
         online_since: None,
+        ready: HashMap::new(),
         pods: None,
     };
     tokio::select! {
@@ -56,6 +59,8 @@ struct Worker {
     /// Failed attempts at the current step.
     tries: HashMap<String, u32>,
     online_since: Option<Instant>,
+    /// Which pod of a job is ready, and since when.
+    ready: HashMap<String, (String, Instant)>,
     /// The node's pods, followed while upgrades are under way.
     pods: Option<watch::Receiver<Option<Objects>>>,
 }
@@ -94,11 +99,13 @@ impl Worker {
             modes.borrow_and_update();
             self.pass().await;
             let open = ota.lock().count(|state| !state.is_over()) > 0;
+            let most = self.pods.as_ref().map_or(Duration::MAX, |_| OFTEN);
+            let look = ota.config.look.min(most);
             let ended = tokio::select! {
                 changed = changes.changed() => changed.is_err(),
                 changed = modes.changed(), if open => changed.is_err(),
                 () = moved(&mut self.pods) => false,
-                () = tokio::time::sleep(ota.config.look), if open => false,
+                () = tokio::time::sleep(look), if open => false,
             };
             if ended {
                 return;
@@ -123,6 +130,8 @@ impl Worker {
         self.since
             .retain(|id, _| open.iter().any(|job| job.id == *id));
         self.tries
+            .retain(|id, _| open.iter().any(|job| job.id == *id));
+        self.ready
             .retain(|id, _| open.iter().any(|job| job.id == *id));
         if !open.iter().any(|job| job.state.is_under_way()) {
             self.pods = None;

@@ -16,7 +16,7 @@ async fn id(edge: &Edge) -> String {
 
 /// Answers to `readyTimeout` in good time.
 fn hasty(edge_policy: &str) -> impl FnOnce(&mut yurt_hub::Config) {
-    let policy = format!("readyTimeout: 1s\n{edge_policy}");
+    let policy = format!("readyTimeout: 1s\nminReady: 0s\n{edge_policy}");
     move |config| std::fs::write(config.root_dir.join("ota-policy.yaml"), policy).unwrap()
 }
 
@@ -36,7 +36,7 @@ async fn a_pod_is_replaced_and_the_new_one_seen_through() {
         edge.until_event(reason).await;
     }
     assert_eq!(
-        edge.metric("node_yurthub_ota_upgrades_total{reason=\"done\"}")
+        edge.metric("node_yurthub_ota_upgrades_total{state=\"done\"}")
             .await,
         1.0
     );
@@ -278,6 +278,35 @@ async fn what_cannot_be_taken_back_fails_and_is_told() {
     let job = edge.until_job(&id(&edge).await, "failed").await;
     assert!(
         job["reason"].as_str().unwrap().contains("no new pod came"),
+        "{job}"
+    );
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_ready_for_a_moment_is_not_done() {
+    let edge = Edge::start(|config| {
+        let policy = "readyTimeout: 2s\nminReady: 1h\nrollback: false\n";
+        std::fs::write(config.root_dir.join("ota-policy.yaml"), policy).unwrap();
+    })
+    .await;
+    assert_eq!(edge.upgrade("agent-old").await.status, 200);
+    let job = id(&edge).await;
+    eventually("the new pod is ready", async || {
+        let (_, pod) = edge.get(&format!("{PODS}/agent-new-1")).await;
+        let conditions = pod["status"]["conditions"].as_array().cloned();
+        let conditions = conditions.unwrap_or_default();
+        conditions
+            .iter()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True")
+    })
+    .await;
+    edge.until_job(&job, "waiting-for-pod").await;
+    // It fails after all.
+    edge.workshop.lock().unwrap().good.remove("a:2");
+    let job = edge.until_job(&job, "failed").await;
+    assert!(
+        job["reason"].as_str().unwrap().contains("does not go back"),
         "{job}"
     );
     edge.stop().await;

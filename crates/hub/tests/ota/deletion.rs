@@ -1,7 +1,8 @@
 //! How a pod is deleted, to the letter: against an API server that follows a script.
 
 use crate::{
-    cloud::{Cloud, JSON, Trust},
+    cloud::{Answer, Cloud, JSON, Trust},
+    edge::copy,
     node::{Directory, Node, config, eventually},
 };
 use http::Method;
@@ -33,7 +34,8 @@ fn status(code: u16, reason: &str) -> String {
 struct Edge {
     cloud: Cloud,
     node: Node,
-    _directory: Directory,
+    trust: Trust,
+    directory: Directory,
 }
 
 async fn edge() -> Edge {
@@ -54,15 +56,22 @@ async fn edge() -> Edge {
         JSON,
         "{}",
     );
-    let mut config = config(&directory.0, &trust, &[cloud.addr]);
-    config.ota.look = Duration::from_millis(50);
-    let node = Node::start(config).await;
-    node.until_mode("online").await;
+    let node = start(&directory, &trust, &cloud).await;
     Edge {
         cloud,
         node,
-        _directory: directory,
+        trust,
+        directory,
     }
+}
+
+async fn start(directory: &Directory, trust: &Trust, cloud: &Cloud) -> Node {
+    let mut config = config(&directory.0, trust, &[cloud.addr]);
+    config.ota.look = Duration::from_millis(50);
+    std::fs::write(directory.0.join("ota-policy.yaml"), "minReady: 0s\n").unwrap();
+    let node = Node::start(config).await;
+    node.until_mode("online").await;
+    node
 }
 
 impl Edge {
@@ -191,4 +200,44 @@ async fn a_server_that_stays_in_trouble_is_given_up() {
     );
     assert_eq!(edge.deletions().len(), 10);
     edge.node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hub_killed_while_it_deletes_goes_on_where_it_was() {
+    let edge = edge().await;
+    edge.cloud.set(Method::DELETE, POD, Answer::Silence);
+    let killed = Directory::new();
+    let asking = edge.node.admin_call(Method::POST, UPGRADE, "");
+    let killing = async {
+        eventually("it is deleted", async || edge.deletions().len() == 1).await;
+        copy(&edge.directory.0, &killed.0);
+    };
+    tokio::select! {
+        answer = asking => panic!("{}", answer.text()),
+        () = killing => {}
+    }
+    let Edge {
+        cloud, node, trust, ..
+    } = edge;
+    node.stop().await;
+    cloud.answer(Method::DELETE, POD, 200, JSON, "{}");
+    cloud.answer(
+        Method::GET,
+        "/api/v1/pods",
+        200,
+        JSON,
+        list(&[pod("agent-2", "new", "12")]),
+    );
+    let node = start(&killed, &trust, &cloud).await;
+    let after = Edge {
+        cloud,
+        node,
+        trust,
+        directory: killed,
+    };
+    eventually("it is done", async || after.state().await.0 == "done").await;
+    let deletions = after.deletions();
+    assert_eq!(deletions.len(), 2);
+    assert_eq!(deletions[1]["preconditions"]["uid"], "old");
+    after.node.stop().await;
 }

@@ -254,6 +254,10 @@ impl Edge {
         config.ota.look = Duration::from_millis(100);
         config.ota.static_pods = self.directory.0.join("manifests");
         std::fs::create_dir_all(&config.ota.static_pods).unwrap();
+        let policy = self.directory.0.join("ota-policy.yaml");
+        if !policy.exists() {
+            std::fs::write(policy, "minReady: 0s\n").unwrap();
+        }
         set(&mut config);
         config
     }
@@ -520,7 +524,7 @@ impl Edge {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -28,7 +28,7 @@ fn under(policy: &'static str) -> impl FnOnce(&mut yurt_hub::Config) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_upgrade_waits_for_its_window_over_a_kill() {
-    let policy = "timeZone: CET-1CEST,M3.5.0,M10.5.0/3\nwindows: [{days: [Mon-Fri], from: '22:00', to: '04:00'}]\n";
+    let policy = "minReady: 0s\ntimeZone: CET-1CEST,M3.5.0,M10.5.0/3\nwindows: [{days: [Mon-Fri], from: '22:00', to: '04:00'}]\n";
     let edge = Edge::start(under(policy)).await;
     let kept = edge.upgrade("agent-old").await;
     assert_eq!(kept.status, 202, "{}", kept.text());
@@ -53,7 +53,7 @@ async fn the_owner_confirms_or_cancels() {
     let edge = Edge::start(|config| {
         std::fs::write(
             config.root_dir.join("ota-policy.yaml"),
-            "confirmation: true\nallow: [{namespace: default, pods: ['agent-*']}]\n",
+            "minReady: 0s\nconfirmation: true\nallow: [{namespace: default, pods: ['agent-*']}]\n",
         )
         .unwrap();
     })

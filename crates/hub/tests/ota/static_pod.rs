@@ -57,7 +57,7 @@ async fn edge() -> (Edge, PathBuf) {
     let edge = Edge::start(|config| {
         std::fs::write(
             config.root_dir.join("ota-policy.yaml"),
-            "readyTimeout: 2s\n",
+            "readyTimeout: 2s\nminReady: 0s\n",
         )
         .unwrap();
     })
@@ -163,5 +163,26 @@ async fn a_manifest_is_put_back_when_its_pod_does_not_become_ready() {
     mirror(&edge, "h1", "a:1").await;
     edge.until_job(&job, "rolled-back").await;
     edge.until_event("UpgradeRolledBack").await;
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manifest_that_was_written_before_a_kill_is_seen_through_or_put_back() {
+    let (edge, _) = edge().await;
+    edge.workshop.lock().unwrap().good.remove("a:2");
+    set(&edge, "h2", json!({"proxy": manifest("h2", "a:2")})).await;
+    assert_eq!(edge.upgrade(POD).await.status, 200);
+    let job = id(&edge).await;
+    // The cluster wants yet another one by then: it is the one of before that is had back.
+    set(&edge, "h3", json!({"proxy": manifest("h3", "a:3")})).await;
+    let edge = edge.kill(|_| {}).await;
+    let file = edge.root().join("manifests/proxy.yaml");
+    edge.until_job(&job, "rolling-back").await;
+    mirror(&edge, "h1", "a:1").await;
+    edge.until_job(&job, "rolled-back").await;
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap(),
+        manifest("h1", "a:1")
+    );
     edge.stop().await;
 }

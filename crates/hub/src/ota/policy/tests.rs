@@ -177,6 +177,7 @@ fn a_policy_that_makes_no_sense_says_why() {
         ("maxAtOnce: 0", "maxAtOnce"),
         ("readyTimeout: 2h", "readyTimeout"),
         ("readyTimeout: soon", "readyTimeout"),
+        ("minReady: -1s", "minReady"),
         ("[]", ""),
     ] {
         let error = Policy::parse(text).unwrap_err().to_string();

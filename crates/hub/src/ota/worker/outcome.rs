@@ -13,7 +13,39 @@ use http::{Method, StatusCode};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
+/// Whether a pod is ready.
+enum Readiness {
+    /// It is not.
+    None,
+    /// Not for long enough yet.
+    Fresh,
+    /// It is.
+    Steady,
+}
+
 impl Worker {
+    /// Whether the pod of a job is ready, and stays so, as far as this process saw it.
+    fn readiness(&mut self, job: &Job, pod: &Value) -> Readiness {
+        if !pod::is_ready(pod) {
+            self.ready.remove(&job.id);
+            return Readiness::None;
+        }
+        let uid = pod::uid(pod);
+        let since = match self.ready.get(&job.id) {
+            Some((known, since)) if known == uid => *since,
+            _ => {
+                let now = Instant::now();
+                self.ready.insert(job.id.clone(), (uid.to_owned(), now));
+                now
+            }
+        };
+        if since.elapsed() >= self.policy().steady {
+            Readiness::Steady
+        } else {
+            Readiness::Fresh
+        }
+    }
+
     /// How long a job waits for its pod while the cloud was there: what it may do about it takes a link.
     fn waited(&self, job: &Job) -> Duration {
         let since = self.since.get(&job.id).map(|(_, since)| *since);
@@ -76,9 +108,13 @@ impl Worker {
                     return;
                 }
             }
-            if pod::is_ready(pod) {
-                let why = format!("pod {full} is ready");
-                return self.end(job, State::Done, why, Some(pod));
+            match self.readiness(&job, pod) {
+                Readiness::Steady => {
+                    let why = format!("pod {full} is ready");
+                    return self.end(job, State::Done, why, Some(pod));
+                }
+                Readiness::Fresh => return,
+                Readiness::None => {}
             }
         }
         let policy = self.policy();
@@ -226,15 +262,17 @@ impl Worker {
     /// The old version is in place: it is ready, or has its time to become so.
     fn settle(&mut self, job: Job, pod: &Value, what: &str) {
         let why = format!("{}; {what}", job.reason);
-        if pod::is_ready(pod) {
-            self.end(job, State::RolledBack, why, Some(pod));
-        } else if self.waited(&job) >= self.policy().ready {
-            self.end(
-                job,
-                State::Failed,
-                format!("{why}, and it is not ready"),
-                Some(pod),
-            );
+        match self.readiness(&job, pod) {
+            Readiness::Steady => self.end(job, State::RolledBack, why, Some(pod)),
+            Readiness::None if self.waited(&job) >= self.policy().ready => {
+                self.end(
+                    job,
+                    State::Failed,
+                    format!("{why}, and it is not ready"),
+                    Some(pod),
+                );
+            }
+            Readiness::Fresh | Readiness::None => {}
         }
     }
 }
