@@ -20,8 +20,8 @@ mod serviceenvupdater;
 mod servicetopology;
 
 pub use chain::{BuiltIn, Chain, Force, Outcome, Placed, Selection};
-pub(crate) use inputs::keep;
 pub use inputs::{Filters, TOPOLOGY_KEYS};
+pub(crate) use inputs::{keep, topology};
 pub use screen::{Before, Screen};
 
 use crate::{config::WorkingMode, pool::Membership};
@@ -69,6 +69,11 @@ pub trait Filter: fmt::Debug + Send + Sync {
     /// Whether it may have a say about an object, as far as its metadata tells (and [`Object::field`], where one field does): only these
     /// are decoded. Sees the object as it came, also where filters before it change it.
     fn concerns(&self, object: &Object, meta: &ObjectMeta, context: &Context) -> bool;
+
+    /// Why it can do nothing to an object that it concerns, where that is not meant so: for people who ask, nothing is counted.
+    fn failure(&self, _object: &Value, _context: &Context) -> Option<String> {
+        None
+    }
 
     /// Filters the object in place. What it leaves half done when it drops the object is forgotten.
     fn apply(&self, object: &mut Value, context: &Context) -> Verdict;

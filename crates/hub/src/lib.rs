@@ -18,6 +18,7 @@ pub mod doctor;
 pub mod drill;
 pub mod endpoints;
 mod events;
+pub mod explain;
 pub mod filter;
 pub mod follow;
 pub mod identity;

@@ -15,6 +15,7 @@ mod patch;
 mod source;
 
 pub use document::Complaint;
+pub(crate) use matching::plural;
 pub(crate) use source::follow;
 pub use source::{Origin, Rules, read_file};
 
@@ -416,6 +417,11 @@ impl Filter for InForce {
 
     fn concerns(&self, object: &Object, meta: &ObjectMeta, _context: &Context) -> bool {
         self.rule.concerns(object, meta)
+    }
+
+    fn failure(&self, object: &Value, context: &Context) -> Option<String> {
+        let applied = self.rule.apply(&mut object.clone(), context);
+        applied.err().map(|failure| failure.to_string())
     }
 
     fn apply(&self, object: &mut Value, context: &Context) -> Verdict {

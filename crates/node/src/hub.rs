@@ -106,6 +106,16 @@ impl Hub {
         Ok((value, String::from_utf8_lossy(&body).into_owned()))
     }
 
+    /// The answer to what is posted.
+    pub(crate) async fn post_for<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: String,
+    ) -> Result<T, HubError> {
+        let body = self.ask(Method::POST, path, body).await?;
+        Ok(serde_json::from_slice(&body)?)
+    }
+
     pub(crate) async fn post(&self, path: &str, body: String) -> Result<(), HubError> {
         self.ask(Method::POST, path, body).await.map(|_| ())
     }

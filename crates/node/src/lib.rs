@@ -1,13 +1,15 @@
 //! Commands for one node, asked of its hub: would it survive a cut and a reboot now (`doctor`), and does it (`drill`); upgrades of
-//! its pods, as its owner (`upgrade`).
+//! its pods, as its owner (`upgrade`); what do its components see (`filter`).
 //!
-//! [`run`] asks and waits, `hub` is the HTTP side, `render` the words (pure).
+//! [`run`] and [`ask`] ask and wait, `hub` is the HTTP side, `render` the words (pure).
 
+mod filter;
 mod hub;
 mod render;
 mod upgrade;
 
 use clap::{Args, Subcommand, ValueEnum};
+pub use filter::FilterArgs;
 use hub::Hub;
 pub use hub::HubError;
 use render::{Drill, Report};
@@ -33,6 +35,13 @@ enum NodeCommand {
     /// Upgrade a pod, or see to upgrades that wait, as the owner of the node. Exits with 0 when what was asked for is done or kept, 1
     /// when it is refused or failed, 2 when the hub cannot be asked.
     Upgrade(upgrade::UpgradeArgs),
+}
+
+/// What can be asked of the hub, beside running it.
+#[derive(Debug, Subcommand)]
+pub enum HubCommand {
+    /// What components of the node see otherwise than the cloud has it, and users' rules for that.
+    Filter(FilterArgs),
 }
 
 #[derive(Debug, Args)]
@@ -135,6 +144,13 @@ pub async fn run(args: NodeArgs, shutdown: CancellationToken) -> Outcome {
         eprintln!("yurt node: {error}");
         Outcome::Unknown
     })
+}
+
+/// Runs a command of `yurt hub`.
+pub async fn ask(command: HubCommand) -> Outcome {
+    match command {
+        HubCommand::Filter(args) => filter::run(args).await,
+    }
 }
 
 fn say(text: &str) {

@@ -68,7 +68,7 @@ impl Drill {
 }
 
 /// Text of others on a terminal: nothing in it may steer the terminal.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()

@@ -1,8 +1,10 @@
 //! The command line.
 
-use clap::{Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 use std::{error::Error, ffi::OsString, path::Path, process::ExitCode};
 use tokio_util::sync::CancellationToken;
+use yurt_hub::HubArgs;
+use yurt_node::HubCommand;
 
 type AnyError = Box<dyn Error + Send + Sync>;
 
@@ -31,8 +33,8 @@ enum Command {
     /// The embedded API server alone: for controllers and nodes of your own.
     #[command(name = "apiserver")]
     ApiServer(yurt_lab::apiserver::ApiServerArgs),
-    /// The node proxy (YurtHub).
-    Hub(Box<yurt_hub::HubArgs>),
+    /// The node proxy (YurtHub); with a command, what can be asked of it.
+    Hub(Box<Hub>),
     /// Commands for the node this runs on: would it survive a cut and a reboot.
     Node(yurt_node::NodeArgs),
     /// Measure, beside what one would use instead.
@@ -40,6 +42,40 @@ enum Command {
         #[command(subcommand)]
         what: Bench,
     },
+}
+
+/// `yurt hub` with flags runs the hub; with a command its flags are not asked for.
+#[derive(Debug)]
+enum Hub {
+    Run(HubArgs),
+    Ask(HubCommand),
+}
+
+impl Args for Hub {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        HubCommand::augment_subcommands(HubArgs::augment_args(command))
+            .subcommand_required(false)
+            .arg_required_else_help(false)
+            .subcommand_negates_reqs(true)
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for Hub {
+    fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
+        match matches.subcommand_name() {
+            Some(_) => HubCommand::from_arg_matches(matches).map(Self::Ask),
+            None => HubArgs::from_arg_matches(matches).map(Self::Run),
+        }
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &clap::ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,6 +109,7 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
         {
             "warn"
         }
+        Command::Hub(hub) if cli.log == "info" && matches!(**hub, Hub::Ask(_)) => "warn",
         _ => &cli.log,
     };
     yurt_telemetry::init_logging(level, cli.log_json);
@@ -114,10 +151,13 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
             mind_parent(&shutdown);
             yurt_lab::apiserver::run(args, shutdown).await?;
         }
-        Command::Hub(args) => {
-            mind_parent(&shutdown);
-            yurt_hub::run(yurt_hub::Config::try_from(*args)?, shutdown).await?;
-        }
+        Command::Hub(hub) => match *hub {
+            Hub::Run(args) => {
+                mind_parent(&shutdown);
+                yurt_hub::run(yurt_hub::Config::try_from(args)?, shutdown).await?;
+            }
+            Hub::Ask(command) => return Ok(yurt_node::ask(command).await.code().into()),
+        },
         Command::Node(args) => {
             return Ok(yurt_node::run(args, shutdown).await.code().into());
         }
@@ -183,6 +223,26 @@ mod tests {
         assert_eq!(line(&["yurt", "hub"]), ["yurt", "hub"]);
         assert!(line(&[]).is_empty());
         let parsed = Cli::try_parse_from(line(&["yurthub", "--node-name=n", "--server-addr=a"]));
-        assert!(matches!(parsed.unwrap().command, Command::Hub(_)));
+        let is_run =
+            |cli: &Cli| matches!(&cli.command, Command::Hub(hub) if matches!(**hub, Hub::Run(_)));
+        assert!(is_run(&parsed.unwrap()));
+    }
+
+    #[test]
+    fn the_hub_is_run_by_flags_and_asked_by_commands() {
+        let parse = |words: &[&str]| {
+            let line = ["yurt", "hub"].iter().chain(words);
+            Cli::try_parse_from(line).map(|cli| cli.command)
+        };
+        let asks = |words: &[&str]| match parse(words) {
+            Ok(Command::Hub(hub)) => matches!(*hub, Hub::Ask(_)),
+            other => panic!("{other:?}"),
+        };
+        assert!(asks(&["filter", "check", "rules.yaml"]));
+        assert!(asks(&["filter", "explain", "--hub"]));
+        assert!(!asks(&["--node-name=filter", "--server-addr=a"]));
+        for wrong in [&[][..], &["--node-name=n"], &["filter"], &["fliter"]] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -236,7 +236,7 @@ async fn changed<T>(known: Option<&mut watch::Receiver<T>>) -> Result<(), watch:
     }
 }
 
-fn topology(service: Object) -> Option<Box<str>> {
+pub(crate) fn topology(service: Object) -> Option<Box<str>> {
     // Most services have none: they need not be taken apart.
     memchr::memmem::find(&service.bytes, TOPOLOGY_KEYS.as_bytes())?;
     let meta = service.meta().ok()?;

@@ -313,7 +313,9 @@ impl<'n> Fields<'n> {
 
     /// A field, unless it is absent.
     pub(super) fn any(&mut self, name: &'static str) -> Option<&'n Node> {
-        self.asked.push(name);
+        if !self.asked.contains(&name) {
+            self.asked.push(name);
+        }
         let found = self.fields.iter().find(|(known, _)| known == name);
         found.map(|(_, node)| node)
     }

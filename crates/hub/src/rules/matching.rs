@@ -13,8 +13,6 @@ use yurt_wire::{
 const MOST_ENTRIES: usize = 64;
 /// Longest expression.
 pub(super) const LONGEST_EXPRESSION: usize = 4 << 10;
-/// Where an API server shows nothing but metadata; the request's resource says of what.
-const METADATA_ONLY: (&str, &str) = ("meta.k8s.io", "PartialObjectMetadata");
 
 /// What an object must be. What is not said does not matter.
 #[derive(Clone, Debug, Default)]
@@ -163,13 +161,9 @@ impl Match {
 
     fn is_kind(&self, gvk: &Gvk) -> bool {
         let named = |wanted: &Option<String>, is: &str| wanted.as_ref().is_none_or(|w| w == is);
-        // The request was for the resource of the kind then, or any kind will do.
-        let any_kind = self.resources.is_empty()
-            || self.group.is_none() && self.version.is_none() && self.kind.is_none();
-        any_kind && (gvk.group.as_str(), gvk.kind.as_str()) == METADATA_ONLY
-            || named(&self.group, &gvk.group)
-                && named(&self.version, &gvk.version)
-                && named(&self.kind, &gvk.kind)
+        named(&self.group, &gvk.group)
+            && named(&self.version, &gvk.version)
+            && named(&self.kind, &gvk.kind)
     }
 }
 
@@ -211,7 +205,7 @@ fn is_lower(text: &str, more: &str) -> bool {
 }
 
 /// The resource of a kind, as Kubernetes' clients guess it where they cannot ask; it holds for all built-in kinds.
-fn plural(kind: &str) -> String {
+pub(crate) fn plural(kind: &str) -> String {
     let lower = kind.to_ascii_lowercase();
     match lower.strip_suffix('y') {
         _ if lower == "endpoints" => lower,

@@ -7,6 +7,7 @@
 use super::{Complaint, Entry, InForce, Reading, document, read};
 use crate::{filter::Filter, metrics::Metrics, proxy::Hub};
 use std::{
+    collections::BTreeMap,
     io::Read,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -147,6 +148,14 @@ impl Rules {
             }
         }
         all
+    }
+
+    /// Where the rules in force come from, by their names.
+    pub fn origins(&self) -> BTreeMap<String, Origin> {
+        let rules = self.in_force().into_iter();
+        rules
+            .map(|(origin, rule)| (rule.name().to_owned(), origin))
+            .collect()
     }
 
     /// What is wrong with rules as they are written now.

@@ -115,22 +115,6 @@ fn objects_are_matched_by_all_that_is_said() {
 }
 
 #[test]
-fn metadata_alone_is_matched_by_the_resource_that_was_asked_for() {
-    let partial = json!({ "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
-        "metadata": { "name": "web", "namespace": "shop", "labels": { "tier": "canary" } } });
-    let drops = |matching: &str| {
-        let text = format!("- {{name: r, match: {{{matching}}}, drop: true}}");
-        shown_as(&rule(&text), &partial).unwrap().is_none()
-    };
-    assert!(drops(
-        "apiVersion: v1, kind: Service, labelSelector: tier=canary"
-    ));
-    assert!(drops("resources: [services], names: [web]"));
-    // It cannot be told what this is the metadata of.
-    assert!(!drops("kind: Service, resources: [services, configmaps]"));
-}
-
-#[test]
 fn requests_are_picked_by_resource_and_component() {
     let scope = |text: &str| rule(&format!("- {{name: r, {text}, drop: true}}")).scope();
     let of_kind = scope(

@@ -3,6 +3,7 @@
 
 mod autonomy;
 mod debug;
+mod filters;
 mod health;
 pub(crate) mod ota;
 mod pool;
@@ -20,6 +21,8 @@ use yurt_transport::{Body, Peer};
 
 /// Largest body of a request.
 const MOST_BODY: usize = 64 << 10;
+/// Largest body with objects.
+const MOST_OBJECTS: usize = 2 << 20;
 /// How long a request's body may take to come.
 const BODY_WAIT: Duration = Duration::from_secs(10);
 
@@ -39,6 +42,7 @@ enum Endpoint {
     Doctor,
     Drill,
     Pool,
+    Explain,
 }
 
 impl Endpoint {
@@ -54,12 +58,22 @@ impl Endpoint {
                 | Self::Doctor
                 | Self::Drill
                 | Self::Pool
+                | Self::Explain
         )
+    }
+
+    /// Largest body of a request.
+    fn most_body(self) -> usize {
+        match self {
+            // Whole objects come here.
+            Self::Explain => MOST_OBJECTS,
+            _ => MOST_BODY,
+        }
     }
 }
 
 /// Path, methods (GET stands for HEAD too), endpoint. What is not GET is for the node's own processes only.
-const ENDPOINTS: [(&str, &[Method], Endpoint); 13] = [
+const ENDPOINTS: [(&str, &[Method], Endpoint); 14] = [
     ("/v1/healthz", &[Method::GET], Endpoint::Healthz),
     ("/v1/readyz", &[Method::GET], Endpoint::Readyz),
     ("/v1/status", &[Method::GET], Endpoint::Status),
@@ -81,6 +95,11 @@ const ENDPOINTS: [(&str, &[Method], Endpoint); 13] = [
         Endpoint::Drill,
     ),
     ("/v1/pool", &[Method::GET], Endpoint::Pool),
+    (
+        "/v1/filters",
+        &[Method::GET, Method::POST],
+        Endpoint::Explain,
+    ),
 ];
 
 /// The paths of all endpoints.
@@ -169,7 +188,7 @@ impl Admin {
         let body = if method == Method::GET {
             Bytes::new()
         } else {
-            match read(body).await {
+            match read(body, endpoint.most_body()).await {
                 Ok(body) => body,
                 Err(refusal) => return *refusal,
             }
@@ -188,6 +207,7 @@ impl Admin {
             Endpoint::Doctor => autonomy::doctor(self).await,
             Endpoint::Drill => autonomy::drill(self, &ask),
             Endpoint::Pool => pool::status(self).await,
+            Endpoint::Explain => filters::filters(&self.hub, &ask).await,
             _ if !self.profiling => refuse(StatusCode::NOT_FOUND, "--profiling=false\n"),
             Endpoint::LogLevel => debug::log_level(&ask),
             Endpoint::Links => debug::links(&self.hub),
@@ -242,7 +262,7 @@ fn only(methods: &[Method]) -> Response<Body> {
     response
 }
 
-async fn read<B>(body: B) -> Result<Bytes, Box<Response<Body>>>
+async fn read<B>(body: B, most: usize) -> Result<Bytes, Box<Response<Body>>>
 where
     B: http_body::Body<Data = Bytes>,
     B::Error: std::fmt::Display,
@@ -254,8 +274,8 @@ where
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| (StatusCode::BAD_REQUEST, error.to_string()))?;
             read.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            if read.len() > MOST_BODY {
-                let text = format!("more than {MOST_BODY} bytes");
+            if read.len() > most {
+                let text = format!("more than {most} bytes");
                 return Err((StatusCode::PAYLOAD_TOO_LARGE, text));
             }
         }
@@ -325,9 +345,9 @@ mod tests {
     #[tokio::test]
     async fn a_body_has_a_bound() {
         let large = yurt_transport::full(vec![b'x'; MOST_BODY + 1]);
-        let refused = read(large).await.unwrap_err();
+        let refused = read(large, MOST_BODY).await.unwrap_err();
         assert_eq!(refused.status(), StatusCode::PAYLOAD_TOO_LARGE);
         let fits = yurt_transport::full(vec![b'x'; MOST_BODY]);
-        assert_eq!(read(fits).await.unwrap().len(), MOST_BODY);
+        assert_eq!(read(fits, MOST_BODY).await.unwrap().len(), MOST_BODY);
     }
 }

@@ -2,6 +2,7 @@
 //! running watches are told when it changes.
 
 mod example;
+mod rules;
 
 use crate::{
     cloud::{Cloud, JSON, Trust},

@@ -60,7 +60,10 @@ async fn a_pool_asks_the_cloud_once() {
         pool.until_shared(number).await;
         for (query, agent) in [
             ("resourceVersion=0", "one"),
-            ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true", "two"),
+            (
+                "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true",
+                "two",
+            ),
         ] {
             let target = format!("{SERVICES}?watch=true&{query}");
             let mut watch = node.watch(&target, &[JSON, ("user-agent", agent)]).await;
@@ -74,8 +77,11 @@ async fn a_pool_asks_the_cloud_once() {
     }
     let before: Vec<u64> = (1..=3).map(|number| pool.link(number).received()).collect();
     for round in 0..40 {
-        pool.change("a", json!({"data": "x".repeat(2000), "round": round.to_string()}))
-            .await;
+        pool.change(
+            "a",
+            json!({"data": "x".repeat(2000), "round": round.to_string()}),
+        )
+        .await;
     }
     pool.create("c", json!({})).await;
     pool.remove("b").await;
@@ -97,7 +103,10 @@ async fn a_pool_asks_the_cloud_once() {
         .map(|number| pool.link(number).received() - before[number - 1])
         .collect();
     // The leader took each change once; the others nothing of it.
-    assert!(received[0] > 40 * 2000 && received[0] < 2 * 40 * 2000, "{received:?}");
+    assert!(
+        received[0] > 40 * 2000 && received[0] < 2 * 40 * 2000,
+        "{received:?}"
+    );
     for follower in &received[1..] {
         assert!(*follower < 20_000, "{received:?}");
     }
@@ -124,11 +133,17 @@ async fn watches_resume_select_and_show_as_clients_want() {
         .unwrap()
         .to_owned();
     let mut red = node
-        .watch(&format!("{SERVICES}?watch=true&labelSelector=color%3Dred"), &[JSON])
+        .watch(
+            &format!("{SERVICES}?watch=true&labelSelector=color%3Dred"),
+            &[JSON],
+        )
         .await;
     tell_next(&mut red, "ADDED", "a").await;
     let mut table = node
-        .watch(&format!("{SERVICES}?watch=true&resourceVersion={from}"), &[("accept", TABLE)])
+        .watch(
+            &format!("{SERVICES}?watch=true&resourceVersion={from}"),
+            &[("accept", TABLE)],
+        )
         .await;
     pool.label("a", "blue").await;
     pool.label("a", "red").await;
@@ -143,7 +158,10 @@ async fn watches_resume_select_and_show_as_clients_want() {
     }
     // From a revision of the past: everything since, once.
     let mut since = node
-        .watch(&format!("{SERVICES}?watch=true&resourceVersion={from}"), &[JSON])
+        .watch(
+            &format!("{SERVICES}?watch=true&resourceVersion={from}"),
+            &[JSON],
+        )
         .await;
     let mut last = from.parse().unwrap();
     for kind in ["MODIFIED", "MODIFIED", "DELETED"] {
@@ -161,13 +179,20 @@ async fn watches_resume_select_and_show_as_clients_want() {
         .get(&format!("{SERVICES}?resourceVersion=9999999"))
         .await;
     assert_eq!(future.status, 504);
-    assert_eq!(future.json()["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
+    assert_eq!(
+        future.json()["details"]["causes"][0]["reason"],
+        "ResourceVersionTooLarge"
+    );
     // In pages that nobody needs.
     let listed = node.get(&format!("{SERVICES}?limit=1")).await.json();
     assert_eq!(listed["metadata"]["continue"], Value::Null);
     let shown = node.get_as(SERVICES, &[("accept", TABLE)]).await.json();
     assert_eq!(shown["kind"], "Table");
-    assert!(shown["rows"].as_array().is_some_and(|rows| !rows.is_empty()));
+    assert!(
+        shown["rows"]
+            .as_array()
+            .is_some_and(|rows| !rows.is_empty())
+    );
     pool.stop().await;
 }
 
@@ -277,9 +302,7 @@ async fn custom_resources_are_shared_too() {
     let pool = Pool::start(2).await;
     pool.define("widgets", "Widget").await;
     pool.led_by(&[1]).await;
-    let widget = |size: u64| {
-        json!({"apiVersion": "example.io/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"size": size}})
-    };
+    let widget = |size: u64| json!({"apiVersion": "example.io/v1", "kind": "Widget", "metadata": {"name": "w"}, "spec": {"size": size}});
     write(&pool.cloud, Method::POST, WIDGETS, widget(1)).await;
     let node = pool.node(2);
     eventually("widgets are shared", async || {
@@ -288,9 +311,20 @@ async fn custom_resources_are_shared_too() {
     })
     .await;
     assert_eq!(node.feed("widgets").await["source"], "edge-1");
-    let mut watch = node.watch(&format!("{ALL}?watch=true"), &[("accept", "application/vnd.kubernetes.protobuf,application/json")]).await;
+    let mut watch = node
+        .watch(
+            &format!("{ALL}?watch=true"),
+            &[(
+                "accept",
+                "application/vnd.kubernetes.protobuf,application/json",
+            )],
+        )
+        .await;
     let added = watch.event().await;
-    assert_eq!((&added["type"], &added["object"]["spec"]["size"]), (&json!("ADDED"), &json!(1)));
+    assert_eq!(
+        (&added["type"], &added["object"]["spec"]["size"]),
+        (&json!("ADDED"), &json!(1))
+    );
     let patch = json!({"spec": {"size": 2}});
     pool.merge(&format!("{WIDGETS}/w"), patch).await;
     assert_eq!(watch.event().await["object"]["spec"]["size"], 2);
@@ -345,7 +379,11 @@ async fn a_restarted_node_resumes_where_it_was() {
     })
     .await;
     let feed = node.feed("services").await;
-    assert_eq!((&feed["lists"], &feed["source"]), (&json!(0), &json!("edge-1")), "{feed}");
+    assert_eq!(
+        (&feed["lists"], &feed["source"]),
+        (&json!(0), &json!("edge-1")),
+        "{feed}"
+    );
     pool.stop().await;
 }
 

@@ -58,25 +58,44 @@ async fn followers_of_openyurt_are_served() {
     let listed = listed.json();
     assert_eq!(state(&listed).len(), 2);
     let from = listed["metadata"]["resourceVersion"].as_str().unwrap();
-    let target = format!("{SERVICES}?allowWatchBookmarks=true&resourceVersion={from}&timeout=7m1s&timeoutSeconds=421&watch=true");
+    let target = format!(
+        "{SERVICES}?allowWatchBookmarks=true&resourceVersion={from}&timeout=7m1s&timeoutSeconds=421&watch=true"
+    );
     let mut watch = follower.follow(&target).await;
     let revision = pool.change("a", json!({"x": "y"})).await;
-    assert_eq!(told(&mut watch).await, ("MODIFIED".into(), "a".into(), revision));
+    assert_eq!(
+        told(&mut watch).await,
+        ("MODIFIED".into(), "a".into(), revision)
+    );
     let bookmark = watch.event().await;
     assert_eq!(bookmark["type"], "BOOKMARK");
-    assert_eq!(bookmark["object"]["metadata"]["resourceVersion"], revision.to_string());
+    assert_eq!(
+        bookmark["object"]["metadata"]["resourceVersion"],
+        revision.to_string()
+    );
     // What people ask with a node's certificate.
     for path in ["/api", "/apis", "/api/v1"] {
-        assert_eq!(follower.read(path, "application/json").await.status, 200, "{path}");
+        assert_eq!(
+            follower.read(path, "application/json").await.status,
+            200,
+            "{path}"
+        );
     }
     let table = follower.read(SERVICES, TABLE).await.json();
     assert_eq!(table["rows"].as_array().map(Vec::len), Some(2), "{table}");
     for path in ["/api/v1/pods", "/api/v1/secrets", "/openapi/v3"] {
-        assert_eq!(follower.read(path, "application/json").await.status, 403, "{path}");
+        assert_eq!(
+            follower.read(path, "application/json").await.status,
+            403,
+            "{path}"
+        );
     }
     // Protobuf, as OpenYurt's hubs ask it where they can.
     let bytes = follower
-        .read(SERVICES, "application/vnd.kubernetes.protobuf,application/json")
+        .read(
+            SERVICES,
+            "application/vnd.kubernetes.protobuf,application/json",
+        )
         .await;
     assert!(bytes.body.starts_with(b"k8s\0"));
     pool.stop().await;
@@ -96,13 +115,19 @@ async fn a_leader_that_knows_nothing_says_so() {
     let (pair, _) = pool.certificate(9);
     let follower = Follower::new(&pool.trust, leader.parse().unwrap(), Some(&pair));
     let refused = follower
-        .read("/apis/example.io/v1/widgets?resourceVersion=0", "application/json")
+        .read(
+            "/apis/example.io/v1/widgets?resourceVersion=0",
+            "application/json",
+        )
         .await;
     assert_eq!(refused.status, 429, "{}", refused.text());
     assert_eq!(refused.headers["retry-after"], "1");
     assert_eq!(refused.json()["reason"], "TooManyRequests");
     // What it knows it tells.
-    assert_eq!(follower.read(SERVICES, "application/json").await.status, 200);
+    assert_eq!(
+        follower.read(SERVICES, "application/json").await.status,
+        200
+    );
     pool.stop().await;
 }
 
@@ -200,15 +225,25 @@ async fn a_lie_about_revisions_does_not_outlive_the_liar() {
     pool.led_by(&[1]).await;
     // It holds a state that never was: it has to begin anew.
     let told = watch.event().await;
-    assert_eq!((&told["type"], &told["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!(
+        (&told["type"], &told["object"]["code"]),
+        (&json!("ERROR"), &json!(410))
+    );
     assert_eq!(watch.next().await, Came::End);
     let node = pool.node(2);
     eventually("the truth", async || {
         let listed = node.get(SERVICES).await;
-        listed.status == 200 && state(&listed.json()).iter().map(|(name, _)| name).eq(["kubernetes"])
+        listed.status == 200
+            && state(&listed.json())
+                .iter()
+                .map(|(name, _)| name)
+                .eq(["kubernetes"])
     })
     .await;
-    eventually("fed again", async || node.feed("services").await["stage"] == "synced").await;
+    eventually("fed again", async || {
+        node.feed("services").await["stage"] == "synced"
+    })
+    .await;
     let revision = node.feed("services").await["revision"].as_u64();
     assert!(revision.is_some_and(|revision| revision < FUTURE));
     pool.stop().await;
@@ -220,7 +255,10 @@ async fn who_says_nothing_any_more_is_set_aside() {
     let rogue = rogue(&pool).await;
     rogue.set(Method::GET, SERVICES, Answer::Silence);
     let mut watch = misled(&pool, &rogue).await;
-    eventually("set aside", async || distrusts(&pool, "stalled").await > 0.0).await;
+    eventually("set aside", async || {
+        distrusts(&pool, "stalled").await > 0.0
+    })
+    .await;
     // Who is served goes on being served.
     assert_eq!(pool.node(2).get(SERVICES).await.status, 200);
     assert!(watch.silent_for(Duration::from_millis(50)).await);

@@ -95,7 +95,9 @@ impl Pool {
             ..Config::default()
         };
         let cloud = ApiServer::start(cloud, shutdown.clone()).await.unwrap();
-        let first = TcpListener::bind((format!("127.0.{network}.1"), 0)).await.unwrap();
+        let first = TcpListener::bind((format!("127.0.{network}.1"), 0))
+            .await
+            .unwrap();
         let port = first.local_addr().unwrap().port();
         let mut pool = Self {
             cloud,
@@ -121,25 +123,68 @@ impl Pool {
     }
 
     async fn prepare(&self, count: usize) {
-        self.allow("yurt-hub", "", &["configmaps", "services"], json!({"kind": "Group", "name": "system:nodes"}))
-            .await;
+        self.allow(
+            "yurt-hub",
+            "",
+            &["configmaps", "services"],
+            json!({"kind": "Group", "name": "system:nodes"}),
+        )
+        .await;
         let custom = ["nodepools", "widgets", "endpointslices"];
-        self.allow("custom", "*", &custom, json!({"kind": "Group", "name": "system:nodes"}))
-            .await;
-        self.allow("reader", "", &["services"], json!({"kind": "User", "name": "reader"}))
-            .await;
+        self.allow(
+            "custom",
+            "*",
+            &custom,
+            json!({"kind": "Group", "name": "system:nodes"}),
+        )
+        .await;
+        self.allow(
+            "reader",
+            "",
+            &["services"],
+            json!({"kind": "User", "name": "reader"}),
+        )
+        .await;
         let role = json!({"metadata": {"name": "impersonator"}, "rules": [{"apiGroups": [""], "resources": ["users"], "verbs": ["impersonate"]}]});
-        write(&self.cloud, Method::POST, &format!("{RBAC}/clusterroles"), role).await;
-        self.bind("clusterrolebindings", "impersonator", "impersonator", json!({"kind": "User", "name": "reader"}))
-            .await;
-        self.bind("namespaces/default/rolebindings", "local", "reader", json!({"kind": "User", "name": "local"}))
-            .await;
-        self.define_in("apps.openyurt.io", "v1beta2", "nodepools", "NodePool", "Cluster")
-            .await;
+        write(
+            &self.cloud,
+            Method::POST,
+            &format!("{RBAC}/clusterroles"),
+            role,
+        )
+        .await;
+        self.bind(
+            "clusterrolebindings",
+            "impersonator",
+            "impersonator",
+            json!({"kind": "User", "name": "reader"}),
+        )
+        .await;
+        self.bind(
+            "namespaces/default/rolebindings",
+            "local",
+            "reader",
+            json!({"kind": "User", "name": "local"}),
+        )
+        .await;
+        self.define_in(
+            "apps.openyurt.io",
+            "v1beta2",
+            "nodepools",
+            "NodePool",
+            "Cluster",
+        )
+        .await;
         let nodes: Vec<String> = (1..=count).chain([9]).map(name).collect();
         let pool = json!({"apiVersion": "apps.openyurt.io/v1beta2", "kind": "NodePool", "metadata": {"name": "here"},
             "spec": {"type": "Edge"}, "status": {"nodes": nodes}});
-        write(&self.cloud, Method::POST, "/apis/apps.openyurt.io/v1beta2/nodepools", pool).await;
+        write(
+            &self.cloud,
+            Method::POST,
+            "/apis/apps.openyurt.io/v1beta2/nodepools",
+            pool,
+        )
+        .await;
         let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": MAP}, "data": {
             "leaders": "", "enable-leader-election": "true", "interconnectivity": "true",
             "pool-scoped-metadata": "/v1/services,discovery.k8s.io/v1/endpointslices,example.io/v1/widgets"}});
@@ -149,7 +194,13 @@ impl Pool {
     async fn allow(&self, name: &str, group: &str, resources: &[&str], to: Value) {
         let role = json!({"metadata": {"name": name}, "rules": [
             {"apiGroups": [group], "resources": resources, "verbs": ["get", "list", "watch"]}]});
-        write(&self.cloud, Method::POST, &format!("{RBAC}/clusterroles"), role).await;
+        write(
+            &self.cloud,
+            Method::POST,
+            &format!("{RBAC}/clusterroles"),
+            role,
+        )
+        .await;
         self.bind("clusterrolebindings", name, name, to).await;
     }
 
@@ -158,11 +209,18 @@ impl Pool {
         to["apiGroup"] = group.into();
         let binding = json!({"metadata": {"name": name},
             "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": role}, "subjects": [to]});
-        write(&self.cloud, Method::POST, &format!("{RBAC}/{kind}"), binding).await;
+        write(
+            &self.cloud,
+            Method::POST,
+            &format!("{RBAC}/{kind}"),
+            binding,
+        )
+        .await;
     }
 
     pub(crate) async fn define(&self, plural: &str, kind: &str) {
-        self.define_in("example.io", "v1", plural, kind, "Namespaced").await;
+        self.define_in("example.io", "v1", plural, kind, "Namespaced")
+            .await;
     }
 
     async fn define_in(&self, group: &str, version: &str, plural: &str, kind: &str, scope: &str) {
@@ -224,7 +282,9 @@ impl Pool {
 
     async fn begin(&mut self, number: usize) {
         let config = self.config_of(number);
-        let listener = TcpListener::bind((self.address(number), self.port)).await.unwrap();
+        let listener = TcpListener::bind((self.address(number), self.port))
+            .await
+            .unwrap();
         let node = Node::start_on(config, listener).await;
         node.until_up().await;
         self.members[number - 1].node = Some(node);
@@ -242,7 +302,10 @@ impl Pool {
     }
 
     pub(crate) fn node(&self, number: usize) -> &Node {
-        self.members[number - 1].node.as_ref().expect("a node that runs")
+        self.members[number - 1]
+            .node
+            .as_ref()
+            .expect("a node that runs")
     }
 
     pub(crate) fn link(&self, number: usize) -> &Link {
@@ -263,7 +326,8 @@ impl Pool {
     pub(crate) async fn until_shared(&self, number: usize) {
         let node = self.node(number);
         eventually("services are shared", async || {
-            node.get(SERVICES).await.status == 200 && node.feed("services").await["stage"] == "synced"
+            node.get(SERVICES).await.status == 200
+                && node.feed("services").await["stage"] == "synced"
         })
         .await;
     }
@@ -278,7 +342,9 @@ impl Pool {
             .unwrap();
         let response = self.cloud.call(request).await;
         assert_eq!(response.status(), 200, "{path}");
-        let body = yurt_transport::collect(response.into_body(), 1 << 20).await.unwrap();
+        let body = yurt_transport::collect(response.into_body(), 1 << 20)
+            .await
+            .unwrap();
         serde_json::from_slice(&body).unwrap()
     }
 
