@@ -216,7 +216,7 @@ impl Hub {
             Ok((identity, body)) => {
                 lent = identity.lent;
                 if let Caller::Peer(node) = &identity.caller {
-                    peer = Some(self.gate.left(node));
+                    peer = Some(node.clone());
                 }
                 self.answer(identity, parts, body).await
             }
@@ -227,9 +227,10 @@ impl Hub {
             response.headers_mut().append(header::WARNING, entry::LENT);
         }
         // What goes on ends with the place in the pool that it was begun with.
-        if let Some(left) = peer
+        if let Some(node) = peer
             && response.body().size_hint().exact().is_none()
         {
+            let left = self.gate.left(&node);
             response = response.map(|body| Ending::new(body, left).boxed_unsync());
         }
         if entrance == Entrance::Pool {

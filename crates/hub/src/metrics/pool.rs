@@ -88,8 +88,18 @@ pub struct Aggregated {
 /// Seconds that a pool may be without the leader that it had.
 const TAKE_OVER: [f64; 7] = [0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 10.0];
 
-/// Metrics of sharing within the pool.
+/// How long they were.
 #[derive(Debug)]
+struct TakeOver(Histogram);
+
+impl Default for TakeOver {
+    fn default() -> Self {
+        Self(Histogram::new(TAKE_OVER))
+    }
+}
+
+/// Metrics of sharing within the pool.
+#[derive(Debug, Default)]
 pub struct PoolMetrics {
     aggregated: Family<RequestLabels, Gauge>,
     aggregated_total: Gauge,
@@ -108,41 +118,12 @@ pub struct PoolMetrics {
     leader: Gauge,
     distrusts: Family<ReasonLabel, Counter>,
     roles: Family<ReasonLabel, Counter>,
-    take_over: Histogram,
+    take_over: TakeOver,
     sessions: Gauge,
     listeners: Gauge,
     alive: Gauge,
     delegated: Family<ReasonLabel, Counter>,
     leases_refused: Family<ReasonLabel, Counter>,
-}
-
-impl Default for PoolMetrics {
-    fn default() -> Self {
-        Self {
-            aggregated: Family::default(),
-            aggregated_total: Gauge::default(),
-            sources: Family::default(),
-            saved_bytes: Counter::default(),
-            leader: Gauge::default(),
-            distrusts: Family::default(),
-            given_bytes: Counter::default(),
-            taken_bytes: Counter::default(),
-            balance: Mutex::default(),
-            resources: Mutex::default(),
-            servers: Mutex::default(),
-            synced: Family::default(),
-            watchers: Family::default(),
-            resumes: Family::default(),
-            lists: Family::default(),
-            roles: Family::default(),
-            take_over: Histogram::new(TAKE_OVER),
-            sessions: Gauge::default(),
-            listeners: Gauge::default(),
-            alive: Gauge::default(),
-            delegated: Family::default(),
-            leases_refused: Family::default(),
-        }
-    }
 }
 
 impl PoolMetrics {
@@ -217,7 +198,7 @@ impl PoolMetrics {
         hub.register(
             "pool_takeover_seconds",
             "From the last sign of a leader that was lost to the next one",
-            self.take_over.clone(),
+            self.take_over.0.clone(),
         );
         hub.register(
             "pool_sessions",
@@ -322,7 +303,7 @@ impl PoolMetrics {
 
     /// A leader that was lost is replaced.
     pub fn took_over(&self, took: Duration) {
-        self.take_over.observe(took.as_secs_f64());
+        self.take_over.0.observe(took.as_secs_f64());
     }
 
     /// Sessions with candidates, and of other nodes with this one.

@@ -223,7 +223,8 @@ impl Coordinator {
         let hub = self.hub.clone();
         let me = &*hub.node_name;
         let link = hub.mode_of(&Caller::Node) == Mode::Online && hub.upstreams.up();
-        let revision = hub.cache.shared_revision(&settings.pool_scope);
+        let known = hub.cache.shared_revision(&settings.pool_scope);
+        let revision = known.max(hub.share.newest());
         let port = hub.config.pool_port.unwrap_or_default();
         self.reconcile(rank::candidates(settings, members, port));
         for tracked in &mut self.tracked {

@@ -7,6 +7,7 @@ use super::{
     presence::Link,
     rank::Sight,
     role::{PeerNode, Role},
+    share::FeedOverview,
 };
 use crate::{autonomy::heartbeat::NODE_LEASES, proxy::Hub};
 use bytes::Bytes;
@@ -59,6 +60,8 @@ pub struct PoolStatus {
     pub nodes: Vec<NodeStatus>,
     /// Whether this node renews leases in the cloud for others.
     pub delegation: Readiness,
+    /// What it shares.
+    pub share: Vec<FeedOverview>,
 }
 
 /// A candidate as this node sees it.
@@ -111,6 +114,7 @@ pub(crate) async fn gather(hub: &Hub) -> PoolStatus {
     let mut status = of_election(&told, &hub.node_name);
     status.pool = hub.settings.borrow().pool.clone();
     status.delegation = hub.coordination.readiness();
+    status.share = hub.share.overview();
     let leased = match &told.role {
         Role::Leader => {
             status.evidence = Some(hub.node_name.clone());
