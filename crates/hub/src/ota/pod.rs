@@ -340,9 +340,7 @@ impl Before {
                 .map(|(name, image)| json!({"name": name, "image": image}))
                 .collect()
         };
-        if images(spec, "/containers") == self.images
-            && images(spec, "/initContainers") == self.init_images
-        {
+        if self.is_back(new) {
             return Err("the new pod has the images of the old one: there is nothing to take back");
         }
         let from = member(new, "/metadata/labels", LABELS[0]).unwrap_or_default();
@@ -360,6 +358,7 @@ impl Before {
     pub fn is_back(&self, pod: &Value) -> bool {
         let spec = pod.get("spec").unwrap_or(&Value::Null);
         images(spec, "/containers") == self.images
+            && images(spec, "/initContainers") == self.init_images
     }
 }
 

@@ -14,12 +14,6 @@ async fn id(edge: &Edge) -> String {
     jobs.last().unwrap()["id"].as_str().unwrap().to_owned()
 }
 
-/// Answers to `readyTimeout` in good time.
-fn hasty(edge_policy: &str) -> impl FnOnce(&mut yurt_hub::Config) {
-    let policy = format!("readyTimeout: 1s\nminReady: 0s\n{edge_policy}");
-    move |config| std::fs::write(config.root_dir.join("ota-policy.yaml"), policy).unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_is_replaced_and_the_new_one_seen_through() {
     let edge = Edge::start(|_| {}).await;
@@ -170,19 +164,20 @@ async fn a_replacement_goes_on_after_a_kill_in_the_middle_of_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn images_are_taken_back_when_the_new_pod_does_not_become_ready() {
-    let edge = Edge::start(hasty("")).await;
+    let edge = Edge::start(|_| {}).await;
     edge.workshop.lock().unwrap().good.remove("a:2");
     // Under the name of who asked: the node may not change pods.
     let begun = edge
         .ask(Method::POST, &upgrade_path("agent-old"), Some("dev-token"))
         .await;
     assert_eq!((begun.status, begun.text().as_str()), (200, STARTED));
+    edge.late(&id(&edge).await).await;
     let job = edge.until_job(&id(&edge).await, "rolled-back").await;
     assert!(
         job["reason"]
             .as_str()
             .unwrap()
-            .starts_with("not ready within 1s"),
+            .starts_with("not ready within 2s"),
         "{job}"
     );
     let (_, pod) = edge.get(&format!("{PODS}/agent-new-1")).await;
@@ -223,15 +218,12 @@ async fn the_owners_service_account_takes_images_back_after_a_kill() {
         std::fs::write(&file, "robot-token\n").unwrap();
         config.ota.rollback_token_file = Some(file);
     };
-    let edge = Edge::start(|config| {
-        hasty("")(config);
-        token(config);
-    })
-    .await;
+    let edge = Edge::start(token).await;
     edge.workshop.lock().unwrap().good.remove("a:2");
     assert_eq!(edge.upgrade("agent-old").await.status, 200);
     let job = id(&edge).await;
     let edge = edge.kill(token).await;
+    edge.late(&job).await;
     edge.until_job(&job, "rolled-back").await;
     edge.stop().await;
 }
@@ -239,9 +231,10 @@ async fn the_owners_service_account_takes_images_back_after_a_kill() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_taken_back_fails_and_is_told() {
     // Nobody may change the pod.
-    let edge = Edge::start(hasty("")).await;
+    let edge = Edge::start(|_| {}).await;
     edge.workshop.lock().unwrap().good.remove("a:2");
     assert_eq!(edge.upgrade("agent-old").await.status, 200);
+    edge.late(&id(&edge).await).await;
     let job = edge.until_job(&id(&edge).await, "failed").await;
     let reason = job["reason"].as_str().unwrap();
     assert!(
@@ -265,6 +258,7 @@ async fn what_cannot_be_taken_back_fails_and_is_told() {
         )
         .await;
     assert_eq!(begun.status, 200, "{}", begun.text());
+    edge.late(&id(&edge).await).await;
     let job = edge.until_job(&id(&edge).await, "failed").await;
     assert!(
         job["reason"].as_str().unwrap().contains("more than images"),
@@ -275,6 +269,7 @@ async fn what_cannot_be_taken_back_fails_and_is_told() {
     edge.workshop.lock().unwrap().makes = false;
     edge.needs_upgrade("agent-new-2", "r4").await;
     assert_eq!(edge.upgrade("agent-new-2").await.status, 200);
+    edge.policy("readyTimeout: 1s");
     let job = edge.until_job(&id(&edge).await, "failed").await;
     assert!(
         job["reason"].as_str().unwrap().contains("no new pod came"),
@@ -285,25 +280,27 @@ async fn what_cannot_be_taken_back_fails_and_is_told() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pod_that_is_ready_for_a_moment_is_not_done() {
-    let edge = Edge::start(|config| {
-        let policy = "readyTimeout: 2s\nminReady: 1h\nrollback: false\n";
-        std::fs::write(config.root_dir.join("ota-policy.yaml"), policy).unwrap();
-    })
-    .await;
+    let edge = Edge::start(|_| {}).await;
+    edge.policy("readyTimeout: 1h\nminReady: 1h");
     assert_eq!(edge.upgrade("agent-old").await.status, 200);
     let job = id(&edge).await;
-    eventually("the new pod is ready", async || {
-        let (_, pod) = edge.get(&format!("{PODS}/agent-new-1")).await;
-        let conditions = pod["status"]["conditions"].as_array().cloned();
-        let conditions = conditions.unwrap_or_default();
-        conditions
-            .iter()
-            .any(|c| c["type"] == "Ready" && c["status"] == "True")
-    })
-    .await;
+    let until_ready = async |status: &str| {
+        eventually("the new pod's readiness", async || {
+            let (_, pod) = edge.get(&format!("{PODS}/agent-new-1")).await;
+            let conditions = pod["status"]["conditions"].as_array().cloned();
+            let conditions = conditions.unwrap_or_default();
+            conditions
+                .iter()
+                .any(|c| c["type"] == "Ready" && c["status"] == status)
+        })
+        .await;
+    };
+    until_ready("True").await;
     edge.until_job(&job, "waiting-for-pod").await;
     // It fails after all.
     edge.workshop.lock().unwrap().good.remove("a:2");
+    until_ready("False").await;
+    edge.policy("readyTimeout: 1s\nminReady: 1h\nrollback: false");
     let job = edge.until_job(&job, "failed").await;
     assert!(
         job["reason"].as_str().unwrap().contains("does not go back"),

@@ -241,3 +241,27 @@ async fn a_hub_killed_while_it_deletes_goes_on_where_it_was() {
     assert_eq!(deletions[1]["preconditions"]["uid"], "old");
     after.node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_cannot_know_its_pods_says_so() {
+    let edge = edge().await;
+    edge.cloud.answer(
+        Method::GET,
+        "/api/v1/pods",
+        500,
+        JSON,
+        status(500, "InternalError"),
+    );
+    let unknown = edge.node.admin("/pods").await;
+    assert_eq!(
+        (unknown.status, unknown.text().as_str()),
+        (500, "Get pod list failed")
+    );
+    let told = list(&[pod("agent", "old", "7")]);
+    edge.cloud
+        .answer(Method::GET, "/api/v1/pods", 200, JSON, told);
+    let pods = edge.node.admin("/pods").await.json();
+    assert_eq!(pods["items"][0]["metadata"]["name"], "agent");
+    assert_eq!(pods["metadata"]["resourceVersion"], "90");
+    edge.node.stop().await;
+}

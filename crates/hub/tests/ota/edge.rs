@@ -11,7 +11,10 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 use tokio::net::{TcpListener, UnixStream};
@@ -204,7 +207,7 @@ impl Edge {
     /// A node whose DaemonSet pod `agent-old` (image `a:1`, revision `r1`) is to become `a:2`, `r2`.
     pub(crate) async fn start(set: impl FnOnce(&mut Config)) -> Self {
         let (trust, directory, stop) = (Trust::new(), Directory::new(), CancellationToken::new());
-        let cloud = Arc::new(cloud(&trust, &stop).await);
+        let cloud = Arc::new(Box::pin(cloud(&trust, &stop)).await);
         let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "edge-1"}});
         let node_uid = uid(&create(&cloud, "/api/v1/nodes", node).await);
         let other = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "edge-2"}});
@@ -245,7 +248,7 @@ impl Edge {
         edge.needs_upgrade("agent-old", "r2").await;
         edge.play();
         let config = edge.config(set);
-        edge.run(config).await;
+        Box::pin(edge.run(config)).await;
         edge
     }
 
@@ -263,7 +266,7 @@ impl Edge {
     }
 
     pub(crate) async fn run(&mut self, config: Config) {
-        self.hub = Some(Hub::start(config).await);
+        self.hub = Some(Box::pin(Hub::start(config)).await);
         self.until_mode(if self.is_cut { "offline" } else { "online" })
             .await;
         if !self.is_cut {
@@ -426,6 +429,31 @@ impl Edge {
         job.json()
     }
 
+    /// The owner thinks better of it.
+    pub(crate) fn policy(&self, text: &str) {
+        static EDITION: AtomicUsize = AtomicUsize::new(1);
+        let edition = EDITION.fetch_add(1, Ordering::Relaxed);
+        // Of another length each time: clocks of file systems are coarse.
+        let text = format!("{text}\n{}\n", "#".repeat(edition));
+        let part = self.root().join("policy.part");
+        std::fs::write(&part, text).unwrap();
+        std::fs::rename(part, self.root().join("ota-policy.yaml")).unwrap();
+    }
+
+    /// The time of the pod that came of an upgrade is over; what comes then has its time.
+    pub(crate) async fn late(&self, id: &str) {
+        eventually("a new pod", async || {
+            self.job(id).await["newPod"].is_string()
+        })
+        .await;
+        self.policy("readyTimeout: 2s\nminReady: 0s");
+        eventually("it is late", async || {
+            self.job(id).await["state"] != "waiting-for-pod"
+        })
+        .await;
+        self.policy("minReady: 0s");
+    }
+
     pub(crate) async fn jobs(&self) -> Vec<Value> {
         let jobs = self.ask(Method::GET, UPGRADES, None).await.json();
         jobs["items"].as_array().unwrap().clone()
@@ -512,7 +540,7 @@ impl Edge {
         }
         self.directory = killed;
         let config = self.config(set);
-        self.run(config).await;
+        Box::pin(self.run(config)).await;
         self
     }
 

@@ -54,14 +54,7 @@ async fn set(edge: &Edge, announced: &str, data: Value) {
 }
 
 async fn edge() -> (Edge, PathBuf) {
-    let edge = Edge::start(|config| {
-        std::fs::write(
-            config.root_dir.join("ota-policy.yaml"),
-            "readyTimeout: 2s\nminReady: 0s\n",
-        )
-        .unwrap();
-    })
-    .await;
+    let edge = Edge::start(|_| {}).await;
     let file = edge.root().join("manifests/proxy.yaml");
     std::fs::write(&file, manifest("h1", "a:1")).unwrap();
     mirror(&edge, "h1", "a:1").await;
@@ -155,6 +148,7 @@ async fn a_manifest_is_put_back_when_its_pod_does_not_become_ready() {
     assert_eq!(edge.upgrade(POD).await.status, 200);
     mirror(&edge, "h2", "a:2").await;
     let job = id(&edge).await;
+    edge.late(&job).await;
     edge.until_job(&job, "rolling-back").await;
     eventually("the old manifest is back", async || {
         std::fs::read_to_string(&file).unwrap() == manifest("h1", "a:1")
@@ -169,7 +163,6 @@ async fn a_manifest_is_put_back_when_its_pod_does_not_become_ready() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_manifest_that_was_written_before_a_kill_is_seen_through_or_put_back() {
     let (edge, _) = edge().await;
-    edge.workshop.lock().unwrap().good.remove("a:2");
     set(&edge, "h2", json!({"proxy": manifest("h2", "a:2")})).await;
     assert_eq!(edge.upgrade(POD).await.status, 200);
     let job = id(&edge).await;
@@ -177,8 +170,8 @@ async fn a_manifest_that_was_written_before_a_kill_is_seen_through_or_put_back()
     set(&edge, "h3", json!({"proxy": manifest("h3", "a:3")})).await;
     let edge = edge.kill(|_| {}).await;
     let file = edge.root().join("manifests/proxy.yaml");
-    edge.until_job(&job, "rolling-back").await;
-    mirror(&edge, "h1", "a:1").await;
+    // No kubelet took it up.
+    edge.policy("readyTimeout: 1s\nminReady: 0s");
     edge.until_job(&job, "rolled-back").await;
     assert_eq!(
         std::fs::read_to_string(&file).unwrap(),

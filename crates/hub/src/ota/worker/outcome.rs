@@ -8,12 +8,60 @@ use crate::ota::{
     job::{Job, State},
     manifest::Place,
     pod::{self, Kind, Manifests},
+    policy::Policy,
 };
 use http::{Method, StatusCode};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
+/// What becomes of an upgrade whose old pod is gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// Its time is not over.
+    Wait,
+    /// The new pod is what it should be.
+    Done(String),
+    /// It is not, and nothing can be done about it.
+    Failed(String),
+    /// It is not, and the old version can be had back.
+    RollBack(String),
+}
+
+/// Decides about an upgrade: by the pod that came of it, if one did, after it had `waited` for it to become ready.
+fn judge(
+    job: &Job,
+    came: Option<&Value>,
+    readiness: Readiness,
+    waited: Duration,
+    policy: &Policy,
+) -> Verdict {
+    match (readiness, came) {
+        (Readiness::Steady, Some(pod)) => {
+            return Verdict::Done(format!("pod {} is ready", pod::name_of(pod)));
+        }
+        (Readiness::Fresh, Some(_)) => return Verdict::Wait,
+        _ if waited < policy.ready => return Verdict::Wait,
+        _ => {}
+    }
+    let within = policy.ready;
+    let late = format!("not ready within {within:?}");
+    if !policy.rollback {
+        return Verdict::Failed(format!("{late}, and the owner's policy does not go back"));
+    }
+    match (job.kind, came, &job.before) {
+        // Its manifest is the node's own.
+        (Kind::StaticPod, ..) => Verdict::RollBack(late),
+        (_, None, _) => Verdict::Failed(format!("no new pod came within {within:?}")),
+        (_, _, None) => Verdict::Failed(format!("{late}; what was before is not known")),
+        (_, Some(new), Some(before)) => match before.rollback(new) {
+            Ok(_) => Verdict::RollBack(late),
+            Err(why) => Verdict::Failed(format!("{late}; {why}")),
+        },
+    }
+}
+
 /// Whether a pod is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Readiness {
     /// It is not.
     None,
@@ -108,40 +156,27 @@ impl Worker {
                     return;
                 }
             }
-            match self.readiness(&job, pod) {
-                Readiness::Steady => {
-                    let why = format!("pod {full} is ready");
-                    return self.end(job, State::Done, why, Some(pod));
+        }
+        let readiness = came
+            .as_ref()
+            .map_or(Readiness::None, |pod| self.readiness(&job, pod));
+        match judge(
+            &job,
+            came.as_ref(),
+            readiness,
+            self.waited(&job),
+            &self.policy(),
+        ) {
+            Verdict::Wait => {}
+            Verdict::Done(why) => self.end(job, State::Done, why, came.as_ref()),
+            Verdict::Failed(why) => self.end(job, State::Failed, why, came.as_ref()),
+            Verdict::RollBack(why) => {
+                if self.turn(&mut job, State::RollingBack, why) {
+                    self.since
+                        .insert(job.id.clone(), (job.state, Instant::now()));
+                    self.roll_back(job).await;
                 }
-                Readiness::Fresh => return,
-                Readiness::None => {}
             }
-        }
-        let policy = self.policy();
-        if self.waited(&job) < policy.ready {
-            return;
-        }
-        let within = policy.ready;
-        let stop = match (&came, job.kind, &job.before) {
-            _ if !policy.rollback => Some(format!(
-                "not ready within {within:?}, and the owner's policy does not go back"
-            )),
-            (_, Kind::StaticPod, _) => None,
-            (None, ..) => Some(format!("no new pod came within {within:?}")),
-            (_, _, None) => Some("what was before is not known".into()),
-            (Some(new), _, Some(before)) => before
-                .rollback(new)
-                .err()
-                .map(|why| format!("not ready within {within:?}; {why}")),
-        };
-        if let Some(why) = stop {
-            return self.end(job, State::Failed, why, came.as_ref());
-        }
-        let why = format!("not ready within {within:?}");
-        if self.turn(&mut job, State::RollingBack, why) {
-            self.since
-                .insert(job.id.clone(), (job.state, Instant::now()));
-            self.roll_back(job).await;
         }
     }
 
@@ -273,6 +308,74 @@ impl Worker {
                 );
             }
             Readiness::Fresh | Readiness::None => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ota::{
+        job::tests::job,
+        pod::{Before, tests::pod},
+    };
+    use proptest::prelude::*;
+
+    fn upgrade(kind: Kind, old: Option<&Value>) -> Job {
+        Job {
+            kind,
+            before: old.map(Before::of),
+            ..job("a", "p")
+        }
+    }
+
+    const LATE: Duration = Duration::from_secs(300);
+
+    #[test]
+    fn what_becomes_of_an_upgrade() {
+        let (old, new) = (pod("a:1", "r1"), pod("a:2", "r2"));
+        let mut more = new.clone();
+        more["spec"]["containers"][0]["args"] = "--new".into();
+        let of_set = |before| upgrade(Kind::DaemonSet, before);
+        let policy = Policy::default();
+        let judge = |job: &Job, came| judge(job, came, Readiness::None, LATE, &policy);
+        let back = Verdict::RollBack("not ready within 300s".into());
+        assert_eq!(judge(&of_set(Some(&old)), Some(&new)), back);
+        assert_eq!(judge(&upgrade(Kind::StaticPod, None), None), back);
+        for (job, came, why) in [
+            (of_set(Some(&old)), None, "no new pod came"),
+            (of_set(None), Some(&new), "what was before is not known"),
+            (of_set(Some(&old)), Some(&more), "more than images"),
+            (of_set(Some(&new)), Some(&new), "nothing to take back"),
+        ] {
+            match judge(&job, came) {
+                Verdict::Failed(said) => assert!(said.contains(why), "{said}"),
+                other => panic!("{why}: {other:?}"),
+            }
+        }
+    }
+
+    proptest! {
+        /// Nobody is given up before their time, nobody who is ready, and nobody is done who is not.
+        #[test]
+        fn only_what_is_ready_is_done_and_only_what_is_late_is_not(
+            statically: bool, known: bool, came: bool, ready in 0u8..3, waited in 0u64..600, rollback: bool,
+        ) {
+            let (old, new) = (pod("a:1", "r1"), pod("a:2", "r2"));
+            let kind = if statically { Kind::StaticPod } else { Kind::DaemonSet };
+            let job = upgrade(kind, known.then_some(&old));
+            let readiness = [Readiness::None, Readiness::Fresh, Readiness::Steady][usize::from(ready)];
+            let mut policy = Policy::default();
+            policy.rollback = rollback;
+            let came = came.then_some(&new);
+            let verdict = judge(&job, came, readiness, Duration::from_secs(waited), &policy);
+            let is_ready = came.is_some() && readiness != Readiness::None;
+            match verdict {
+                Verdict::Done(_) => prop_assert!(came.is_some() && readiness == Readiness::Steady),
+                Verdict::Wait => prop_assert!(waited < 300 || is_ready),
+                Verdict::Failed(_) => prop_assert!(waited >= 300 && !is_ready),
+                Verdict::RollBack(_) => prop_assert!(waited >= 300 && !is_ready && rollback),
+            }
         }
     }
 }
