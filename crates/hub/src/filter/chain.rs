@@ -270,3 +270,6 @@ impl Chain {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
