@@ -1,6 +1,7 @@
 //! Users' rules, by config map and by file, in a hub that runs.
 
 use super::*;
+use crate::link::State;
 use http::StatusCode;
 
 const MAPS: &str = "/api/v1/namespaces/kube-system/configmaps";
