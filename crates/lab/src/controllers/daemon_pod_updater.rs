@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// Who decides about upgrades of a daemon set's pods.
 const STRATEGY: &str = "apps.openyurt.io/update-strategy";
 /// The condition of a pod that says whether it is of an older template.
-pub(super) const NEEDS_UPGRADE: &str = "PodNeedUpgrade";
+pub(crate) const NEEDS_UPGRADE: &str = "PodNeedUpgrade";
 /// In its message, before the hash of the present template.
 pub(super) const HASH_PREFIX: &str = "controllerrevision: ";
 

@@ -10,6 +10,7 @@ mod hub;
 mod link_cut;
 mod ota;
 mod peers;
+mod pool;
 mod processes;
 mod real_node;
 mod reboot;
