@@ -225,7 +225,7 @@ impl Coordinator {
         let link = hub.mode_of(&Caller::Node) == Mode::Online && hub.upstreams.up();
         let known = hub.cache.shared_revision(&settings.pool_scope);
         let revision = known.max(hub.share.newest());
-        let port = hub.config.pool_port.unwrap_or_default();
+        let port = hub.config.pool_port.unwrap_or(rank::PORT);
         self.reconcile(rank::candidates(settings, members, port));
         for tracked in &mut self.tracked {
             let seen = &mut tracked.seen;

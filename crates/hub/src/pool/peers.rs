@@ -116,6 +116,23 @@ struct Aside {
     until: Instant,
 }
 
+impl Aside {
+    /// Sets aside a peer that may have been before: each time for longer.
+    fn again(before: Option<Self>, reason: Distrust, now: Instant) -> Self {
+        let before = before.filter(|before| now < before.until + FORGIVEN);
+        // Found out about one thing by two ways at once: that is one time.
+        let times = before.map_or(0, |before| {
+            before.times.saturating_sub(u32::from(now < before.until))
+        });
+        let length = (FIRST_ASIDE * 2u32.saturating_pow(times.min(16))).min(LONGEST_ASIDE);
+        Self {
+            reason,
+            times: times + 1,
+            until: now + length,
+        }
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Valid after every statement.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -180,23 +197,18 @@ impl Peers {
     pub fn distrust(&self, node: &str, reason: Distrust) {
         let now = Instant::now();
         let length = {
-            let mut aside = lock(&self.inner.aside);
-            aside.retain(|_, aside| now < aside.until + FORGIVEN);
-            let times = aside.get(node).map_or(0, |aside| {
-                // Found out about one thing by two ways at once: that is one time.
-                aside.times.saturating_sub(u32::from(now < aside.until))
-            });
-            if aside.len() >= MOST_PEERS && !aside.contains_key(node) {
-                aside.clear();
+            let mut all = lock(&self.inner.aside);
+            all.retain(|_, aside| now < aside.until + FORGIVEN);
+            if all.len() >= MOST_PEERS
+                && !all.contains_key(node)
+                && let Some(first) = all.iter().min_by_key(|(_, aside)| aside.until)
+            {
+                let first = first.0.clone();
+                all.remove(&first);
             }
-            let length = (FIRST_ASIDE * 2u32.saturating_pow(times.min(16))).min(LONGEST_ASIDE);
-            let set = Aside {
-                reason,
-                times: times + 1,
-                until: now + length,
-            };
-            aside.insert(node.into(), set);
-            length
+            let aside = Aside::again(all.get(node).copied(), reason, now);
+            all.insert(node.into(), aside);
+            aside.until.saturating_duration_since(now)
         };
         self.inner.metrics.pool().distrusted(reason);
         tracing::warn!(
@@ -267,5 +279,30 @@ impl Peers {
         };
         known.insert(peer.clone(), entry);
         Ok(client)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_set_aside_for_longer_each_time() {
+        let mut now = Instant::now();
+        let mut aside = None;
+        let mut lengths = Vec::new();
+        for _ in 0..10 {
+            let set = Aside::again(aside, Distrust::Lies, now);
+            lengths.push(set.until.duration_since(now).as_secs());
+            now = set.until;
+            aside = Some(set);
+        }
+        assert_eq!(lengths, [2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        // Not again for what was known already.
+        let known = Aside::again(aside, Distrust::Lies, now);
+        let twice = Aside::again(Some(known), Distrust::Garbage, now);
+        assert_eq!((twice.times, twice.until), (known.times, known.until));
+        let later = Aside::again(aside, Distrust::Lies, now + FORGIVEN);
+        assert_eq!(later.times, 1);
     }
 }

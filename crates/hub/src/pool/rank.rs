@@ -13,6 +13,8 @@ use std::{
 
 /// Candidates that are looked at; there are to be few.
 pub const MOST_CANDIDATES: usize = 16;
+/// Where hubs serve their pool unless told otherwise (`--multiplexer-port`).
+pub const PORT: u16 = 10269;
 /// How long a better leader must have been the better one before it takes over from one that does its work.
 pub const STEADY: Duration = Duration::from_secs(5);
 
