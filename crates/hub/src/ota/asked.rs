@@ -6,7 +6,7 @@ use super::{
     job::{Job, NotTaken, State},
     manifest,
     pod::{self, Due, IMAGE, Kind, NotDue, REVISION},
-    policy::{Decision, Standing, Wanted, decide},
+    policy::{Decision, Standing, Wanted, decide, not_allowed},
     seconds,
     worker::{self, Stop},
 };
@@ -309,6 +309,10 @@ pub(crate) async fn pull(hub: &Arc<Hub>, namespace: &str, name: &str) -> Result<
     }
     let pod = from_cloud(hub, namespace, name).await?;
     let revision = pod::wants_images(&pod, &hub.node_name)?;
+    let policy = hub.ota.policy.current().map_err(Refusal::Policy)?;
+    if !policy.allows(namespace, name) {
+        return Err(Refusal::Policy(not_allowed(namespace, name)));
+    }
     let patch = pod::condition_patch(
         pod::uid(&pod),
         IMAGE,

@@ -11,6 +11,7 @@ use jiff::{
 };
 use serde::Deserialize;
 use std::{
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
@@ -286,7 +287,8 @@ impl Policy {
         })
     }
 
-    fn allows(&self, namespace: &str, pod: &str) -> bool {
+    /// Whether a pod may be upgraded at all.
+    pub fn allows(&self, namespace: &str, pod: &str) -> bool {
         self.allow.as_ref().is_none_or(|rules| {
             rules.iter().any(|rule| {
                 matches(&rule.namespace, namespace)
@@ -415,6 +417,11 @@ pub enum Decision {
     },
 }
 
+/// What is said of a pod that the owner does not want to be upgraded.
+pub fn not_allowed(namespace: &str, pod: &str) -> String {
+    format!("the owner's policy does not allow upgrades of {namespace}/{pod}")
+}
+
 /// What the owner's policy makes of a request at a moment.
 pub fn decide(
     policy: &Policy,
@@ -425,7 +432,7 @@ pub fn decide(
     let Wanted { namespace, pod, .. } = wanted;
     if !policy.allows(namespace, pod) {
         return Decision::Refused {
-            why: format!("the owner's policy does not allow upgrades of {namespace}/{pod}"),
+            why: not_allowed(namespace, pod),
         };
     }
     let opening = policy.opening(now);
@@ -472,10 +479,13 @@ pub struct PolicyFile {
     read: Mutex<Read>,
 }
 
+/// Time of change, length, and which file it is.
+type Stamp = (SystemTime, u64, u64);
+
 #[derive(Debug, Default)]
 struct Read {
-    /// By what a change is seen: time of change and length; `None`: there was no file.
-    stamp: Option<Option<(SystemTime, u64)>>,
+    /// By what a change is seen; `None` within: there was no file.
+    stamp: Option<Option<Stamp>>,
     good: Option<Arc<Policy>>,
     error: Option<String>,
 }
@@ -514,6 +524,7 @@ impl PolicyFile {
             Ok(meta) => Ok(Some((
                 meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
                 meta.len(),
+                meta.ino(),
             ))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error.to_string()),
@@ -526,7 +537,7 @@ impl PolicyFile {
         let parsed = match &stamp {
             Err(error) => Err(error.clone()),
             Ok(None) => Ok(Policy::default()),
-            Ok(Some((_, bytes))) if *bytes > MOST_BYTES => {
+            Ok(Some((_, bytes, _))) if *bytes > MOST_BYTES => {
                 Err(format!("it is longer than {MOST_BYTES} bytes"))
             }
             Ok(Some(_)) => std::fs::read_to_string(&self.path)

@@ -14,6 +14,7 @@ use super::{
     policy::{Decision, Policy, Standing, Wait, Wanted, decide},
 };
 use crate::{
+    autonomy::resync::own_pods,
     caller::Caller,
     follow::{self, Objects},
     proxy::Hub,
@@ -22,12 +23,14 @@ use crate::{
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::watch;
 
+/// Looks after which the cache is not behind any more.
+const SETTLED: u32 = 3;
 /// Attempts at a step that the cloud does not answer well.
 const TRIES: u32 = 10;
 /// Between looks while something is under way.
@@ -136,6 +139,7 @@ impl Worker {
         if !open.iter().any(|job| job.state.is_under_way()) {
             self.pods = None;
         }
+        let present = self.present(&open);
         for job in open {
             let known = self.since.get(&job.id);
             if known.is_none_or(|(state, _)| *state != job.state) {
@@ -143,12 +147,45 @@ impl Worker {
                     .insert(job.id.clone(), (job.state, Instant::now()));
                 self.tries.remove(&job.id);
             }
-            self.step(job).await;
+            if self.is_void(&job, present.as_ref()) {
+                self.end(job, State::Failed, "the pod is gone", None);
+            } else {
+                self.step(job).await;
+            }
         }
         if self.pods.is_none() && self.hub.ota.lock().count(State::is_under_way) > 0 {
             let own = format!("fieldSelector=spec.nodeName%3D{}", self.hub.node_name);
             self.pods = Some(follow::follow(&self.hub, "/api/v1/pods", &own));
         }
+    }
+
+    /// Uids of the node's pods as its cache has them, where somebody waits and the cache can be relied on.
+    fn present(&self, open: &[Job]) -> Option<HashSet<String>> {
+        let waits = open.iter().any(|job| !job.state.is_under_way());
+        if !waits || self.online_since.is_none() || !self.hub.autonomous {
+            return None;
+        }
+        let pods = self
+            .hub
+            .cache
+            .list(&Caller::Node, &own_pods(&self.hub.node_name)?)?;
+        let uids = pods
+            .items
+            .iter()
+            .filter_map(|pod| Some(pod.meta().ok()?.uid));
+        Some(uids.collect())
+    }
+
+    /// Whether a job waits for something while its pod went: nobody need confirm it. The cache may be behind who asks.
+    fn is_void(&self, job: &Job, present: Option<&HashSet<String>>) -> bool {
+        let settled = self.hub.ota.config.look * SETTLED;
+        !job.state.is_under_way()
+            && job.state != State::Queued
+            && present.is_some_and(|present| !present.contains(&job.uid))
+            && self.in_state(job) >= settled
+            && self
+                .online_since
+                .is_some_and(|since| since.elapsed() >= settled)
     }
 
     async fn step(&mut self, job: Job) {

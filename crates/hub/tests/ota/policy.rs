@@ -1,6 +1,9 @@
 //! The owner's policy, with a clock that the test winds.
 
-use crate::edge::{Edge, UPGRADES, upgrade_path};
+use crate::{
+    edge::{Edge, PODS, UPGRADES, direct, upgrade_path},
+    node::eventually,
+};
 use http::Method;
 use jiff::Timestamp;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -125,6 +128,9 @@ async fn the_owner_confirms_or_cancels() {
         .on_socket(Method::POST, &upgrade_path("agent-new-2"))
         .await;
     assert_eq!(refused.status, 403, "{}", refused.text());
+    let pull = "/openyurt.io/v1/namespaces/default/pods/agent-new-2/imagepull";
+    let pull = edge.on_socket(Method::POST, pull).await;
+    assert_eq!(pull.status, 403, "{}", pull.text());
     assert!(
         refused.text().contains("the owner's policy"),
         "{}",
@@ -140,5 +146,27 @@ async fn the_owner_confirms_or_cancels() {
             .status,
         403
     );
+    edge.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_pod_that_went_is_over() {
+    let edge = Edge::start(under("confirmation: true\n")).await;
+    edge.pod("agent-2", "a:1", "r1").await;
+    edge.needs_upgrade("agent-2", "r2").await;
+    edge.kubelet_lists().await;
+    let mut ids = Vec::new();
+    for pod in ["agent-old", "agent-2"] {
+        let kept = edge.upgrade(pod).await;
+        assert_eq!(kept.status, 202, "{}", kept.text());
+        ids.push(kept.json()["id"].as_str().unwrap().to_owned());
+    }
+    let path = format!("{PODS}/agent-2");
+    direct(&edge.cloud, Method::DELETE, &path, None).await;
+    eventually("it is gone", async || edge.get(&path).await.0 == 404).await;
+    edge.kubelet_lists().await;
+    let failed = edge.until_job(&ids[1], "failed").await;
+    assert_eq!(failed["reason"], "the pod is gone");
+    assert_eq!(edge.job(&ids[0]).await["state"], "waiting-for-confirmation");
     edge.stop().await;
 }
