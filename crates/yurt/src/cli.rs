@@ -37,6 +37,8 @@ enum Command {
     Hub(Box<Hub>),
     /// Commands for the node this runs on: would it survive a cut and a reboot.
     Node(yurt_node::NodeArgs),
+    /// The definitions of the custom resources: `yurt crds | kubectl apply -f -`.
+    Crds(crate::crds::CrdsArgs),
     /// Measure, beside what one would use instead.
     Bench {
         #[command(subcommand)]
@@ -161,6 +163,7 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
         Command::Node(args) => {
             return Ok(yurt_node::run(args, shutdown).await.code().into());
         }
+        Command::Crds(args) => crate::crds::run(&args)?,
         Command::Bench { what } => {
             let held = match what {
                 Bench::Hub(args) => yurt_lab::bench::run(args).await?.held(),

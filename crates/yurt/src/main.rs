@@ -1,6 +1,7 @@
 //! The `yurt` binary: flags, wiring, nothing else.
 
 mod cli;
+mod crds;
 
 use std::process::ExitCode;
 
