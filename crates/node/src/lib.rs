@@ -1,10 +1,11 @@
 //! Commands for one node, asked of its hub: would it survive a cut and a reboot now (`doctor`), and does it (`drill`); upgrades of
-//! its pods, as its owner (`upgrade`); what do its components see (`filter`).
+//! its pods, as its owner (`upgrade`); what do its components see (`filter`), and who is its pool (`pool`).
 //!
 //! [`run`] and [`ask`] ask and wait, `hub` is the HTTP side, `render` the words (pure).
 
 mod filter;
 mod hub;
+mod pool;
 mod render;
 mod upgrade;
 
@@ -12,6 +13,7 @@ use clap::{Args, Subcommand, ValueEnum};
 pub use filter::FilterArgs;
 use hub::Hub;
 pub use hub::HubError;
+pub use pool::PoolArgs;
 use render::{Drill, Report};
 use std::{
     io::{BufRead, IsTerminal, Write},
@@ -42,6 +44,8 @@ enum NodeCommand {
 pub enum HubCommand {
     /// What components of the node see otherwise than the cloud has it, and users' rules for that.
     Filter(FilterArgs),
+    /// The node's pool: who leads it, who of it lives.
+    Pool(PoolArgs),
 }
 
 #[derive(Debug, Args)]
@@ -150,6 +154,7 @@ pub async fn run(args: NodeArgs, shutdown: CancellationToken) -> Outcome {
 pub async fn ask(command: HubCommand) -> Outcome {
     match command {
         HubCommand::Filter(args) => filter::run(args).await,
+        HubCommand::Pool(args) => pool::run(args).await,
     }
 }
 

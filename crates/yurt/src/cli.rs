@@ -243,8 +243,15 @@ mod tests {
         };
         assert!(asks(&["filter", "check", "rules.yaml"]));
         assert!(asks(&["filter", "explain", "--hub"]));
+        assert!(asks(&["pool", "status", "-o", "json"]));
         assert!(!asks(&["--node-name=filter", "--server-addr=a"]));
-        for wrong in [&[][..], &["--node-name=n"], &["filter"], &["fliter"]] {
+        for wrong in [
+            &[][..],
+            &["--node-name=n"],
+            &["filter"],
+            &["pool"],
+            &["fliter"],
+        ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }

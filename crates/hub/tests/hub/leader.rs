@@ -285,11 +285,14 @@ impl Drop for Kubelet {
 async fn the_first_that_answers_and_has_a_link_leads() {
     let trio = Trio::start(|_, _| {}).await;
     trio.until_led_by(["edge-1"; 3]).await;
-    eventually("it is seen to lead, and counts itself as leader", async || {
-        let first = trio.told(1).await["candidates"][0].clone();
-        let gauge = trio.nodes[0].metric("node_yurthub_pool_leader").await;
-        first["link"] == "online" && first["leads"] == true && gauge == 1.0
-    })
+    eventually(
+        "it is seen to lead, and counts itself as leader",
+        async || {
+            let first = trio.told(1).await["candidates"][0].clone();
+            let gauge = trio.nodes[0].metric("node_yurthub_pool_leader").await;
+            first["link"] == "online" && first["leads"] == true && gauge == 1.0
+        },
+    )
     .await;
 
     // Out of the others' reach, and unaware of it: it goes on, for itself.
