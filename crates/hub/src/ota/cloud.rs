@@ -64,16 +64,25 @@ pub(super) async fn get(hub: &Hub, uri: &str) -> Result<Answer, CloudError> {
 /// A pod of this node; `None` when the node has none of this name. Listed, because of pods that are gone a node is only told that it
 /// has nothing to do with them.
 pub(super) async fn pod(hub: &Hub, namespace: &str, name: &str) -> Result<Option<Value>, Asking> {
+    let mut pods = list(hub, namespace, &format!("%2Cmetadata.name%3D{name}")).await?;
+    Ok(pods.pop())
+}
+
+/// The pods of a namespace on this node.
+pub(super) async fn pods(hub: &Hub, namespace: &str) -> Result<Vec<Value>, Asking> {
+    list(hub, namespace, "").await
+}
+
+async fn list(hub: &Hub, namespace: &str, more: &str) -> Result<Vec<Value>, Asking> {
     let node = &hub.node_name;
-    let uri = format!(
-        "/api/v1/namespaces/{namespace}/pods?fieldSelector=spec.nodeName%3D{node}%2Cmetadata.name%3D{name}"
-    );
+    let uri =
+        format!("/api/v1/namespaces/{namespace}/pods?fieldSelector=spec.nodeName%3D{node}{more}");
     let mut answer = get(hub, &uri).await?;
     if answer.status != StatusCode::OK {
         return Err(Asking::Refused(answer));
     }
     let items = answer.body.get_mut("items").and_then(Value::as_array_mut);
-    Ok(items.and_then(Vec::pop))
+    Ok(items.map(std::mem::take).unwrap_or_default())
 }
 
 /// Why something was not told.

@@ -233,6 +233,9 @@ pub struct Before {
     labels: BTreeMap<String, String>,
     /// Digest of everything in the spec but images.
     shape: String,
+    /// Uids of pods of the same DaemonSet that were on the node beside it: none of them comes in its place.
+    #[serde(default)]
+    pub beside: Vec<String>,
     /// Of a static pod: the hash of its template, its manifest's name, digests of the manifest before and after.
     pub manifest: Option<Manifests>,
 }
@@ -321,6 +324,7 @@ impl Before {
             init_images: images(spec, "/initContainers"),
             labels: labels.collect(),
             shape: shape(spec),
+            beside: Vec::new(),
             manifest: None,
         }
     }

@@ -35,6 +35,8 @@ const SETTLED: u32 = 3;
 const TRIES: u32 = 10;
 /// Between looks while something is under way.
 const OFTEN: Duration = Duration::from_secs(1);
+/// Other pods of a DaemonSet on one node; there should be none.
+const MOST_BESIDE: usize = 64;
 /// Deletions tried at once while others change the pod.
 const RACES: usize = 5;
 
@@ -74,6 +76,16 @@ pub(super) enum Stop {
     Later(String),
     /// It never will be.
     Never(String),
+}
+
+impl From<Asking> for Stop {
+    fn from(asking: Asking) -> Self {
+        match asking {
+            Asking::Failed(error) => error.into(),
+            Asking::Refused(answer) if answer.is_passing() => Self::Later(answer.message()),
+            Asking::Refused(answer) => Self::Never(answer.message()),
+        }
+    }
 }
 
 impl From<CloudError> for Stop {
@@ -341,14 +353,7 @@ impl Worker {
     }
 
     async fn fetch(&self, job: &Job) -> Result<Option<Value>, Stop> {
-        match cloud::pod(&self.hub, &job.namespace, &job.pod).await {
-            Ok(pod) => Ok(pod),
-            Err(Asking::Failed(error)) => Err(error.into()),
-            Err(Asking::Refused(answer)) if answer.is_passing() => {
-                Err(Stop::Later(answer.message()))
-            }
-            Err(Asking::Refused(answer)) => Err(Stop::Never(answer.message())),
-        }
+        Ok(cloud::pod(&self.hub, &job.namespace, &job.pod).await?)
     }
 
     /// A step that is not taken: it is tried again in `state`, or given up.
@@ -378,7 +383,7 @@ impl Worker {
         }
     }
 
-    /// Of a static pod, the manifest that is to be put in place.
+    /// Of a static pod, the manifest that is to be put in place; of another, which of its DaemonSet's pods are there already.
     async fn prepare(
         &self,
         job: &Job,
@@ -386,6 +391,13 @@ impl Worker {
         before: &mut Before,
     ) -> Result<Option<Manifest>, Stop> {
         if job.kind == Kind::DaemonSet {
+            let pods = cloud::pods(&self.hub, &job.namespace).await?;
+            before.beside = pods
+                .iter()
+                .filter(|pod| pod::succeeds(pod, &job.uid, &job.owner))
+                .map(|pod| pod::uid(pod).to_owned())
+                .take(MOST_BESIDE)
+                .collect();
             return Ok(None);
         }
         let manifest = wanted_manifest(&self.hub, &job.namespace, &job.pod).await?;

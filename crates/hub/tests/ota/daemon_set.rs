@@ -122,7 +122,7 @@ async fn what_is_asked_for_while_cut_is_done_at_reconnect_over_a_kill() {
         json!({"type": "PodNeedUpgrade", "status": "False"}),
     )
     .await;
-    edge.workshop.lock().unwrap().good.insert("a:2".into());
+    edge.policy("minReady: 0s\nmaxAtOnce: 2");
     edge.heal().await;
     let failed = edge.until_job(&ids[1], "failed").await;
     assert!(

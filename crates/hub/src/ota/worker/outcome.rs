@@ -126,7 +126,11 @@ impl Worker {
         let mut came: Vec<Value> = pods
             .into_iter()
             .filter(|pod| match job.kind {
-                Kind::DaemonSet => pod::succeeds(pod, &job.uid, &job.owner),
+                Kind::DaemonSet => {
+                    let beside = job.before.as_ref().map(|before| &before.beside);
+                    pod::succeeds(pod, &job.uid, &job.owner)
+                        && beside.is_none_or(|uids| !uids.iter().any(|uid| uid == pod::uid(pod)))
+                }
                 Kind::StaticPod => {
                     pod::name_of(pod) == name
                         && new_hash.is_some_and(|hash| pod::is_of_manifest(pod, hash))
@@ -353,6 +357,19 @@ mod tests {
                 other => panic!("{why}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_pod_that_was_there_before_comes_in_nobodys_place() {
+        let old = pod("a:1", "r1");
+        let (beside, new) = (pod("a:1", "beside"), pod("a:2", "r2"));
+        let mut job = upgrade(Kind::DaemonSet, Some(&old));
+        if let Some(before) = &mut job.before {
+            before.beside = vec!["uid-beside".into()];
+        }
+        let came = |pods: Vec<Value>| Worker::successor(&job, pods);
+        assert_eq!(came(vec![beside.clone()]), None);
+        assert_eq!(came(vec![new.clone(), beside]), Some(new));
     }
 
     proptest! {
