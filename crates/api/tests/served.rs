@@ -249,7 +249,15 @@ async fn every_version_of_every_kind_is_served_as_written() {
             object["apiVersion"] = format!("{}/{}", definition.group, version.name).into();
             object["kind"] = definition.kind.into();
             object["metadata"] = json!({"name": version.name, "annotations": {"mine": "x"}});
-            cluster.post(&path, &object).await;
+            let (code, headers, _) = cluster
+                .send("POST", &path, "application/json", Some(&object))
+                .await;
+            assert_eq!(code, 201, "{path}");
+            let warning = headers
+                .get(header::WARNING)
+                .and_then(|text| text.to_str().ok());
+            let wanted = version.deprecation.map(|text| format!("299 - \"{text}\""));
+            assert_eq!(warning, wanted.as_deref(), "{path}");
             let mut read = cluster.get(&format!("{path}/{}", version.name)).await;
             read["metadata"] = json!({"name": read["metadata"]["name"], "annotations": read["metadata"]["annotations"]});
             assert_eq!(read, object, "{path}");

@@ -118,6 +118,12 @@ impl Resource {
             .as_ref()
             .and_then(|c| c.crd.versions.get(c.version))
     }
+    /// What users of a deprecated version of a custom resource are told.
+    pub fn deprecation(&self) -> Option<String> {
+        let version = self.crd_version().filter(|version| version.deprecated)?;
+        let standard = || format!("{} {} is deprecated", self.api_version(), self.kind);
+        Some(version.deprecation_warning.clone().unwrap_or_else(standard))
+    }
     /// Whether objects are stored in the version served here.
     pub fn is_storage_version(&self) -> bool {
         self.version == self.storage_version

@@ -38,8 +38,22 @@ impl Server {
             .ok_or_else(no_such_path)?;
         let target = target(resource, info, &parts.headers, user)?;
         served(&target, info)?;
+        let mut response = self.verb(parts, bytes, info, wanted, &target).await?;
+        respond::warn(&mut response, resource.deprecation().as_slice());
+        Ok(response)
+    }
+
+    async fn verb(
+        &self,
+        parts: &Parts,
+        bytes: Bytes,
+        info: &RequestInfo,
+        wanted: &Wanted,
+        target: &Target,
+    ) -> Reply<Response<Body>> {
+        let resource = &target.resource;
         match info.verb {
-            Verb::Get => self.get(&target, wanted).await,
+            Verb::Get => self.get(target, wanted).await,
             Verb::List => {
                 let options = info.list_options()?;
                 self.registry.wait_for(&options).await;
@@ -63,30 +77,29 @@ impl Server {
             Verb::Create => {
                 // What is answered and forgotten has no tables.
                 wanted.negotiate(true, resource.serves("get"))?;
-                self.create(&target, &parts.headers, bytes, wanted).await
+                self.create(target, &parts.headers, bytes, wanted).await
             }
             Verb::Update => {
-                let decoded = body::decode(&parts.headers, bytes, &body_kind(&target))?;
-                check_types(&target, &decoded.value)?;
+                let decoded = body::decode(&parts.headers, bytes, &body_kind(target))?;
+                check_types(target, &decoded.value)?;
                 let (registry, owned) = (self.registry.clone(), target.clone());
                 let written = finished(async move {
                     registry
                         .update(&owned, decoded.value, decoded.raw.as_deref())
                         .await
                 });
-                self.written(wanted, &target, written.await?).await
+                self.written(wanted, target, written.await?).await
             }
             Verb::Patch => {
-                let (kind, patch) =
-                    body::decode_patch(&parts.headers, &bytes, &body_kind(&target))?;
-                check_manager(&target, kind, &info.query)?;
+                let (kind, patch) = body::decode_patch(&parts.headers, &bytes, &body_kind(target))?;
+                check_manager(target, kind, &info.query)?;
                 if kind == PatchType::Apply {
-                    check_types(&target, &patch)?;
+                    check_types(target, &patch)?;
                 }
                 let (registry, owned) = (self.registry.clone(), target.clone());
                 let written =
                     finished(async move { registry.patch(&owned, kind, &patch, &bytes).await });
-                self.written(wanted, &target, written.await?).await
+                self.written(wanted, target, written.await?).await
             }
             Verb::Delete => {
                 let options = body::delete_options(&parts.headers, &bytes, &info.query)?;
@@ -125,7 +138,7 @@ impl Server {
                 let revision = self.registry.storage.revision();
                 respond::contents(wanted, resource, deleted, revision).await
             }
-            Verb::Proxy | Verb::Connect | Verb::Other => Err(not_allowed(&target, info)),
+            Verb::Proxy | Verb::Connect | Verb::Other => Err(not_allowed(target, info)),
         }
     }
 
