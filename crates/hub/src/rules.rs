@@ -33,7 +33,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicU32, Ordering},
     },
 };
 use yurt_wire::{Object, ObjectMeta};
@@ -46,6 +46,9 @@ const MOST_COMPONENTS: usize = 64;
 const LONGEST_NAME: usize = 63;
 /// Seconds between log lines about failures of one rule.
 const QUIET: i64 = 60;
+
+/// Objects on which a rule may run out of steps before it is put aside until it is written otherwise: the hub has more to do.
+const MOST_EXHAUSTED: u32 = 100;
 
 /// Agents that are the hub itself, which sees everything as it is.
 const OWN: &str = "yurthub";
@@ -348,6 +351,9 @@ fn components(fields: &mut Fields<'_>) -> Option<BTreeSet<String>> {
     Some(components)
 }
 
+/// Said of a rule that is put aside.
+const ASIDE: &str = "took more steps than it may on too many objects, and is put aside until it is written otherwise";
+
 /// A rule as a filter of the hub: its failures are counted and told.
 #[derive(Debug)]
 pub struct InForce {
@@ -355,6 +361,8 @@ pub struct InForce {
     metrics: Metrics,
     /// When a failure was last told, in seconds since the epoch.
     told: AtomicI64,
+    /// Objects on which it ran out of steps.
+    exhausted: AtomicU32,
 }
 
 impl InForce {
@@ -364,6 +372,7 @@ impl InForce {
             rule,
             metrics,
             told: AtomicI64::new(i64::MIN),
+            exhausted: AtomicU32::new(0),
         })
     }
 
@@ -372,8 +381,18 @@ impl InForce {
         &self.rule
     }
 
+    /// Whether it took too much work too often to be asked any more.
+    pub fn is_aside(&self) -> bool {
+        self.exhausted.load(Ordering::Relaxed) >= MOST_EXHAUSTED
+    }
+
     fn failed(&self, failure: &Failure, object: &Value) {
         let name = self.rule.name();
+        if matches!(failure, Failure::Budget(_))
+            && self.exhausted.fetch_add(1, Ordering::Relaxed) + 1 == MOST_EXHAUSTED
+        {
+            tracing::error!(rule = name, "{ASIDE}");
+        }
         self.metrics.rules().failed(name, failure.reason());
         let now = jiff::Timestamp::now().as_second();
         let before = self.told.load(Ordering::Relaxed);
@@ -416,7 +435,7 @@ impl Filter for InForce {
     }
 
     fn concerns(&self, object: &Object, meta: &ObjectMeta, _context: &Context) -> bool {
-        self.rule.concerns(object, meta)
+        !self.is_aside() && self.rule.concerns(object, meta)
     }
 
     fn failure(&self, object: &Value, context: &Context) -> Option<String> {

@@ -158,11 +158,19 @@ impl Rules {
             .collect()
     }
 
-    /// What is wrong with rules as they are written now.
+    /// What is wrong with rules as they are written now, and as they turned out.
     pub fn complaints(&self) -> Vec<(Origin, Complaint)> {
         let sources = self.sources();
         let of = |(origin, source): &(Origin, Source)| {
-            let complaints = source.complaints.iter().cloned();
+            let aside = source.rules.iter().filter(|rule| rule.is_aside());
+            let aside = aside.map(|rule| Complaint {
+                line: 0,
+                column: 0,
+                rule: rule.name().to_owned(),
+                at: String::new(),
+                why: super::ASIDE.to_owned(),
+            });
+            let complaints = source.complaints.iter().cloned().chain(aside);
             complaints
                 .map(|complaint| (*origin, complaint))
                 .collect::<Vec<_>>()

@@ -261,6 +261,43 @@ fn failures_leave_the_object_and_say_why() {
 }
 
 #[test]
+fn a_rule_that_is_too_much_work_too_often_is_put_aside_until_it_is_another() {
+    let all = Rules::new(None, Metrics::default());
+    let costly = |number: u8| {
+        let range: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+        let list = format!("[{}]", range.join(","));
+        format!(
+            "- name: r\n  match: {{kind: Service, expression: \"{list}.all(a, {list}.all(b, {list}.all(c, a + b + c >= 0))) && {number} > 0\"}}\n  drop: true\n"
+        )
+    };
+    all.take(Origin::File, read(&costly(1)));
+    let (_, rule) = all.in_force().remove(0);
+    let mut object = service();
+    let encoded = Object::from_json_value(&object, Encoding::Json).unwrap();
+    let meta = encoded.meta().unwrap();
+    for _ in 0..MOST_EXHAUSTED {
+        assert!(rule.concerns(&encoded, &meta, &context()));
+        assert_eq!(all.complaints(), []);
+        // The work itself is bounded elsewhere; here it would only take time.
+        rule.failed(&Failure::Budget("match.expression".into()), &object);
+    }
+    assert!(!rule.concerns(&encoded, &meta, &context()));
+    assert!(all.complaints()[0].1.to_string().contains("is put aside"));
+    // The same again is the same; another one has another chance.
+    all.take(Origin::File, read(&costly(1)));
+    assert!(all.in_force()[0].1.is_aside());
+    all.take(Origin::File, read(&costly(2)));
+    assert!(!all.in_force()[0].1.is_aside());
+    assert_eq!(all.complaints(), []);
+    let (_, rule) = all.in_force().remove(0);
+    assert_eq!(
+        Filter::apply(&*rule, &mut object, &context()),
+        Verdict::Kept
+    );
+    assert_eq!(rule.exhausted.load(Ordering::Relaxed), 1);
+}
+
+#[test]
 fn while_the_pools_nodes_are_unknown_nobody_is_taken_for_a_stranger() {
     let text = "- {name: r, match: {kind: Service, expression: \"!('edge-2' in pool.nodes)\"}, drop: true}";
     let mut context = context();
