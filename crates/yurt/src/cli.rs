@@ -49,7 +49,7 @@ enum Command {
 /// `yurt hub` with flags runs the hub; with a command its flags are not asked for.
 #[derive(Debug)]
 enum Hub {
-    Run(HubArgs),
+    Run(Box<HubArgs>),
     Ask(HubCommand),
 }
 
@@ -70,7 +70,7 @@ impl FromArgMatches for Hub {
     fn from_arg_matches(matches: &clap::ArgMatches) -> Result<Self, clap::Error> {
         match matches.subcommand_name() {
             Some(_) => HubCommand::from_arg_matches(matches).map(Self::Ask),
-            None => HubArgs::from_arg_matches(matches).map(Self::Run),
+            None => HubArgs::from_arg_matches(matches).map(|args| Self::Run(Box::new(args))),
         }
     }
 
@@ -156,7 +156,7 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
         Command::Hub(hub) => match *hub {
             Hub::Run(args) => {
                 mind_parent(&shutdown);
-                yurt_hub::run(yurt_hub::Config::try_from(args)?, shutdown).await?;
+                yurt_hub::run(yurt_hub::Config::try_from(*args)?, shutdown).await?;
             }
             Hub::Ask(command) => return Ok(yurt_node::ask(command).await.code().into()),
         },

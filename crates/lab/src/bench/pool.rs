@@ -22,6 +22,9 @@ use tokio::time::{sleep, sleep_until};
 
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 const SERVICES: &str = "/api/v1/services";
+/// Quiet times that are waited for at most, and the part of the one before that the next one has when nothing subsides any more.
+const MOST_WINDOWS: usize = 6;
+const STEADY: f64 = 0.9;
 /// What pools may take of one node's bytes.
 const MOST_SHARE: f64 = 105.0;
 /// What leading may cost beside a hub that shares nothing.
@@ -53,6 +56,8 @@ struct Scale {
     interval: Duration,
     /// Until memory that a burst needed is given back.
     settle: Duration,
+    /// How often hubs renew leases, seconds: some times in each quiet time.
+    heartbeat_seconds: u32,
 }
 
 impl Scale {
@@ -63,19 +68,22 @@ impl Scale {
             endpoints,
             config_maps: 0,
         };
+        let interval = Duration::from_millis(50);
         if args.quick {
             Self {
                 shape: shape(20, 10),
                 changes: 60,
-                interval: Duration::from_millis(50),
+                interval,
                 settle: Duration::from_secs(1),
+                heartbeat_seconds: 1,
             }
         } else {
             Self {
                 shape: shape(500, 50),
                 changes: 400,
-                interval: Duration::from_millis(50),
+                interval,
                 settle: Duration::from_secs(5),
+                heartbeat_seconds: 10,
             }
         }
     }
@@ -110,14 +118,14 @@ pub async fn run(args: BenchPoolArgs) -> Result<Report, BenchError> {
 async fn measure(args: &BenchPoolArgs, report: &mut Report) -> Result<(), BenchError> {
     let scale = Scale::of(args);
     say("one node that shares nothing");
-    let site = Site::start(1, false).await?;
+    let site = Site::start(1, false, scale.heartbeat_seconds).await?;
     let one = churn(&site, scale, false).await?;
     site.stop().await;
     let mut missed = one.missed;
     let mut leader_memory = f64::NAN;
     for size in &args.sizes {
         say(&format!("a pool of {size} that shares"));
-        let site = Site::start(*size, true).await?;
+        let site = Site::start(*size, true, scale.heartbeat_seconds).await?;
         let pool = churn(&site, scale, true).await?;
         missed += pool.missed;
         leader_memory = pool.memory;
@@ -181,9 +189,8 @@ async fn churn(site: &Site, scale: Scale, shared: bool) -> Result<Measured, Benc
     }
     sleep(scale.settle).await;
 
-    let (quiet, begun) = (site.cloud_bytes(), Instant::now());
-    sleep(scale.interval * scale.changes).await;
-    let background = (site.cloud_bytes() - quiet) as f64 / begun.elapsed().as_secs_f64();
+    let window = scale.interval * scale.changes;
+    let quiet = background(site, window).await;
 
     let before: Vec<u64> = watches.iter().map(WatchList::changes).collect();
     let (bytes, begun) = (site.cloud_bytes(), Instant::now());
@@ -213,8 +220,13 @@ async fn churn(site: &Site, scale: Scale, shared: bool) -> Result<Measured, Benc
     while missing() > 0 && watches.iter().all(WatchList::is_open) && Instant::now() < deadline {
         sleep(Duration::from_millis(20)).await;
     }
-    let took = begun.elapsed().as_secs_f64();
-    let bytes = (site.cloud_bytes() - bytes) as f64 - background * took;
+    let (took, bytes) = (
+        begun.elapsed().as_secs_f64(),
+        (site.cloud_bytes() - bytes) as f64,
+    );
+    // What goes on beside it may change slowly: the mean of before and after is taken off.
+    let quiet = f64::midpoint(quiet, rate(site, window).await);
+    let bytes = bytes - quiet * took;
     sleep(scale.settle).await;
     let memory = site
         .hubs
@@ -227,6 +239,26 @@ async fn churn(site: &Site, scale: Scale, shared: bool) -> Result<Measured, Benc
         missed: missing(),
         memory: memory as f64,
     })
+}
+
+/// Bytes per second from the cloud, over a time.
+async fn rate(site: &Site, window: Duration) -> f64 {
+    let (bytes, begun) = (site.cloud_bytes(), Instant::now());
+    sleep(window).await;
+    (site.cloud_bytes() - bytes) as f64 / begun.elapsed().as_secs_f64()
+}
+
+/// What hubs take for themselves, bytes per second, when what they do after their start is over.
+async fn background(site: &Site, window: Duration) -> f64 {
+    let mut known = rate(site, window).await;
+    for _ in 0..MOST_WINDOWS {
+        let now = rate(site, window).await;
+        if now > known * STEADY {
+            return now;
+        }
+        known = now;
+    }
+    known
 }
 
 /// Cuts the leader from the cloud, heals it, then kills who leads.

@@ -13,7 +13,6 @@ use crate::{
     link::{Link, LinkState},
     plan::{self, NodePlan, Pools},
     pools,
-    up::HEARTBEAT_SECONDS,
 };
 use serde_json::{Value, json};
 use std::{
@@ -91,7 +90,11 @@ pub(super) struct Site {
 
 impl Site {
     /// Starts so many hubs, and waits until they answer.
-    pub(super) async fn start(size: u32, shared: bool) -> Result<Self, BenchError> {
+    pub(super) async fn start(
+        size: u32,
+        shared: bool,
+        heartbeat_seconds: u32,
+    ) -> Result<Self, BenchError> {
         let scratch = Scratch::new()?;
         let directory = Directory::lock(&scratch.0).map_err(LabError::from)?;
         let (claim, subnet) = cluster::claim_subnet(None)?;
@@ -141,7 +144,7 @@ impl Site {
             let link = Link::start(listen, address)
                 .await
                 .map_err(io_error(listen))?;
-            let arguments = cluster::hub_arguments(&plan, HEARTBEAT_SECONDS, &dir, listen);
+            let arguments = cluster::hub_arguments(&plan, heartbeat_seconds, &dir, listen);
             let server = Server::start("hub", &arguments, &dir)?;
             hubs.push(Hub {
                 plan,
