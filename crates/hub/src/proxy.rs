@@ -69,6 +69,9 @@ pub(crate) const SETTLE: Duration = Duration::from_millis(1500);
 /// When the cloud told something last; locked while it is asked.
 type Told = Arc<tokio::sync::Mutex<Option<Instant>>>;
 
+/// By token and namespace.
+type ToldRules = HashMap<(Box<str>, Box<str>), Told>;
+
 /// Everything that serving needs, shared by all requests.
 #[derive(Debug)]
 pub struct Hub {
@@ -128,8 +131,8 @@ pub struct Hub {
     pub in_order: Arc<AtomicBool>,
     /// When each bearer's rules were asked for.
     pub reviewed: Mutex<HashMap<Caller, Instant>>,
-    /// When the cloud last told what a bearer may do, by token and namespace.
-    pub told_rules: Mutex<HashMap<(Box<str>, Box<str>), Told>>,
+    /// When the cloud last told what a bearer may do.
+    pub(crate) told_rules: Mutex<ToldRules>,
     /// Whose tokens are.
     pub tokens: Tokens,
     /// When the cloud refused to tell whose tokens are.

@@ -53,7 +53,7 @@ impl Comparison {
         let late = revision <= self.since;
         // What is known may have come by another way than what was told.
         let told = late && known == Some(Some(revision));
-        (!told).then(|| Changed {
+        (!told).then_some(Changed {
             kind: match known {
                 Some(_) => EventType::Modified,
                 None => EventType::Added,

@@ -207,13 +207,13 @@ async fn not_believed(frame: String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn garbage_is_neither_told_nor_believed() {
-    not_believed("]]]]\n".to_owned()).await;
+    Box::pin(not_believed("]]]]\n".to_owned())).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn objects_of_another_kind_are_neither_told_nor_believed() {
     let pod = json!({"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "p", "resourceVersion": "900000"}});
-    not_believed(event("ADDED", &pod.to_string())).await;
+    Box::pin(not_believed(event("ADDED", &pod.to_string()))).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
