@@ -66,11 +66,8 @@ use yurt_wire::{
 /// How long a request waits for the first sign of the cloud after a start.
 pub(crate) const SETTLE: Duration = Duration::from_millis(1500);
 
-/// When the cloud told something last; locked while it is asked.
-type Told = Arc<tokio::sync::Mutex<Option<Instant>>>;
-
-/// By token and namespace.
-type ToldRules = HashMap<(Box<str>, Box<str>), Told>;
+/// When the cloud last told what a token may do in a namespace; each locked while the cloud is asked.
+type ToldRules = HashMap<(Box<str>, Box<str>), Arc<tokio::sync::Mutex<Option<Instant>>>>;
 
 /// Everything that serving needs, shared by all requests.
 #[derive(Debug)]
