@@ -8,7 +8,10 @@
 
 mod differences;
 mod feeder;
+#[cfg(test)]
+mod model_test;
 mod source;
+mod teller;
 mod window;
 
 use crate::{

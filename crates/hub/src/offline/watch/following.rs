@@ -104,7 +104,7 @@ impl LocalWatch {
             (Held::Nothing, _) => Some(false),
             (_, Before::Object(before)) => Some(belongs(before)),
             // A deletion shows the last state.
-            (_, Before::Nothing | Before::Unknown) if deleted => Some(belongs(&told.object)),
+            (_, Before::Nothing) if deleted => Some(belongs(&told.object)),
             (_, Before::Nothing) => Some(false),
             (_, Before::Unknown) => None,
         };

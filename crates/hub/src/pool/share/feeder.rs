@@ -6,28 +6,21 @@
 
 use super::{
     Feed, Share,
-    differences::{Changed, Comparison},
     source::{Ended, Source, encoding_of},
-    window::{Before, Told},
+    teller::{Heard, Listing, Teller, Wrong},
 };
 use crate::{
-    cache::{WatchLearner, index_key},
     caller::Caller,
     metrics::Held,
     pool::{Distrust, Role},
     proxy::Hub,
     route::Mode,
-    tee::teach_page,
 };
-use bytes::Bytes;
 use http_body_util::BodyExt;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 use yurt_wire::{
-    Gvk, Object, Status, list,
-    request::encode_query_value,
-    transcode::has_protobuf,
-    watch::{Event, EventType, FrameDecoder},
+    Encoding, Gvk, list, request::encode_query_value, transcode::has_protobuf, watch::FrameDecoder,
 };
 
 /// Between attempts after a failure; doubled up to the longest.
@@ -54,8 +47,13 @@ pub(super) async fn run(hub: Arc<Hub>, feed: Arc<Feed>) {
         "" => format!("/api/{}/{}", gvr.version, gvr.resource),
         group => format!("/apis/{group}/{}/{}", gvr.version, gvr.resource),
     };
+    let teller = Teller {
+        cache: hub.cache.clone(),
+        feed: feed.clone(),
+    };
     let feeder = Feeder {
         path,
+        teller,
         hub,
         feed,
         json_only: false,
@@ -68,9 +66,20 @@ pub(super) async fn run(hub: Arc<Hub>, feed: Arc<Feed>) {
     }
 }
 
+impl From<Wrong> for Ended {
+    fn from(wrong: Wrong) -> Self {
+        match wrong {
+            Wrong::Garbage => Self::Fault(Distrust::Garbage),
+            Wrong::Expired => Self::Expired,
+            Wrong::Ended => Self::Later,
+        }
+    }
+}
+
 struct Feeder {
     hub: Arc<Hub>,
     feed: Arc<Feed>,
+    teller: Teller,
     path: String,
     /// Its kind is not known to this node in protobuf.
     json_only: bool,
@@ -170,8 +179,7 @@ impl Feeder {
         if self.hub.mode_of(&Caller::Node) == Mode::Offline {
             return;
         }
-        let complete = self.hub.cache.complete_at(&self.feed.query);
-        let known = self.feed.known().max(complete.unwrap_or(0));
+        let known = self.known_or_complete();
         match Source::Cloud.revision(&self.hub, &self.path).await {
             Some(revision) if revision < known => self.take_back(revision),
             Some(_) => self.fault(source, Distrust::Lies),
@@ -237,19 +245,16 @@ impl Feeder {
         }
     }
 
-    /// Whether objects of a group, version and kind are of the resource.
-    fn is_ours(&self, group: &str, version: &str, kind: &str) -> bool {
-        let gvr = &self.feed.query.gvr;
-        let known = self.hub.cache.gvk_of(gvr).kind;
-        group == gvr.group && version == gvr.version && (known.is_empty() || known == kind)
+    /// Up to which revision anything is known, told or not.
+    fn known_or_complete(&self) -> u64 {
+        let complete = self.hub.cache.complete_at(&self.feed.query);
+        self.feed.known().max(complete.unwrap_or(0))
     }
 
     /// Learns the whole state, and tells how it differs from what was told.
     async fn list(&mut self, source: &Source) -> Result<u64, Ended> {
-        let (hub, feed) = (self.hub.clone(), self.feed.clone());
-        let query = &feed.query;
-        let mut known = feed.known();
-        let mut under_way = None;
+        let hub = self.hub.clone();
+        let mut under_way: Option<Listing> = None;
         let mut next = String::new();
         for _ in 0..MOST_PAGES {
             let mut target = match source {
@@ -262,96 +267,48 @@ impl Feeder {
             }
             let (page, encoding) = source.page(&hub, &target, self.json_only).await?;
             let garbage = Ended::Fault(Distrust::Garbage);
-            let kind = list::item_kind(&page.gvk.kind).unwrap_or_default();
             let gvk = Gvk {
-                kind: kind.to_owned(),
+                kind: list::item_kind(&page.gvk.kind).unwrap_or_default().into(),
                 ..page.gvk.clone()
             };
-            if kind.is_empty() || !self.is_ours(&gvk.group, &gvk.version, kind) {
+            if gvk.kind.is_empty() || !self.teller.is_ours(&gvk) {
                 return Err(garbage);
             }
-            if encoding == yurt_wire::Encoding::Protobuf && !has_protobuf(&gvk) {
+            if encoding == Encoding::Protobuf && !has_protobuf(&gvk) {
                 self.json_only = true;
                 return Err(Ended::Later);
             }
             let at: u64 = page.resource_version.parse().map_err(|_| garbage)?;
-            if under_way.is_none() {
-                if at == 0 {
-                    return Err(garbage);
-                }
-                let least = known.max(hub.cache.complete_at(query).unwrap_or(0));
-                if at < least {
-                    if *source != Source::Cloud {
-                        return Err(self.is_behind());
+            let mut listing = match under_way.take() {
+                None if at == 0 => return Err(garbage),
+                None => {
+                    if at < self.known_or_complete() {
+                        if *source != Source::Cloud {
+                            return Err(self.is_behind());
+                        }
+                        self.take_back(at);
                     }
-                    self.take_back(at);
-                    known = 0;
+                    Listing::begin(&self.teller, at)
                 }
-                let comparison = (known > 0).then(|| {
-                    let (objects, gone) = hub.cache.known_since(&query.gvr, known);
-                    Comparison::new(objects, gone, known, at)
-                });
-                let learner = hub.cache.list_learner(&Caller::Node, query);
-                under_way = Some((at, learner, comparison, Vec::new()));
-            }
-            let Some((first, learner, comparison, changes)) = &mut under_way else {
-                return Err(Ended::Later);
-            };
-            if *first != at {
                 // Another server went on with it, in its own way.
-                return Err(Ended::Later);
-            }
-            if let Some(comparison) = comparison {
-                for item in &page.items {
-                    let id = item.key().map_err(|_| garbage)?;
-                    let revision = id.revision().ok_or(garbage)?;
-                    let key = index_key(&id.namespace, &id.name);
-                    if let Some(changed) = comparison.listed(&key, revision) {
-                        let Changed { kind, due } = changed;
-                        let before = self.before(&key, revision);
-                        changes.push(Told::new(due, kind, &key, revision, item, before));
-                    }
-                }
-            }
+                Some(listing) if listing.at != at => return Err(Ended::Later),
+                Some(listing) => listing,
+            };
             next.clone_from(&page.continue_token);
-            teach_page(&hub.cache, learner, page).await;
+            listing.page(&self.teller, page).await?;
             if next.is_empty() {
-                break;
+                let Some(at) = listing.finish(&self.teller) else {
+                    let resource = &self.feed.query.gvr;
+                    tracing::info!(%resource, "a list of a feed found no room in the cache; again later");
+                    return Err(Ended::Later);
+                };
+                self.behind = None;
+                self.must_list = false;
+                return Ok(at);
             }
+            under_way = Some(listing);
         }
-        let Some((at, learner, comparison, mut changes)) = under_way else {
-            return Err(Ended::Later);
-        };
-        if !next.is_empty() {
-            return Err(Ended::Fault(Distrust::Flood));
-        }
-        let deletions = comparison.map_or_else(Vec::new, |comparison| {
-            let (keys, due) = comparison.deleted();
-            let told = keys.iter().filter_map(|key| {
-                let last = self.last_state(key)?;
-                let last = last.with_resource_version(&known.to_string()).ok()?;
-                let kind = EventType::Deleted;
-                Some(Told::new(due, kind, key, known, &last, Before::Unknown))
-            });
-            told.collect()
-        });
-        learner.finish();
-        feed.metrics.listed();
-        self.behind = None;
-        if hub.cache.complete_at(query).is_none() {
-            tracing::info!(resource = %query.gvr, "a list of a feed found no room in the cache; again later");
-            return Err(Ended::Later);
-        }
-        self.must_list = false;
-        if known == 0 {
-            feed.begin(at);
-        } else {
-            changes.sort_by_key(|told| told.revision);
-            tracing::debug!(resource = %query.gvr, deleted = deletions.len(), changed = changes.len(), "listed again");
-            feed.tell(deletions.into_iter().chain(changes));
-            feed.advance(at);
-        }
-        Ok(at)
+        Err(Ended::Fault(Distrust::Flood))
     }
 
     /// Follows what comes after a revision.
@@ -385,9 +342,7 @@ impl Feeder {
         }
         feed.metrics.resumed();
         tracing::debug!(resource = %feed.query.gvr, %source, since, "followed");
-        let mut learner =
-            hub.cache
-                .watch_learner(&Caller::Node, &feed.query, &since.to_string(), false);
+        let mut learner = self.teller.learner(since);
         let mut frames = FrameDecoder::new(encoding, hub.bounds.watch_frame);
         let mut body = response.into_body();
         let down = async {
@@ -437,15 +392,17 @@ impl Feeder {
                     Ok(None) => break,
                     Err(error) => Err(error),
                 };
-                let saw = match event {
-                    Ok(event) => self.saw(&mut learner, event),
-                    Err(error) => {
-                        tracing::debug!(resource = %feed.query.gvr, %source, %error, "not understood");
-                        Err(Ended::Fault(Distrust::Garbage))
+                let event = event.map_err(|error| {
+                    tracing::debug!(resource = %feed.query.gvr, %source, %error, "not understood");
+                    Wrong::Garbage
+                });
+                match event.and_then(|event| self.teller.event(&mut learner, event)) {
+                    Ok(Heard::News) => self.behind = None,
+                    Ok(Heard::Nothing) => {}
+                    Ok(Heard::Behind) => {
+                        self.behind.get_or_insert_with(Instant::now);
                     }
-                };
-                if let Err(ended) = saw {
-                    return ended;
+                    Err(wrong) => return wrong.into(),
                 }
             }
             // What was learned may not have found room: then the cache is not complete any more.
@@ -454,98 +411,5 @@ impl Feeder {
                 return Ended::Cleanly;
             }
         }
-    }
-
-    /// Learns an event, and tells it.
-    fn saw(&mut self, learner: &mut WatchLearner, event: Event) -> Result<(), Ended> {
-        let garbage = Ended::Fault(Distrust::Garbage);
-        if event.kind == EventType::Error {
-            let object = &event.object;
-            let status = Status::from_bytes(&object.bytes, object.encoding).ok_or(garbage)?;
-            return Err(match status.code() {
-                410 => Ended::Expired,
-                _ => Ended::Later,
-            });
-        }
-        let id = event.object.key().map_err(|_| garbage)?;
-        let revision = id.revision().ok_or(garbage)?;
-        let known = self.feed.known();
-        if event.kind == EventType::Bookmark {
-            if revision < known {
-                self.behind.get_or_insert_with(Instant::now);
-                return Ok(());
-            }
-            self.behind = None;
-            learner.event(&event);
-            self.feed.advance(revision);
-            return Ok(());
-        }
-        let gvk = Gvk::from_api_version(&id.api_version, &id.kind);
-        if id.name.is_empty() || !self.is_ours(&gvk.group, &gvk.version, &gvk.kind) {
-            return Err(garbage);
-        }
-        let key = index_key(&id.namespace, &id.name);
-        let (event, revision) = if revision > known {
-            self.behind = None;
-            (event, revision)
-        } else {
-            // Told late: by a source that found it out by a list itself. What is known already is no news.
-            let had = self.hub.cache.revision_of(&self.feed.query.gvr, &key);
-            match (event.kind, had) {
-                (EventType::Deleted, Some(had)) if had <= known => {
-                    let object = event.object.with_resource_version(&known.to_string());
-                    let object = object.map_err(|_| garbage)?;
-                    let kind = event.kind;
-                    (Event { kind, object }, known)
-                }
-                (EventType::Deleted, _) => return Ok(()),
-                (_, Some(had)) if had >= revision => return Ok(()),
-                _ => (event, revision),
-            }
-        };
-        let due = revision.max(known + 1);
-        let before = match event.kind {
-            EventType::Deleted => Before::Unknown,
-            _ => self.before(&key, revision),
-        };
-        let told = Told::new(due, event.kind, &key, revision, &event.object, before);
-        // The cache first: who is told finds it there.
-        learner.event(&event);
-        self.feed.tell([told]);
-        Ok(())
-    }
-
-    /// What who follows was told of an object before it came to a revision.
-    fn before(&self, key: &str, revision: u64) -> Before {
-        let latest = super::lock(&self.feed.window).latest(key).cloned();
-        if let Some(latest) = latest.filter(|latest| latest.revision < revision) {
-            return match latest.kind {
-                EventType::Deleted => Before::Nothing,
-                _ => Before::Object(latest.object.clone()),
-            };
-        }
-        match self.hub.cache.stored(&self.feed.query.gvr, key) {
-            Some(stored) if stored.revision < revision => Before::Object(apart(&stored.object)),
-            Some(_) => Before::Unknown,
-            None => Before::Nothing,
-        }
-    }
-
-    /// The last state known of an object that is gone.
-    fn last_state(&self, key: &str) -> Option<Object> {
-        let stored = self.hub.cache.stored(&self.feed.query.gvr, key);
-        stored.map(|stored| stored.object).or_else(|| {
-            let window = super::lock(&self.feed.window);
-            let latest = window.latest(key)?;
-            (latest.kind != EventType::Deleted).then(|| latest.object.clone())
-        })
-    }
-}
-
-/// Without the buffer that it came in.
-fn apart(object: &Object) -> Object {
-    Object {
-        encoding: object.encoding,
-        bytes: Bytes::copy_from_slice(&object.bytes),
     }
 }

@@ -14,11 +14,11 @@ const OVERHEAD: usize = 256;
 /// What the object of an event was before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Before {
-    /// It did not exist.
+    /// It did not exist; of a deletion: as the event shows it.
     Nothing,
     /// This.
     Object(Object),
-    /// It is not known: the cache learned the new state by another way first.
+    /// It is not known: the cache learned what happened by another way first.
     Unknown,
 }
 
