@@ -377,6 +377,7 @@ impl Hub {
                 Ok(response)
             }
             Way::Local => {
+                self.know_shared(&call).await;
                 let body = self.held(&call, body).await?;
                 self.locally_first(call, body).await
             }

@@ -27,6 +27,8 @@ const QUEUE: usize = 32;
 /// come again.
 const OWN_WAIT: Duration = Duration::from_secs(10);
 const PEERS_WAIT: Duration = Duration::from_secs(1);
+/// How long a read of one object waits for that.
+const GET_WAIT: Duration = Duration::from_secs(2);
 /// How long a revision that is not known yet is waited for, as kube-apiserver does.
 const REVISION_WAIT: Duration = Duration::from_secs(3);
 /// How often watches of other nodes get a bookmark at least.
@@ -112,6 +114,20 @@ impl Hub {
                 peer.then(|| Err(not_ready()))
             }
             Err(status) => Some(Err(status)),
+        }
+    }
+
+    /// Before a single object is read from the cache of a node without a link: its peers may know of it what this node does not,
+    /// and what they share is followed from now on.
+    pub(super) async fn know_shared(self: &Arc<Self>, call: &Call) {
+        let info = &call.info;
+        let followed = info.verb == Verb::Get
+            && info.is_resource
+            && matches!(*self.role.borrow(), Role::Follower(_))
+            && self.settings.borrow().pool_scope.contains(&info.gvr());
+        if followed && let Some(feed) = self.share.feed(self, &info.gvr()) {
+            // Known or not: the cache answers.
+            let _ = feed.ready(GET_WAIT).await;
         }
     }
 

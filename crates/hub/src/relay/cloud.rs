@@ -2,13 +2,16 @@
 
 use super::{
     Next, Relay,
+    cursor::Resume,
     frames::{Frames, Unfollowable},
     until,
 };
-use crate::{metrics::Unlearned, upstream::Server};
+use crate::{metrics::Unlearned, pool::Role, route, upstream::Server};
 use bytes::Bytes;
+use http::Method;
 use http_body_util::BodyExt;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
+use tokio::{sync, time::Instant};
 use yurt_transport::ResponseBody;
 use yurt_wire::{
     Encoding, Object,
@@ -19,6 +22,21 @@ use yurt_wire::{
 const OVERTIME: Duration = Duration::from_secs(10);
 /// Silence on a stream, with other signs of life from its server, after which initial events count as complete.
 const QUIET: Duration = Duration::from_secs(1);
+/// Clients complain of watches that end sooner.
+const ORDINARY: Duration = Duration::from_secs(2);
+
+/// Resolves, for a watch of what can be shared within the pool, when that begins after the watch did: a node learns a moment after its
+/// start what it is to its pool. Not before clients see an end as an ordinary one.
+async fn begins_sharing(mut role: sync::watch::Receiver<Role>, shareable: bool) {
+    let begun = Instant::now();
+    let begins = shareable
+        && *role.borrow() == Role::Alone
+        && role.wait_for(|role| *role != Role::Alone).await.is_ok();
+    if !begins {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep_until(begun + ORDINARY).await;
+}
 
 impl Relay {
     /// Passes the frames of a stream on.
@@ -31,6 +49,17 @@ impl Relay {
         let overtime = self.deadline.map(|deadline| deadline + OVERTIME);
         let mut last = std::time::Instant::now();
         let mut corrected = self.hub.cache.corrected();
+        let mut shared = std::pin::pin!(begins_sharing(
+            self.hub.role.clone(),
+            route::is_shareable(
+                &self.hub.settings.borrow().pool_scope,
+                &Method::GET,
+                &self.watched.info,
+                &self.watched.options,
+                false,
+            ),
+        ));
+        let mut moves = true;
         self.corrector.begin(&self.cursor);
         if let Err(next) = self.correct().await {
             return next;
@@ -66,6 +95,14 @@ impl Relay {
                 () = self.client.closed() => return Next::End,
                 () = self.hub.shutdown.cancelled() => return Next::End,
                 () = server.went_down() => return Next::Lost,
+                // Its client goes on where it was, out of what is shared from now on.
+                () = &mut shared, if moves => {
+                    if matches!(self.cursor.resume(), Resume::At(_)) {
+                        return Next::End;
+                    }
+                    moves = false;
+                    continue;
+                }
                 () = until(overtime) => return Next::End,
                 () = tokio::time::sleep(QUIET), if self.cursor.unsettled() => {
                     if server.heard_since(last + QUIET / 4) {

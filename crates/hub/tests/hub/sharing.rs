@@ -251,6 +251,48 @@ async fn watches_go_on_whoever_leads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_from_before_the_pool_shares_ends_and_its_client_shares() {
+    let pool = Pool::start(1).await;
+    pool.create("a", json!({})).await;
+    let target = format!("{SERVICES}?watch=true");
+    let node = pool.node(1);
+    assert_eq!(node.status().await["pool"]["role"], "alone");
+    let mut watch = node.watch(&target, &[JSON]).await;
+    tell_next(&mut watch, "ADDED", "a").await;
+    tell_next(&mut watch, "ADDED", "kubernetes").await;
+    let revision = pool.change("a", json!({"x": "y"})).await;
+    assert_eq!(told(&mut watch).await.2, revision);
+    pool.led_by(&[1]).await;
+    assert_eq!(watch.next().await, Came::End);
+    pool.until_shared(1).await;
+    let mut watch = node
+        .watch(&format!("{SERVICES}?watch=true&resourceVersion=0"), &[JSON])
+        .await;
+    tell_next(&mut watch, "ADDED", "a").await;
+    tell_next(&mut watch, "ADDED", "kubernetes").await;
+    assert_eq!(node.feed("services").await["watchers"], 1);
+    let revision = pool.change("a", json!({"x": "z"})).await;
+    assert_eq!(told(&mut watch).await.2, revision);
+    pool.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_node_asks_its_peers_for_what_it_never_read() {
+    let pool = Pool::start(2).await;
+    pool.led_by(&[1]).await;
+    pool.until_shared(1).await;
+    pool.link(2).set(State::Cut);
+    pool.node(2).until_mode("offline").await;
+    pool.create("new", json!({})).await;
+    let path = "/api/v1/namespaces/default/services/new";
+    eventually("one service is known by its name", async || {
+        pool.node(2).get(path).await.status == 200
+    })
+    .await;
+    pool.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_that_is_cut_tells_the_same_everywhere() {
     let pool = Pool::start(3).await;
     pool.led_by(&[1, 2]).await;

@@ -326,7 +326,9 @@ impl Pool {
     pub(crate) async fn until_shared(&self, number: usize) {
         let node = self.node(number);
         eventually("services are shared", async || {
-            node.get(SERVICES).await.status == 200
+            // Before anything is read of the cloud by itself.
+            node.status().await["pool"]["role"] != "alone"
+                && node.get(SERVICES).await.status == 200
                 && node.feed("services").await["stage"] == "synced"
         })
         .await;
