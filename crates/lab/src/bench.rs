@@ -20,7 +20,7 @@ pub use report::{Report, Row, Unit};
 
 use dataset::{NAMESPACE, Shape};
 use load::{Load, Target};
-use processes::{Bench, Ended};
+use processes::{Awake, Bench, Ended};
 use std::{
     net::SocketAddr,
     path::PathBuf,
@@ -218,7 +218,7 @@ async fn measure(bench: &mut Bench, scale: Scale, report: &mut Report) -> Result
     )
     .await;
     online.report("", report);
-    if let Some((direct, hub)) = online.pair("GET pod", 1) {
+    if let Some((direct, hub)) = online.pair("GET pod") {
         report.push(
             Row::new(
                 "added latency p99, proxied GET",
@@ -251,7 +251,7 @@ async fn measure(bench: &mut Bench, scale: Scale, report: &mut Report) -> Result
     )
     .await;
     offline.report("cached ", report);
-    if let Some(load) = offline.last("GET pod", 1) {
+    if let Some(load) = offline.last("GET pod") {
         report.push(
             Row::new("latency p99, cached GET", Unit::Milliseconds, load.p99()).budget(0.2, None),
         );
@@ -394,7 +394,25 @@ async fn restarts(
 
 /// Loads of several targets, by what was asked and how many at a time.
 struct Loads {
-    loads: Vec<(&'static str, usize, Vec<Load>)>,
+    loads: Vec<(&'static str, Manner, Vec<Load>)>,
+}
+
+/// How requests are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Manner {
+    /// So many at a time.
+    AtATime(usize),
+    /// One after the other, on CPUs that do not go to sleep in between.
+    Awake,
+}
+
+impl std::fmt::Display for Manner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AtATime(count) => write!(f, "{count} at a time"),
+            Self::Awake => f.write_str("1 at a time, CPUs awake"),
+        }
+    }
 }
 
 impl Loads {
@@ -406,42 +424,57 @@ impl Loads {
                 for target in targets {
                     of_targets.push(Load::run(target, path, concurrency, scale.load).await);
                 }
-                loads.push((*name, concurrency, of_targets));
+                loads.push((*name, Manner::AtATime(concurrency), of_targets));
             }
+            let Some(_awake) = Awake::begin() else {
+                say(
+                    "no chrt (util-linux): CPUs are not kept awake, latencies are those of a machine that sleeps in between",
+                );
+                continue;
+            };
+            let mut of_targets = Vec::new();
+            for target in targets {
+                of_targets.push(Load::run(target, path, 1, scale.load).await);
+            }
+            loads.push((*name, Manner::Awake, of_targets));
         }
         Self { loads }
     }
 
-    fn find(&self, name: &str, concurrency: usize) -> Option<&[Load]> {
-        let found = self
-            .loads
-            .iter()
-            .find(|(n, c, _)| *n == name && *c == concurrency);
-        found.map(|(_, _, loads)| loads.as_slice())
+    /// The loads that tell how long one request takes.
+    fn single(&self, name: &str) -> Option<&[Load]> {
+        let manner = |wanted| {
+            let found = self
+                .loads
+                .iter()
+                .find(|(n, manner, _)| *n == name && *manner == wanted);
+            found.map(|(_, _, loads)| loads.as_slice())
+        };
+        manner(Manner::Awake).or_else(|| manner(Manner::AtATime(1)))
     }
 
-    /// Directly and through the hub.
-    fn pair(&self, name: &str, concurrency: usize) -> Option<(&Load, &Load)> {
-        match self.find(name, concurrency)? {
+    /// Directly and through the hub, one at a time.
+    fn pair(&self, name: &str) -> Option<(&Load, &Load)> {
+        match self.single(name)? {
             [direct, hub] => Some((direct, hub)),
             _ => None,
         }
     }
 
-    /// Through the hub.
-    fn last(&self, name: &str, concurrency: usize) -> Option<&Load> {
-        self.find(name, concurrency)?.last()
+    /// Through the hub, one at a time.
+    fn last(&self, name: &str) -> Option<&Load> {
+        self.single(name)?.last()
     }
 
     fn report(&self, prefix: &str, report: &mut Report) {
         let mut failed = 0;
-        for (name, concurrency, loads) in &self.loads {
+        for (name, manner, loads) in &self.loads {
             let (Some(hub), direct) = (loads.last(), loads.first().filter(|_| loads.len() > 1))
             else {
                 continue;
             };
             failed += loads.iter().map(|load| load.failed).sum::<u64>();
-            let what = format!("{prefix}{name}, {concurrency} at a time");
+            let what = format!("{prefix}{name}, {manner}");
             let mut row = |figure: &str, unit, of: &dyn Fn(&Load) -> f64| {
                 let row = Row::new(&format!("{what}: {figure}"), unit, of(hub));
                 report.push(match direct {
