@@ -42,6 +42,7 @@ pub use webhook::ServiceResolver;
 use arc_swap::ArcSwap;
 use authn::{Authenticator, tokens::Issuer};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use metrics::ServerMetrics;
 use registry::Registry;
@@ -117,6 +118,16 @@ impl InProcess {
         B::Error: Into<BoxError>,
     {
         self.0.clone().handle(request).await
+    }
+
+    /// A function that does.
+    pub fn into_call(
+        self,
+    ) -> Arc<dyn Fn(Request<Body>) -> BoxFuture<'static, Response<Body>> + Send + Sync> {
+        Arc::new(move |request| {
+            let server = self.clone();
+            Box::pin(async move { server.call(request).await })
+        })
     }
 }
 

@@ -7,7 +7,6 @@ pub(crate) use node::{hub_arguments, identity};
 
 use crate::{
     control::{Answer, Command},
-    controllers::{self, NodeMonitor, Selection, Settings},
     credentials::{self, ADMIN, MASTERS},
     directory::{Directory, DirectoryError, Manifest},
     kube::{Kube, KubeError},
@@ -25,6 +24,8 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 use yurt_apiserver::{Kubelets, authn::User};
+use yurt_controller::{Context, selection};
+use yurt_controlplane::{NodeMonitor, Selection, Settings};
 use yurt_pki::{Ca, PkiError};
 
 /// The hub's proxy port.
@@ -216,11 +217,14 @@ impl Cluster {
             nodes: config.node_monitor,
             signing: Some(ca.to_pem()),
         };
-        let context = controllers::start(
-            &config.controllers,
-            settings,
-            Kube::in_process(api.in_process(), &controller_token, Duration::from_secs(10)),
-            shutdown.clone(),
+        let call = api.in_process().into_call();
+        let controller = Kube::in_process(call, &controller_token, Duration::from_secs(10));
+        let context = Context::new(controller, shutdown.clone());
+        yurt_controlplane::start_in(&config.controllers, &settings, &context);
+        yurt_manager::start_in(
+            &selection::Selection::default(),
+            &yurt_manager::Settings::default(),
+            |_| context.clone(),
         );
 
         let light = match config.light_nodes.len() {

@@ -11,7 +11,6 @@ mod upgrade;
 
 use crate::{
     cluster::{Cluster, Config, LabError},
-    controllers::{NodeMonitor, Selection},
     kube::KubeError,
     plan::Pools,
 };
@@ -22,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
+use yurt_controlplane::{NodeMonitor, Selection};
 
 /// Flags of `yurt demo`.
 #[derive(Clone, Debug, clap::Args)]

@@ -20,7 +20,6 @@ mod pod_worker;
 mod port;
 mod reflector;
 
-use crate::resources::Resources;
 use address::Addresses;
 use api::{Api, CallError};
 use backoff::Backoff;
@@ -50,6 +49,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use yurt_controller::resources::Resources;
 use yurt_wire::{Encoding, Object};
 
 /// What a simulated node has by default.

@@ -5,7 +5,6 @@
 //! and a few tasks that take turns. They tell no events, and nothing answers at their addresses: no logs, no exec.
 
 use crate::{
-    controllers::{Change, Context, Controller, Failure, Key, Next, Watch, collections, run},
     kube::KubeError,
     kubelet::{
         KubeletConfig,
@@ -28,6 +27,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
+use yurt_controller::{Change, Context, Controller, Failure, Key, Next, Watch, collections, run};
 use yurt_wire::{Gvk, patch::strategic_merge_patch};
 
 /// Tasks that keep nodes alive.
@@ -378,7 +378,8 @@ fn until(due: Timestamp) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{controllers::stage::Stage, plan::light_nodes};
+    use crate::plan::light_nodes;
+    use yurt_controlplane::stage::Stage;
 
     #[test]
     fn many_leases_are_renewed_less_often_but_in_time() {

@@ -3,13 +3,13 @@
 
 use crate::{
     cluster::LabError,
-    controllers::collections::{CRDS, NODE_POOLS},
     credentials,
     kube::{Kube, KubeError},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, time::Duration};
+use yurt_controller::collections::{CRDS, NODE_POOLS};
 use yurt_pki::Ca;
 
 /// The definitions.
@@ -87,7 +87,7 @@ async fn served(create: impl AsyncFn() -> Result<(), KubeError>) -> Result<(), K
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::controllers::stage::Stage;
+    use yurt_controlplane::stage::Stage;
 
     #[tokio::test]
     async fn pools_are_served_in_every_version_and_keep_every_field() {

@@ -3,11 +3,11 @@
 use crate::{
     cluster::{Cluster, Config, LabError},
     control::{self, Answer, Command, ControlError, NodeStatus},
-    controllers::{NodeMonitor, Selection, selection},
     plan::{LightPool, Pools, light_count, light_nodes},
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
+use yurt_controlplane::{NodeMonitor, Selection, selection};
 
 /// How often hubs renew their nodes' leases by default.
 pub(crate) const HEARTBEAT_SECONDS: u32 = 10;

@@ -160,12 +160,13 @@ impl Stage {
             running
         });
         let admin = issue(&ca, "admin", "system:masters", false);
-        let credentials = yurt_lab::kubeconfig::Credentials::Certificate {
+        let credentials = yurt_controller::kubeconfig::Credentials::Certificate {
             cert: &admin.cert,
             key: &admin.key,
         };
         let server = format!("https://{}", running.addr());
-        let kubeconfig = yurt_lab::kubeconfig::render("a", &server, &ca.cert_pem(), &credentials);
+        let kubeconfig =
+            yurt_controller::kubeconfig::render("a", &server, &ca.cert_pem(), &credentials);
         std::fs::write(dir.path().join("kubeconfig"), kubeconfig).unwrap();
         let stage = Self {
             kubectl,

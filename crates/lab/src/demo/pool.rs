@@ -7,11 +7,11 @@ use super::{
 };
 use crate::{
     control::NodeStatus,
-    controllers::delegate_lease::DELEGATED,
     kube::{Kube, Lines},
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use yurt_api::names::annotations::DELEGATE_HEARTBEAT;
 
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices";
 const SERVICES: &str = "/api/v1/namespaces/shop/services";
@@ -154,7 +154,7 @@ async fn is_ready(cloud: &Kube, node: &str) -> Option<bool> {
 async fn vouched(cloud: &Kube, node: &str) -> Option<String> {
     let path = format!("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}");
     let lease = cloud.get(&path).await.ok()?;
-    let by_another = lease["metadata"]["annotations"][DELEGATED] == "true";
+    let by_another = lease["metadata"]["annotations"][DELEGATE_HEARTBEAT] == "true";
     lease["spec"]["renewTime"]
         .as_str()
         .filter(|_| by_another)

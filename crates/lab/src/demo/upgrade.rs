@@ -4,13 +4,11 @@ use super::{
     DemoError, ELSEWHERE,
     scene::{PODS, Scene, name, pod_on},
 };
-use crate::{
-    cluster::ADMIN_PORT,
-    controllers::{condition, daemon_pod_updater::NEEDS_UPGRADE},
-    kube::Kube,
-};
+use crate::{cluster::ADMIN_PORT, kube::Kube};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use yurt_api::names::conditions::POD_NEED_UPGRADE;
+use yurt_controller::condition;
 
 /// Creates the app, or offers it in another version.
 pub(super) async fn deploy(scene: &Scene<'_>, image: &str) -> Result<(), DemoError> {
@@ -46,7 +44,7 @@ pub(super) async fn deploy(scene: &Scene<'_>, image: &str) -> Result<(), DemoErr
 }
 
 fn is_due(pod: &Value) -> bool {
-    condition::holds(&pod["status"], NEEDS_UPGRADE)
+    condition::holds(&pod["status"], POD_NEED_UPGRADE)
 }
 
 /// Tells the chapter.

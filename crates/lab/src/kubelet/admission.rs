@@ -1,7 +1,7 @@
 //! Whether a node takes a pod that is bound to it: a kubelet counts for itself.
 
-use crate::resources::{Resources, requests};
 use serde_json::Value;
+use yurt_controller::resources::{Resources, requests};
 
 /// Reason and message with which a kubelet rejects a pod that has no room beside `others`; `None` when it has.
 pub(super) fn rejection<'a>(

@@ -6,7 +6,6 @@ use super::{
     api::CallError,
     pod::{self, Reference, Run, Step, next_step},
 };
-use crate::resources::{Resources, requests};
 use arc_swap::ArcSwap;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
@@ -20,6 +19,7 @@ use std::{
 };
 use tokio::{sync::watch, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
+use yurt_controller::resources::{Resources, requests};
 
 /// The task of one pod; ends when this is dropped.
 pub(super) struct Worker {

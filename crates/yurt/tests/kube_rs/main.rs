@@ -69,11 +69,11 @@ async fn cluster() -> Cluster {
     let api = ApiServer::start(config, shutdown.clone())
         .await
         .expect("API server");
-    let kubeconfig = yurt_lab::kubeconfig::render(
+    let kubeconfig = yurt_controller::kubeconfig::render(
         "test",
         &format!("https://{}", api.addr()),
         &ca.cert_pem(),
-        &yurt_lab::kubeconfig::Credentials::Token("admin-token"),
+        &yurt_controller::kubeconfig::Credentials::Token("admin-token"),
     );
     let kubeconfig = Kubeconfig::from_yaml(&kubeconfig).expect("kubeconfig");
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())

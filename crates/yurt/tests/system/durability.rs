@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::task::JoinSet;
-use yurt_lab::{
+use yurt_controller::{
     kube::{Kube, KubeError},
     kubeconfig::Access,
 };

@@ -8,7 +8,7 @@ use std::{
     path::PathBuf,
     process::{Child, Command, Stdio},
 };
-use yurt_lab::kubeconfig::{self, Credentials};
+use yurt_controller::kubeconfig::{self, Credentials};
 use yurt_pki::{Ca, Profile};
 
 /// The binary that an environment variable names; `None`, said loudly, when it names none.

@@ -1,0 +1,31 @@
+//! What controllers run on, as client-go and controller-runtime are for Go.
+//!
+//! Start with [`Controller`]: what it watches and how it brings one object in order. [`run`] gives it a queue and workers;
+//! controllers of one process share one watch per collection ([`Objects`]) and write through a [`Context`]. The other modules
+//! are what controllers of workloads have in common. Nothing here knows an API server but by its API.
+
+pub mod claim;
+pub mod collections;
+pub mod condition;
+mod context;
+pub mod feed;
+pub mod fields;
+pub mod kube;
+pub mod kubeconfig;
+pub mod node_affinity;
+mod objects;
+pub mod pod;
+pub mod pod_control;
+pub mod policy;
+pub mod queue;
+pub mod resources;
+pub mod revision;
+mod runner;
+pub mod selection;
+pub mod share;
+pub mod taint;
+pub mod template_hash;
+
+pub use context::Context;
+pub use objects::{Change, Collection, Key, Objects, Scope, controller_of};
+pub use runner::{Concerns, Controller, Failure, Next, Watch, run, run_with};

@@ -1,0 +1,165 @@
+//! Runs a controller: from changes to keys, from keys to calls of [`Controller::reconcile`].
+
+use crate::{Change, Collection, Context, Key, kube::KubeError, queue::Queue};
+use std::{sync::Arc, time::Duration};
+
+/// What a controller does after it looked at an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Wait for changes.
+    Done,
+    /// Look again after this time, whatever happens meanwhile.
+    After(Duration),
+}
+
+/// Why an object could not be brought in order. It is tried again.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A call failed.
+    #[error(transparent)]
+    Kube(#[from] KubeError),
+    /// The object asks for something that cannot be.
+    #[error("{0}")]
+    Object(String),
+}
+
+/// The keys that a change concerns.
+pub type Concerns = Box<dyn Fn(&Change) -> Vec<Key> + Send + Sync>;
+
+/// What a controller watches: a collection, and which of the controller's own keys a change in it concerns.
+pub struct Watch {
+    /// The collection.
+    pub collection: Collection,
+    /// The keys to look at.
+    pub concerns: Concerns,
+}
+
+impl Watch {
+    /// Each change concerns the object itself.
+    pub fn own(collection: Collection) -> Self {
+        Self::of(collection, |change| vec![change.key()])
+    }
+
+    /// Each change concerns the controller (owner reference with `controller: true`) of kind `owner_kind`.
+    pub fn owned(collection: Collection, owner_kind: &'static str) -> Self {
+        Self::of(collection, move |change| {
+            let mut keys = Vec::new();
+            for object in [&change.old, &change.new].into_iter().flatten() {
+                if let Some(owner) = crate::objects::controller_of(object)
+                    && owner["kind"] == owner_kind
+                {
+                    let key = Key::new(
+                        object["metadata"]["namespace"].as_str().unwrap_or_default(),
+                        owner["name"].as_str().unwrap_or_default(),
+                    );
+                    if !keys.contains(&key) {
+                        keys.push(key);
+                    }
+                }
+            }
+            keys
+        })
+    }
+
+    /// Any mapping.
+    pub fn of(
+        collection: Collection,
+        concerns: impl Fn(&Change) -> Vec<Key> + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            collection,
+            concerns: Box::new(concerns),
+        }
+    }
+}
+
+/// A controller.
+pub trait Controller: Send + Sync + 'static {
+    /// Its name, for logs.
+    const NAME: &'static str;
+    /// How many keys it works on at once.
+    const WORKERS: usize = 4;
+
+    /// What it watches. Whatever it reads from [`Context::objects`] must be watched, by it or because [`Context::objects`] was
+    /// called before: reading begins when all of these are complete.
+    fn watches(&self, context: &Arc<Context>) -> Vec<Watch>;
+
+    /// Brings one object in order. Called for each key that changed, never twice at once for one key.
+    fn reconcile(
+        &self,
+        key: &Key,
+        context: &Context,
+    ) -> impl Future<Output = Result<Next, Failure>> + Send;
+}
+
+/// Runs a controller until the context ends.
+pub fn run<C: Controller>(context: &Arc<Context>, controller: C) {
+    run_with(context, controller, C::WORKERS);
+}
+
+/// [`run`] with another number of workers.
+pub fn run_with<C: Controller>(context: &Arc<Context>, controller: C, workers: usize) {
+    let controller = Arc::new(controller);
+    let queue = Arc::new(Queue::default());
+    let mut collections = Vec::new();
+    for Watch {
+        collection,
+        concerns,
+    } in controller.watches(context)
+    {
+        let objects = context.objects(&collection);
+        let queue = queue.clone();
+        objects.subscribe(move |change| {
+            for key in concerns(change) {
+                queue.add(key);
+            }
+        });
+        collections.push(objects);
+    }
+    let context = context.clone();
+    tokio::spawn(async move {
+        let shutdown = context.shutdown().clone();
+        for objects in &collections {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = objects.synced() => {}
+            }
+        }
+        for _ in 0..workers.max(1) {
+            let (controller, queue, context) = (controller.clone(), queue.clone(), context.clone());
+            tokio::spawn(async move {
+                let shutdown = context.shutdown().clone();
+                tokio::select! {
+                    () = shutdown.cancelled() => {}
+                    () = work(&*controller, &queue, &context) => {}
+                }
+            });
+        }
+    });
+}
+
+async fn work<C: Controller>(controller: &C, queue: &Queue, context: &Context) {
+    loop {
+        let key = queue.next().await;
+        match controller.reconcile(&key, context).await {
+            Ok(next) => {
+                queue.forget(&key);
+                if let Next::After(pause) = next {
+                    queue.add_after(key.clone(), pause);
+                }
+            }
+            Err(failure) => {
+                let pause = queue.retry(&key);
+                // Two writers met: the loser looks again, which is the normal course.
+                let conflict =
+                    matches!(&failure, Failure::Kube(error) if error.code() == Some(409));
+                if conflict {
+                    tracing::debug!(controller = C::NAME, %key, %failure, ?pause, "again");
+                } else {
+                    tracing::warn!(controller = C::NAME, %key, %failure, ?pause, "again");
+                }
+            }
+        }
+        queue.done(&key);
+    }
+}

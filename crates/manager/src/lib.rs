@@ -1,0 +1,22 @@
+//! OpenYurt's controllers and webhooks: pools, workloads per pool, upgrades, autonomy.
+//!
+//! Each controller is a module with a pure core (a plan computed from values) and a thin [`yurt_controller::Controller`] around
+//! it; its [`Entry`] says its names, what it may do, and how it starts. [`CONTROLLERS`] lists them all.
+
+mod daemon_pod_updater;
+mod delegate_lease;
+mod hubleader;
+mod image_preheat;
+mod nodepool;
+mod registry;
+mod settings;
+#[cfg(test)]
+mod stage;
+
+pub use registry::{CONTROLLERS, Entry, names, start_in};
+pub use settings::Settings;
+
+use yurt_controller::{
+    Context, Controller, Failure, Key, Next, Watch, collections, condition, controller_of, fields,
+    pod, revision, taint,
+};

@@ -1,0 +1,104 @@
+//! Every controller there is.
+
+use crate::{
+    Context, Controller, Settings, daemon_pod_updater, delegate_lease, hubleader, image_preheat,
+    nodepool,
+};
+use std::{fmt, sync::Arc};
+use yurt_controller::{
+    policy::Rule,
+    run_with,
+    selection::{Names, Selection},
+};
+
+/// A controller: its names, what it may do besides reading what is cached, how it is started.
+#[derive(Clone, Copy)]
+pub struct Entry {
+    /// Its name and its alias in `--controllers`.
+    pub names: Names,
+    /// What its service account may do. What all of them read, the base account reads.
+    pub rules: &'static [Rule],
+    /// Starts it; it ends with the context.
+    pub start: fn(&Arc<Context>, &Settings),
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Entry").field(&self.names.name).finish()
+    }
+}
+
+impl Entry {
+    /// A controller that is told something, or has more than one part.
+    pub(crate) const fn new(
+        name: &'static str,
+        alias: &'static str,
+        rules: &'static [Rule],
+        start: fn(&Arc<Context>, &Settings),
+    ) -> Self {
+        Self {
+            names: Names { name, alias },
+            rules,
+            start,
+        }
+    }
+
+    /// A controller that needs nothing but the context.
+    pub(crate) const fn of<C: Controller + Default>(
+        alias: &'static str,
+        rules: &'static [Rule],
+    ) -> Self {
+        Self::new(C::NAME, alias, rules, |context, settings| {
+            run_with(context, C::default(), settings.workers(C::NAME, C::WORKERS));
+        })
+    }
+}
+
+/// Every controller there is, in the order in which they start.
+pub const CONTROLLERS: &[Entry] = &[
+    nodepool::ENTRY,
+    hubleader::ENTRY,
+    hubleader::config::ENTRY,
+    hubleader::rbac::ENTRY,
+    delegate_lease::ENTRY,
+    daemon_pod_updater::ENTRY,
+    image_preheat::ENTRY,
+];
+
+/// The names of all.
+pub fn names() -> impl Iterator<Item = Names> {
+    CONTROLLERS.iter().map(|entry| entry.names)
+}
+
+/// Starts the selected controllers; they work until the context ends. `identity` gives each the context that it writes with.
+pub fn start_in(
+    selection: &Selection,
+    settings: &Settings,
+    identity: impl Fn(&Entry) -> Arc<Context>,
+) {
+    for entry in CONTROLLERS {
+        if selection.includes(entry.names.name) {
+            tracing::debug!(controller = entry.names.name, "started");
+            (entry.start)(&identity(entry), settings);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_name_is_one_controllers() {
+        let all: Vec<&str> = names()
+            .flat_map(|names| [names.name, names.alias])
+            .filter(|name| !name.is_empty())
+            .collect();
+        let different: BTreeSet<&str> = all.iter().copied().collect();
+        assert_eq!(all.len(), different.len());
+        for names in names() {
+            assert!(names.name.ends_with("-controller"), "{}", names.name);
+        }
+    }
+}
