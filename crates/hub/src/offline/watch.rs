@@ -373,13 +373,16 @@ impl LocalWatch {
     fn tell_initial(&mut self, initial: &Initial) -> Result<Option<LocalFrame>, Malformed> {
         match initial {
             Initial::Object(kind, key) => {
-                let object = self.cache.read_selected(&self.query, key, self.sight);
+                let mut object = self.cache.read_selected(&self.query, key, self.sight);
                 if let Some(following) = &mut self.following {
                     let revision = match &object {
                         Some(object) => object.key()?.revision(),
                         None => self.cache.revision_of(&self.query.gvr, key),
                     };
-                    following.showed(key, object.is_some(), revision);
+                    let instead = following.showed(key, object.is_some(), revision);
+                    if let (Some(shown), Some(instead)) = (&mut object, instead) {
+                        *shown = shown.with_resource_version(&instead.to_string())?;
+                    }
                 }
                 let Some(object) = object else {
                     return Ok(None);

@@ -13,8 +13,10 @@ use yurt_wire::{Encoding, Gvk, Object, Status, media::Shape, object::Malformed, 
 enum Held {
     /// Nothing that differs from what was told.
     AsTold,
-    /// This state or a newer one.
+    /// A newer state.
     Already,
+    /// This state or an earlier one, which belongs to its query: it was shown at the beginning, further than was told at that time.
+    Shown,
     /// Nothing.
     Nothing,
 }
@@ -49,23 +51,25 @@ impl Following {
         self.subscription.settled()
     }
 
-    /// An initial event was due: whether the client sees the object, and its revision (`None`: there is none any more).
-    pub(super) fn showed(&mut self, key: &str, seen: bool, revision: Option<u64>) {
-        if revision.is_none_or(|revision| revision > self.after) {
-            self.ahead.insert(key.into(), revision.filter(|_| seen));
+    /// An initial event is due: whether the client sees the object, and its revision (`None`: there is none any more). The revision to
+    /// show instead of one that is further than what was told: where it says so, the client may go on one day, and would miss what is
+    /// told of other objects up to there.
+    pub(super) fn showed(&mut self, key: &str, seen: bool, revision: Option<u64>) -> Option<u64> {
+        if revision.is_some_and(|revision| revision <= self.after) {
+            return None;
         }
+        self.ahead.insert(key.into(), revision.filter(|_| seen));
+        Some(self.after)
     }
 
     fn held(&mut self, told: &Told) -> Held {
         match self.ahead.get(&told.key) {
             None => Held::AsTold,
-            // The revision of a deletion that a list showed is not its own.
-            Some(Some(shown)) if told.revision <= *shown && told.due == told.revision => {
-                Held::Already
-            }
+            // Of what a list showed only `due` is certain: it happened by then.
+            Some(Some(shown)) if told.due < *shown => Held::Already,
             Some(Some(_)) => {
                 self.ahead.remove(&told.key);
-                Held::AsTold
+                Held::Shown
             }
             Some(None) => {
                 self.ahead.remove(&told.key);
@@ -102,9 +106,8 @@ impl LocalWatch {
         let belongs = |object: &Object| self.query.matches(namespace, name, object);
         let was = match (held, &told.before) {
             (Held::Nothing, _) => Some(false),
+            (Held::Shown, _) => Some(true),
             (_, Before::Object(before)) => Some(belongs(before)),
-            // A deletion shows the last state.
-            (_, Before::Nothing) if deleted => Some(belongs(&told.object)),
             (_, Before::Nothing) => Some(false),
             (_, Before::Unknown) => None,
         };
@@ -171,10 +174,11 @@ mod tests {
     fn what_initial_events_showed_is_not_told_again() {
         let feed = Feed::detached(Gvr::new("", "v1", "services"), 10);
         let mut following = Following::new(&feed, 10).unwrap();
-        following.showed("d/a", true, Some(13));
-        following.showed("d/old", true, Some(9));
+        assert_eq!(following.showed("d/a", true, Some(13)), Some(10));
+        assert_eq!(following.showed("d/old", true, Some(9)), None);
         assert_eq!(following.held(&told(12)), Held::Already);
-        assert_eq!(following.held(&told(13)), Held::Already);
+        // At the revision that it has at last.
+        assert_eq!(following.held(&told(13)), Held::Shown);
         assert_eq!(following.held(&told(14)), Held::AsTold);
         assert!(following.ahead.is_empty());
         following.showed("d/a", false, None);

@@ -102,10 +102,7 @@ impl Teller {
             }
         };
         let due = revision.max(known + 1);
-        let before = match event.kind {
-            EventType::Deleted => Before::Nothing,
-            kind => self.before(&key, kind, revision),
-        };
+        let before = self.before(&key, event.kind, revision);
         let told = Told::new(due, event.kind, &key, revision, &event.object, before);
         // The cache first: who is told finds it there.
         learner.event(&event);
@@ -135,36 +132,39 @@ impl Teller {
         })
     }
 
-    /// What who follows was told of an object before it came to a revision.
+    /// What who follows was told of an object before it came to a revision. A state that the cache learned by another way is none of
+    /// that: who follows may have been told of an older one that other selectors select.
     fn before(&self, key: &str, kind: EventType, revision: u64) -> Before {
-        let latest = lock(&self.feed.window).latest(key).cloned();
-        if let Some(latest) = latest.filter(|latest| latest.revision < revision) {
+        let (known, latest) = {
+            let window = lock(&self.feed.window);
+            (window.revision(), window.latest(key).cloned())
+        };
+        if let Some(latest) = latest {
             return match latest.kind {
                 EventType::Deleted => Before::Nothing,
                 _ => Before::Object(latest.object.clone()),
             };
         }
         match self.cache.stored(&self.feed.query.gvr, key) {
-            Some(stored) if stored.revision < revision => Before::Object(apart(&stored.object)),
+            Some(stored) if stored.revision < revision.min(known + 1) => {
+                Before::Object(apart(&stored.object))
+            }
             None if kind == EventType::Added => Before::Nothing,
-            // Somebody else's read told the cache what comes next.
             Some(_) | None => Before::Unknown,
         }
     }
 
     /// An object that is gone, as it was last; when nobody knows, just its name.
-    fn last_state(&self, key: &str, revision: u64) -> Option<(Object, Before)> {
+    fn last_state(&self, key: &str, revision: u64) -> Option<Object> {
         let gvr = &self.feed.query.gvr;
         let stored = self.cache.stored(gvr, key).map(|stored| stored.object);
         let last = stored.or_else(|| {
             let window = lock(&self.feed.window);
-            let latest = window.latest(key)?;
-            Some(latest.object.clone())
+            Some(window.latest(key)?.object.clone())
         });
         let version = revision.to_string();
         if let Some(last) = last {
-            let last = last.with_resource_version(&version).ok()?;
-            return Some((last, Before::Nothing));
+            return last.with_resource_version(&version).ok();
         }
         let gvk = self.cache.gvk_of(gvr);
         let (namespace, name) = split_index_key(key);
@@ -173,8 +173,7 @@ impl Teller {
         if !namespace.is_empty() {
             object["metadata"]["namespace"] = namespace.into();
         }
-        let object = Object::from_json_value(&object, Encoding::Json).ok()?;
-        Some((object, Before::Unknown))
+        Object::from_json_value(&object, Encoding::Json).ok()
     }
 }
 
@@ -236,8 +235,9 @@ impl Listing {
         let deletions: Vec<Told> = comparison.map_or_else(Vec::new, |comparison| {
             let (keys, due) = comparison.deleted();
             let told = keys.iter().filter_map(|key| {
-                let (last, before) = teller.last_state(key, since)?;
+                let last = teller.last_state(key, since)?;
                 let kind = EventType::Deleted;
+                let before = teller.before(key, kind, due);
                 Some(Told::new(due, kind, key, since, &last, before))
             });
             told.collect()

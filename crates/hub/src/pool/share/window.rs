@@ -11,14 +11,14 @@ use yurt_wire::{
 /// What an event costs beside its bytes.
 const OVERHEAD: usize = 256;
 
-/// What the object of an event was before.
+/// What the object of an event was before, as it was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Before {
-    /// It did not exist; of a deletion: as the event shows it.
+    /// It did not exist.
     Nothing,
     /// This.
     Object(Object),
-    /// It is not known: the cache learned what happened by another way first.
+    /// It is not known: the cache learned by another way of something later, which was not told.
     Unknown,
 }
 
