@@ -3,7 +3,7 @@
 //!
 //! One run, one machine: an API server and a hub, each a process of its own, and this process as their clients. Every load
 //! runs directly against the API server (HTTP/1.1 over TLS) and then through the hub (HTTP/1.1 on its loopback port, as a
-//! kubelet does), with the same requests. Then the API server is killed, and the hub answers alone.
+//! kubelet does), with the same requests and the same client. Then the API server is killed, and the hub answers alone.
 //!
 //! [`run`] is the story; [`load`] makes requests, [`watching`] watches, [`dataset`] is what is watched, [`processes`]
 //! starts and ends the two servers, [`report`] is what comes out.
@@ -19,7 +19,7 @@ mod watching;
 pub use report::{Report, Row, Unit};
 
 use dataset::{NAMESPACE, Shape};
-use load::{Load, Target};
+use load::{Alone, Load, Target};
 use processes::{Awake, Bench, Ended};
 use std::{
     net::SocketAddr,
@@ -214,9 +214,12 @@ async fn measure(bench: &mut Bench, scale: Scale, report: &mut Report) -> Result
     let online = Loads::run(
         &[("GET pod", &get), ("LIST 20 pods", &list)],
         scale,
-        &[&direct, &hub],
+        &[
+            (&direct, bench.direct_alone()?),
+            (&hub, bench.through_hub_alone()),
+        ],
     )
-    .await;
+    .await?;
     online.report("", report);
     if let Some((direct, hub)) = online.pair("GET pod") {
         report.push(
@@ -247,9 +250,9 @@ async fn measure(bench: &mut Bench, scale: Scale, report: &mut Report) -> Result
     let offline = Loads::run(
         &[("GET pod", &get), ("LIST 20 pods", &list)],
         scale,
-        &[&hub],
+        &[(&hub, bench.through_hub_alone())],
     )
-    .await;
+    .await?;
     offline.report("cached ", report);
     if let Some(load) = offline.last("GET pod") {
         report.push(
@@ -416,13 +419,20 @@ impl std::fmt::Display for Manner {
 }
 
 impl Loads {
-    async fn run(requests: &[(&'static str, &String)], scale: Scale, targets: &[&Target]) -> Self {
+    async fn run(
+        requests: &[(&'static str, &String)],
+        scale: Scale,
+        targets: &[(&Target, Alone)],
+    ) -> Result<Self, BenchError> {
         let mut loads = Vec::new();
         for (name, path) in requests {
             for concurrency in CONCURRENCIES {
                 let mut of_targets = Vec::new();
-                for target in targets {
-                    of_targets.push(Load::run(target, path, concurrency, scale.load).await);
+                for (target, alone) in targets {
+                    of_targets.push(match concurrency {
+                        1 => alone.load(path, scale.load).await?,
+                        _ => Load::run(target, path, concurrency, scale.load).await,
+                    });
                 }
                 loads.push((*name, Manner::AtATime(concurrency), of_targets));
             }
@@ -433,12 +443,12 @@ impl Loads {
                 continue;
             };
             let mut of_targets = Vec::new();
-            for target in targets {
-                of_targets.push(Load::run(target, path, 1, scale.load).await);
+            for (_, alone) in targets {
+                of_targets.push(alone.load(path, scale.load).await?);
             }
             loads.push((*name, Manner::Awake, of_targets));
         }
-        Self { loads }
+        Ok(Self { loads })
     }
 
     /// The loads that tell how long one request takes.

@@ -1,5 +1,9 @@
 //! Requests, one after the other, from so many clients at a time.
 
+mod alone;
+
+pub(super) use alone::Alone;
+
 use super::BenchError;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
@@ -201,7 +205,7 @@ pub(super) struct Load {
 }
 
 impl Load {
-    /// GETs a path for a while.
+    /// GETs a path for a while, from several clients; of one alone, [`Alone::load`] tells more.
     pub(super) async fn run(
         target: &Target,
         path: &str,

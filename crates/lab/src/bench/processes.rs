@@ -1,6 +1,9 @@
 //! The two servers of the bench, each a process of its own.
 
-use super::{BenchError, PATIENCE, load::Target};
+use super::{
+    BenchError, PATIENCE,
+    load::{Alone, Target},
+};
 use http::HeaderValue;
 use serde_json::Value;
 use std::{
@@ -245,6 +248,24 @@ impl Bench {
     /// The hub, as the same administrator.
     pub(super) fn through_hub(&self) -> Target {
         plain(self.addresses.proxy)
+    }
+
+    /// [`Bench::direct`], for one request at a time.
+    pub(super) fn direct_alone(&self) -> Result<Alone, BenchError> {
+        Ok(Alone {
+            address: self.addresses.api,
+            tls: Some(yurt_pki::client_config(&self.ca, None, &["http/1.1"])?),
+            authorization: authorization(),
+        })
+    }
+
+    /// [`Bench::through_hub`], for one request at a time.
+    pub(super) fn through_hub_alone(&self) -> Alone {
+        Alone {
+            address: self.addresses.proxy,
+            tls: None,
+            authorization: authorization(),
+        }
     }
 
     pub(super) fn hub_pid(&self) -> Option<u32> {
