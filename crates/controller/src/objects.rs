@@ -162,6 +162,8 @@ struct State {
     owned: HashMap<String, BTreeSet<Key>>,
     /// By `spec.nodeName`.
     on_node: HashMap<String, BTreeSet<Key>>,
+    /// By the values of those labels that somebody has asked for.
+    labelled: HashMap<&'static str, HashMap<String, BTreeSet<Key>>>,
     /// Up to which revision the watch has told everything.
     told: u64,
 }
@@ -174,6 +176,17 @@ impl State {
             .flatten()
             .filter_map(|owner| owner["uid"].as_str());
         (owners.collect(), object["spec"]["nodeName"].as_str())
+    }
+
+    /// Puts what there is under the values of a label, which is kept so from now on.
+    fn index_label(&mut self, label: &'static str) {
+        let mut index: HashMap<String, BTreeSet<Key>> = HashMap::new();
+        for (key, object) in &self.objects {
+            if let Some(value) = object["metadata"]["labels"][label].as_str() {
+                index.entry(value.into()).or_default().insert(key.clone());
+            }
+        }
+        self.labelled.insert(label, index);
     }
 
     fn unindex(&mut self, key: &Key, object: &Value) {
@@ -191,6 +204,11 @@ impl State {
         }
         if let Some(node) = node {
             drop_from(&mut self.on_node, node, key);
+        }
+        for (label, index) in &mut self.labelled {
+            if let Some(value) = object["metadata"]["labels"][label].as_str() {
+                drop_from(index, value, key);
+            }
         }
     }
 
@@ -216,6 +234,11 @@ impl State {
                     .entry(node.into())
                     .or_default()
                     .insert(key.clone());
+            }
+            for (label, index) in &mut self.labelled {
+                if let Some(value) = new["metadata"]["labels"][label].as_str() {
+                    index.entry(value.into()).or_default().insert(key.clone());
+                }
             }
         }
         Change { old, new }
@@ -349,6 +372,27 @@ impl Objects {
         let keys = state.on_node.get(node).into_iter().flatten();
         keys.filter_map(|key| state.objects.get(key).cloned())
             .collect()
+    }
+
+    /// The objects with this value of a label, by name. The first who asks for a label has them indexed by it.
+    pub fn labelled(&self, label: &'static str, value: &str) -> Vec<Arc<Value>> {
+        let found = |state: &State| -> Option<Vec<Arc<Value>>> {
+            let keys = state.labelled.get(label)?.get(value);
+            let keys = keys.into_iter().flatten();
+            Some(
+                keys.filter_map(|key| state.objects.get(key).cloned())
+                    .collect(),
+            )
+        };
+        if let Some(found) = found(&self.read()) {
+            return found;
+        }
+        let mut state = self.write();
+        // Another may have been as quick.
+        if !state.labelled.contains_key(label) {
+            state.index_label(label);
+        }
+        found(&state).unwrap_or_default()
     }
 
     /// Waits until everything that was there has been told.
@@ -522,6 +566,35 @@ mod tests {
         pods.observe_gone(&Key::new("default", "a"), "1");
         assert!(pods.on_node("n2").is_empty());
         assert_eq!(pods.owned_by("owner").len(), 1);
+    }
+
+    #[test]
+    fn labels_are_indexed_once_somebody_asks() {
+        let nodes = Objects::new(Collection::cluster("v1", "nodes", "Node"), Scope::default());
+        let node = |name: &str, revision: u64, pool: Option<&str>| {
+            let mut node = json!({"metadata": {"name": name, "uid": name, "resourceVersion": revision.to_string()}});
+            if let Some(pool) = pool {
+                node["metadata"]["labels"]["pool"] = pool.into();
+            }
+            node
+        };
+        let of = |pool: &str| -> Vec<Value> {
+            let nodes = nodes.labelled("pool", pool);
+            nodes
+                .iter()
+                .map(|n| n["metadata"]["name"].clone())
+                .collect()
+        };
+        nodes.observe(node("b", 1, Some("p")));
+        assert_eq!(of("p"), ["b"]);
+        nodes.observe(node("a", 2, Some("p")));
+        nodes.observe(node("c", 3, None));
+        assert_eq!(of("p"), ["a", "b"]);
+        nodes.observe(node("b", 4, Some("q")));
+        assert_eq!((of("p"), of("q")), (vec!["a".into()], vec!["b".into()]));
+        nodes.observe(node("a", 5, None));
+        nodes.observe_gone(&Key::new("", "b"), "b");
+        assert!(of("p").is_empty() && of("q").is_empty());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Runs a controller: from changes to keys, from keys to calls of [`Controller::reconcile`].
 
-use crate::{Change, Collection, Context, Key, kube::KubeError, queue::Queue};
+use crate::{Change, Collection, Context, Key, Scope, kube::KubeError, queue::Queue};
 use std::{sync::Arc, time::Duration};
 
 /// What a controller does after it looked at an object.
@@ -30,6 +30,8 @@ pub type Concerns = Box<dyn Fn(&Change) -> Vec<Key> + Send + Sync>;
 pub struct Watch {
     /// The collection.
     pub collection: Collection,
+    /// What part of it.
+    pub scope: Scope,
     /// The keys to look at.
     pub concerns: Concerns,
 }
@@ -68,8 +70,14 @@ impl Watch {
     ) -> Self {
         Self {
             collection,
+            scope: Scope::default(),
             concerns: Box::new(concerns),
         }
+    }
+
+    /// The same of a part of the collection, or of its metadata only.
+    pub fn scoped(self, scope: Scope) -> Self {
+        Self { scope, ..self }
     }
 }
 
@@ -104,10 +112,11 @@ pub fn run_with<C: Controller>(context: &Arc<Context>, controller: C, workers: u
     let mut collections = Vec::new();
     for Watch {
         collection,
+        scope,
         concerns,
     } in controller.watches(context)
     {
-        let objects = context.objects(&collection);
+        let objects = context.scoped(&collection, &scope);
         let queue = queue.clone();
         objects.subscribe(move |change| {
             for key in concerns(change) {

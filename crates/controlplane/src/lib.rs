@@ -5,7 +5,6 @@
 //! one watch per collection ([`yurt_controller::Objects`]), write through one [`Context`], and are known by the names that
 //! kube-controller-manager uses, so that [`Selection`] (`--controllers`) can leave any of them to the real one.
 
-mod batch;
 mod certificates;
 mod cronjob;
 mod daemonset;
@@ -41,7 +40,7 @@ use volumes::{
     protection::{ClaimProtection, VolumeProtection},
 };
 use yurt_controller::{
-    Change, Collection, Context, Controller, Failure, Key, Next, Objects, Watch, claim,
+    Change, Collection, Context, Controller, Failure, Key, Next, Objects, Watch, batch, claim,
     collections, condition, controller_of, fields, node_affinity, pod, pod_control, revision, run,
     share, taint, template_hash,
 };

@@ -5,10 +5,10 @@ use std::{future::poll_fn, task::Poll};
 /// The first batch of creations; each that goes well allows twice as many.
 const FIRST: usize = 1;
 /// The most that one reconciliation creates or deletes.
-pub(crate) const MOST: usize = 500;
+pub const MOST: usize = 500;
 
 /// Runs futures concurrently; their results in order.
-pub(crate) async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+pub async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures
         .into_iter()
         .map(|future| (Box::pin(future), None))
@@ -36,10 +36,7 @@ pub(crate) async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
 
 /// Does `count` things in batches that double as long as all goes well, so that what cannot succeed fails once and not a
 /// hundred times; stops with the first error.
-pub(crate) async fn slow_start<F, T, E>(
-    count: usize,
-    mut start: impl FnMut(usize) -> F,
-) -> Result<(), E>
+pub async fn slow_start<F, T, E>(count: usize, mut start: impl FnMut(usize) -> F) -> Result<(), E>
 where
     F: Future<Output = Result<T, E>>,
 {
