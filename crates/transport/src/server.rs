@@ -396,9 +396,9 @@ impl Server {
         let acceptor = tokio_rustls::TlsAcceptor::from(tls.load_full());
         let handshake = timeout(self.options.tls_handshake_timeout, acceptor.accept(stream));
         // Also when a drain begins meanwhile: the client is then told by the protocol instead of being cut off.
-        let stream = handshake
-            .await
-            .map_err(|_| "TLS handshake took too long")??;
+        let handshake = Box::pin(handshake).await;
+        // Apart: every layer that it is handed on through would have a place for it.
+        let stream = Box::new(handshake.map_err(|_| "TLS handshake took too long")??);
         let session = stream.get_ref().1;
         peer.certificate = session
             .peer_certificates()
@@ -477,7 +477,8 @@ impl Server {
         );
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
-            let response = handler(request);
+            // Apart until it has answered: hyper keeps a handler's place for as long as its answer's body lives, a watch's for hours.
+            let response = Box::pin(handler(request));
             let (unhurried, cut) = (unhurried.clone(), cut.clone());
             async move {
                 let response = response.await;
