@@ -11,7 +11,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Events on their way at once; more are dropped, as client-go does.
 const EVENTS: usize = 100;
@@ -20,6 +20,8 @@ const EVENTS: usize = 100;
 #[derive(Debug)]
 struct Caches {
     reader: Kube,
+    /// Ends the watches.
+    shutdown: CancellationToken,
     known: Mutex<HashMap<(Collection, Scope), Arc<Objects>>>,
 }
 
@@ -41,6 +43,7 @@ impl Caches {
 pub struct Context {
     kube: Kube,
     shutdown: CancellationToken,
+    tasks: TaskTracker,
     caches: Arc<Caches>,
     events: Arc<Semaphore>,
 }
@@ -50,11 +53,13 @@ impl Context {
     pub fn new(kube: Kube, shutdown: CancellationToken) -> Arc<Self> {
         let caches = Caches {
             reader: kube.clone(),
+            shutdown: shutdown.clone(),
             known: Mutex::default(),
         };
         Arc::new(Self {
             kube,
             shutdown,
+            tasks: TaskTracker::new(),
             caches: Arc::new(caches),
             events: Arc::new(Semaphore::new(EVENTS)),
         })
@@ -65,9 +70,31 @@ impl Context {
         Arc::new(Self {
             kube,
             shutdown: self.shutdown.clone(),
+            tasks: self.tasks.clone(),
             caches: self.caches.clone(),
             events: self.events.clone(),
         })
+    }
+
+    /// The same caches for controllers that end earlier: while this process leads.
+    pub fn during(&self, shutdown: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            kube: self.kube.clone(),
+            shutdown,
+            tasks: TaskTracker::new(),
+            caches: self.caches.clone(),
+            events: self.events.clone(),
+        })
+    }
+
+    /// The workers of controllers, so that one can wait for their end.
+    pub fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// Everything that is kept of the API, in no order.
+    pub fn caches(&self) -> Vec<Arc<Objects>> {
+        self.caches.known().values().cloned().collect()
     }
 
     /// The client.
@@ -91,7 +118,7 @@ impl Context {
         let known = known.entry((collection.clone(), scope.clone()));
         let objects = known.or_insert_with(|| {
             let objects = Arc::new(Objects::new(collection.clone(), scope.clone()));
-            let (kube, shutdown) = (self.caches.reader.clone(), self.shutdown.clone());
+            let (kube, shutdown) = (self.caches.reader.clone(), self.caches.shutdown.clone());
             let following = objects.clone();
             tokio::spawn(async move { following.follow(&kube, shutdown).await });
             objects

@@ -92,13 +92,24 @@ impl fmt::Debug for Way {
 }
 
 /// A bearer token that may be renewed while it is used.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Token(Arc<ArcSwap<String>>);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token")
+    }
+}
 
 impl Token {
     /// A token.
     pub fn new(token: &str) -> Self {
         Self(Arc::new(ArcSwap::from_pointee(token.to_owned())))
+    }
+
+    /// The token.
+    pub fn current(&self) -> String {
+        self.0.load().as_str().to_owned()
     }
 
     /// Requests carry `token` from now on.

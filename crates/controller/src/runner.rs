@@ -126,7 +126,8 @@ pub fn run_with<C: Controller>(context: &Arc<Context>, controller: C, workers: u
         collections.push(objects);
     }
     let context = context.clone();
-    tokio::spawn(async move {
+    let tasks = context.tasks().clone();
+    tasks.spawn(async move {
         let shutdown = context.shutdown().clone();
         for objects in &collections {
             tokio::select! {
@@ -136,7 +137,7 @@ pub fn run_with<C: Controller>(context: &Arc<Context>, controller: C, workers: u
         }
         for _ in 0..workers.max(1) {
             let (controller, queue, context) = (controller.clone(), queue.clone(), context.clone());
-            tokio::spawn(async move {
+            context.tasks().clone().spawn(async move {
                 let shutdown = context.shutdown().clone();
                 tokio::select! {
                     () = shutdown.cancelled() => {}

@@ -79,6 +79,11 @@ impl Selection {
         Ok(selection)
     }
 
+    /// Whether a controller is asked for by its name, not only as one of all.
+    pub fn names(&self, name: &str) -> bool {
+        self.named.contains(&name)
+    }
+
     /// Whether a controller is to run. What is left out by name stays out, whatever else is said.
     pub fn includes(&self, name: &str) -> bool {
         !self.without.contains(&name) && (self.all || self.named.contains(&name))

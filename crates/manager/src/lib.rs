@@ -8,13 +8,15 @@ mod delegate_lease;
 mod hubleader;
 mod image_preheat;
 mod nodepool;
+pub mod process;
 mod registry;
 mod settings;
 #[cfg(test)]
 mod stage;
 
+pub use process::{Config, ManagerArgs, ManagerError, run};
 pub use registry::{CONTROLLERS, Entry, names, start_in};
-pub use settings::Settings;
+pub use settings::{NodeLifeCycle, Settings};
 
 use yurt_controller::{
     Context, Controller, Failure, Key, Next, Watch, collections, condition, controller_of, fields,

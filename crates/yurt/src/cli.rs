@@ -35,6 +35,8 @@ enum Command {
     ApiServer(yurt_lab::apiserver::ApiServerArgs),
     /// The node proxy (YurtHub); with a command, what can be asked of it.
     Hub(Box<Hub>),
+    /// OpenYurt's controllers and webhooks (yurt-manager).
+    Manager(Box<yurt_manager::ManagerArgs>),
     /// Commands for the node this runs on: would it survive a cut and a reboot.
     Node(yurt_node::NodeArgs),
     /// The definitions of the custom resources: `yurt crds | kubectl apply -f -`.
@@ -91,12 +93,18 @@ enum Bench {
     ApiServer(yurt_lab::bench::apiserver::BenchApiServerArgs),
 }
 
-/// The command line; under the name `yurthub`, as OpenYurt's units and manifests call it, it is that of `yurt hub`.
+/// The command line; under the names `yurthub` and `yurt-manager`, as OpenYurt's units and manifests call them, it is that of `yurt
+/// hub` and `yurt manager`.
 fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut all: Vec<OsString> = given.collect();
     let name = all.first().map(|name| Path::new(name).file_name());
-    if name.flatten().is_some_and(|name| name == "yurthub") {
-        all.insert(1, "hub".into());
+    let component = match name.flatten().and_then(|name| name.to_str()) {
+        Some("yurthub") => Some("hub"),
+        Some("yurt-manager") => Some("manager"),
+        _ => None,
+    };
+    if let Some(component) = component {
+        all.insert(1, component.into());
     }
     all
 }
@@ -160,6 +168,10 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
             }
             Hub::Ask(command) => return Ok(yurt_node::ask(command).await.code().into()),
         },
+        Command::Manager(args) => {
+            mind_parent(&shutdown);
+            yurt_manager::run(yurt_manager::Config::try_from(*args)?, shutdown).await?;
+        }
         Command::Node(args) => {
             return Ok(yurt_node::run(args, shutdown).await.code().into());
         }
@@ -220,9 +232,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_openyurts_hub_means_the_hub() {
+    fn the_names_of_openyurts_components_mean_them() {
         let line = |words: &[&str]| arguments(words.iter().map(OsString::from));
         assert_eq!(line(&["/usr/local/bin/yurthub", "--v=2"])[1], "hub");
+        assert_eq!(line(&["/yurt-manager", "--v=2"])[1], "manager");
         assert_eq!(line(&["yurt", "hub"]), ["yurt", "hub"]);
         assert!(line(&[]).is_empty());
         let parsed = Cli::try_parse_from(line(&["yurthub", "--node-name=n", "--server-addr=a"]));
