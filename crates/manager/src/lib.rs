@@ -13,6 +13,7 @@ mod registry;
 mod settings;
 #[cfg(test)]
 mod stage;
+pub mod webhook;
 
 pub use process::{Config, ManagerArgs, ManagerError, run};
 pub use registry::{CONTROLLERS, Entry, names, start_in};

@@ -11,7 +11,7 @@ mod leaf;
 mod request;
 mod tls;
 
-pub use authority::Ca;
+pub use authority::{BACKDATE, Ca};
 pub use identity::{Identity, identity_of, not_after};
 pub use key::{KeyPem, key_pem};
 pub use leaf::{Leaf, public_key_digest};
@@ -19,6 +19,7 @@ pub use request::{Request, SigningRequest, UnknownUsages, Usages, request};
 pub use tls::{
     Callers, certs_from_pem, client_config, client_config_for, distrustful_client_config,
     server_config, server_config_for, server_config_without_certificate, unverified_client_config,
+    verify_server,
 };
 
 use std::{net::IpAddr, path::Path};
@@ -54,7 +55,7 @@ impl PkiError {
 }
 
 /// PEM of a certificate (with chain) and its private key. What [`Ca::issue`] makes is PKCS#8; PKCS#1 and SEC 1 are accepted too.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct KeyPairPem {
     /// The certificate, then its intermediates.
     pub cert: String,

@@ -13,7 +13,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject};
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 /// Named everywhere: with two providers in one binary the implicit default panics.
 fn provider() -> Arc<CryptoProvider> {
@@ -177,6 +177,25 @@ pub fn client_config_for(
         user: user.to_owned(),
     }));
     Ok(Arc::new(config))
+}
+
+/// Whether clients that trust `ca` (PEM) would believe a server with this certificate (PEM, with chain) under a name, at a time in
+/// seconds since the epoch.
+pub fn verify_server(ca: &str, certificate: &str, name: &str, at: i64) -> Result<(), PkiError> {
+    let invalid = |error: &dyn std::fmt::Display| PkiError::invalid("server certificate", error);
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots(ca)?, provider())
+        .build()
+        .map_err(|error| PkiError::invalid("CA certificate", error))?;
+    let chain = certs_from_pem(certificate)?;
+    let (own, intermediates) = chain
+        .split_first()
+        .ok_or_else(|| invalid(&"no block CERTIFICATE in it"))?;
+    let name = ServerName::try_from(name.to_owned()).map_err(|error| invalid(&error))?;
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(at.max(0).unsigned_abs()));
+    verifier
+        .verify_server_cert(own, intermediates, &name, &[], at)
+        .map_err(|error| invalid(&error))?;
+    Ok(())
 }
 
 /// Checks what is always checked, and then whose the certificate is.
