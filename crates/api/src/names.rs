@@ -39,6 +39,10 @@ pub mod labels {
     pub const CONVERSION_NODE: &str = "openyurt.io/conversion-node";
     /// On what the PlatformAdmin controller makes: `Configmap`, `Service`, `Deployment` or `Framework`.
     pub const IOT_GENERATE: &str = "iot.openyurt.io/generate";
+    /// On Jobs that pull images for a DaemonSet, and on their pods: `true`.
+    pub const IMAGE_PULL: &str = "apps.openyurt.io/image-pull";
+    /// On what the YurtStaticSet controller makes: `manifest` on config maps, `worker` on pods that upgrade, `revision` on revisions.
+    pub const STATIC_SET: &str = "apps.openyurt.io/yurt-static-set";
     /// On nodes: the Raven gateway that they are behind.
     pub const GATEWAY: &str = "raven.openyurt.io/gateway";
     /// On ControllerRevisions: the hash of what they hold.
@@ -71,6 +75,15 @@ pub mod annotations {
     pub const UPDATE_STRATEGY: &str = "apps.openyurt.io/update-strategy";
     /// On DaemonSets: how many nodes may be without a ready pod while the set is updated; a number or percentage.
     pub const MAX_UNAVAILABLE: &str = "apps.openyurt.io/max-unavailable";
+    /// On DaemonSets: on how many nodes at once images of a new template are pulled beforehand; 10 when left out.
+    pub const MAX_IMAGE_PULLS: &str = "apps.openyurt.io/max-image-pulls";
+    /// On Jobs that pull images, pods that upgrade static pods: which try it is, from 1.
+    pub const ATTEMPT: &str = "apps.openyurt.io/attempt";
+    /// On nodes: `convert`, `revert` or `auto` (both) lets the manager convert the node as its labels say; on NodePools: `auto` lets it
+    /// convert the nodes that come. What follows a colon is free: another text asks again after a failure.
+    pub const NODE_CONVERSION: &str = "openyurt.io/node-conversion";
+    /// On nodes, written by the manager: JSON of a conversion that is under way or has failed.
+    pub const NODE_CONVERSION_STATE: &str = "openyurt.io/node-conversion-state";
     /// On static pods, the pods that upgrade them, and their config map: the hash of the template.
     pub const STATIC_POD_HASH: &str = "openyurt.io/static-pod-hash";
     /// On Services: how far traffic may go, one of [`super::topology`]. Hubs filter endpoints by it.

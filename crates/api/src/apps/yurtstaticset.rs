@@ -1,7 +1,7 @@
 //! YurtStaticSet v1alpha1: a static pod on many nodes, upgraded from the cloud.
 
 use crate::{
-    meta::resource,
+    meta::{Condition, resource},
     schema::{IntOrString, types},
 };
 use serde_json::Value;
@@ -45,6 +45,22 @@ types! {
         upgraded_number: i32,
         /// The generation of the spec that this is observed of.
         observed_generation: Option<i64>,
+        /// How it goes: Upgraded says whether every node has the current template, and why not.
+        conditions: Vec<Condition>,
+        /// Nodes with the pod: those that are not upgraded and ready first, by name; at most 500.
+        nodes: Vec<NodeStatus>,
+    }
+
+    /// What is observed of a static pod on one node.
+    pub struct NodeStatus {
+        /// The node.
+        name: String,
+        /// Upgraded; Pending, until its turn; Waiting, for the node to be ready or its owner to ask; Upgrading; Failed, to be tried again.
+        phase: String,
+        /// Whether the pod is ready.
+        ready: bool,
+        /// Why.
+        message: Option<String>,
     }
 }
 
