@@ -44,6 +44,20 @@ pub fn set(status: &mut Value, mut condition: Value) {
     put(status, condition);
 }
 
+/// [`set`], but a new message counts as well; whether anything is new.
+pub fn renew(status: &mut Value, mut condition: Value) -> bool {
+    if let Some(known) = condition["type"].as_str().and_then(|kind| find(status, kind))
+        && known["status"] == condition["status"]
+    {
+        if known["reason"] == condition["reason"] && known["message"] == condition["message"] {
+            return false;
+        }
+        condition["lastTransitionTime"] = known["lastTransitionTime"].clone();
+    }
+    put(status, condition);
+    true
+}
+
 /// Puts a condition as it is at the end, in the place of the one of its type.
 pub fn put(status: &mut Value, condition: Value) {
     remove(status, condition["type"].as_str().unwrap_or_default());

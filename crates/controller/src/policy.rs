@@ -16,6 +16,9 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// To tell events.
+    pub const EVENTS: Self = Self::new("", &["events"], &["create"]);
+
     /// A rule for all objects of some resources.
     pub const fn new(
         group: &'static str,

@@ -108,7 +108,7 @@ impl Controller for HubLeaders {
         };
         let leaders = leaders(
             &pool,
-            &members(&context.objects(&NODES).list(""), &key.name),
+            &members(&context.objects(&NODES), &key.name),
         );
         if items(&pool["status"]["leaderEndpoints"]).eq(&leaders) {
             return Ok(Next::Done);

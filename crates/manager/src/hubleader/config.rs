@@ -129,7 +129,7 @@ impl Controller for HubLeaderConfig {
         let name = format!("{PREFIX}{}", key.name);
         let map = Key::new(NAMESPACE, &name);
         let before = context.objects(&CONFIG_MAPS).get(&map);
-        let members = members(&context.objects(&NODES).list(""), &key.name);
+        let members = members(&context.objects(&NODES), &key.name);
         let data = data(&pool, &members, before.as_deref().unwrap_or(&Value::Null));
         match before {
             Some(before) if before["data"] == data => {}
