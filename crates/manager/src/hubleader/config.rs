@@ -1,40 +1,62 @@
 //! The config map that tells a pool's hubs who leads.
 
-use super::{elects, has_hub, matters};
+use super::{address, elects, has_hub};
 use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
     collections::{CONFIG_MAPS, NODE_POOLS, NODES},
-    condition,
     fields::items,
-    nodepool::{members, watch_members},
+    nodepool::{is_ready, members, watch_members},
     pod,
 };
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
-use yurt_controller::policy::Rule;
+use yurt_api::names::{labels::CONFIG_MAP_NAME, leader_config, objects::LEADER_CONFIG_PREFIX};
+use yurt_controller::{Scope, policy::Rule, run_with};
+use yurt_wire::selector::label_value_errors;
 
-/// Where hubs look for their config maps.
-const NAMESPACE: &str = "kube-system";
-/// Before the pool's name in that of the config map.
-const PREFIX: &str = "leader-hub-";
-/// The label by which OpenYurt's hubs find it.
-const NAME_LABEL: &str = "openyurt.io/configmap-name";
 /// Candidates that are named; hubs read no more entries.
 const MOST_CANDIDATES: usize = 256;
+/// The owner of the fields of the maps.
+const MANAGER: &str = "yurt-manager/hubleaderconfig-controller";
 
-pub(crate) const ENTRY: Entry = Entry::of::<HubLeaderConfig>(
+pub(crate) const ENTRY: Entry = Entry::new(
+    HubLeaderConfig::NAME,
     "hubleaderconfig",
-    &[Rule::new("", &["configmaps"], &["create", "update"])],
+    &[Rule::new("", &["configmaps"], &["create", "patch"])],
+    |context, settings| {
+        let controller = HubLeaderConfig {
+            namespace: settings.namespace.clone(),
+        };
+        let workers = settings.workers(HubLeaderConfig::NAME, HubLeaderConfig::WORKERS);
+        run_with(context, controller, workers);
+    },
 );
 
 /// `hubleaderconfig-controller`.
-#[derive(Debug, Default)]
-pub(crate) struct HubLeaderConfig;
+#[derive(Debug)]
+struct HubLeaderConfig {
+    /// Where hubs look for their config maps.
+    namespace: String,
+}
+
+impl HubLeaderConfig {
+    /// The config maps for hubs.
+    fn scope(&self) -> Scope {
+        Scope::default()
+            .within(&self.namespace)
+            .labelled(CONFIG_MAP_NAME)
+    }
+}
 
 /// `group/version/resource` of everything that a pool shares.
 pub(super) fn shared(pool: &Value) -> Vec<String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let mut shared: Vec<String> = items(&pool["spec"]["poolScopeMetadata"])
+        .filter(|gvr| {
+            gvr["resource"]
+                .as_str()
+                .is_some_and(|resource| !resource.is_empty())
+        })
         .map(|gvr| {
             ["group", "version", "resource"]
                 .map(|part| text(&gvr[part]))
@@ -53,8 +75,7 @@ fn candidates(before: &str, members: &[Arc<Value>]) -> Vec<String> {
         .filter(|node| has_hub(node))
         .filter_map(|node| {
             let name = node["metadata"]["name"].as_str()?;
-            let ready = condition::holds(&node["status"], "Ready");
-            Some((name, (ready, format!("{name}/{}", super::address(node)?))))
+            Some((name, (is_ready(node), format!("{name}/{}", address(node)?))))
         })
         .collect();
     let mut ranked: Vec<&str> = before
@@ -62,6 +83,8 @@ fn candidates(before: &str, members: &[Arc<Value>]) -> Vec<String> {
         .filter_map(|entry| entry.split('/').next())
         .filter(|name| able.contains_key(name))
         .collect();
+    let mut seen = std::collections::BTreeSet::new();
+    ranked.retain(|name| seen.insert(*name));
     let mut new: Vec<&str> = able
         .keys()
         .copied()
@@ -90,34 +113,65 @@ fn data(pool: &Value, members: &[Arc<Value>], before: &Value) -> Value {
     leaders.sort_unstable();
     let ranked = if elects(pool) {
         candidates(
-            before["data"]["candidates"].as_str().unwrap_or_default(),
+            before["data"][leader_config::CANDIDATES]
+                .as_str()
+                .unwrap_or_default(),
             members,
         )
     } else {
         Vec::new()
     };
     json!({
-        "leaders": leaders.join(","),
-        "pool-scoped-metadata": shared(pool).join(","),
-        "interconnectivity": (pool["spec"]["interConnectivity"] == true).to_string(),
-        "enable-leader-election": elects(pool).to_string(),
-        "candidates": ranked.join(","),
+        leader_config::LEADERS: leaders.join(","),
+        leader_config::POOL_SCOPED_METADATA: shared(pool).join(","),
+        leader_config::INTER_CONNECTIVITY: (pool["spec"]["interConnectivity"] == true).to_string(),
+        leader_config::ENABLE_LEADER_ELECTION: elects(pool).to_string(),
+        leader_config::CANDIDATES: ranked.join(","),
     })
+}
+
+/// The map of a pool.
+fn map(pool: &Value, members: &[Arc<Value>], before: &Value, key: &Key) -> Value {
+    let owner = json!({"apiVersion": NODE_POOLS.api_version, "kind": NODE_POOLS.kind,
+        "name": pool["metadata"]["name"], "uid": pool["metadata"]["uid"]});
+    let mut metadata =
+        json!({"name": key.name, "namespace": key.namespace, "ownerReferences": [owner]});
+    // OpenYurt's hubs find the map by this. A pool's name may be too long for it; then only those who ask by name find it.
+    if label_value_errors(&key.name).is_empty() {
+        metadata["labels"] = json!({CONFIG_MAP_NAME: key.name});
+    }
+    json!({"metadata": metadata, "data": data(pool, members, before)})
+}
+
+/// Whether a map has all of this, whatever else it has.
+fn has_all(map: &Value, wanted: &Value) -> bool {
+    match (map, wanted) {
+        (Value::Object(map), Value::Object(wanted)) => wanted
+            .iter()
+            .all(|(field, wanted)| map.get(field).is_some_and(|value| has_all(value, wanted))),
+        (Value::Array(list), Value::Array(wanted)) => wanted
+            .iter()
+            .all(|wanted| list.iter().any(|value| has_all(value, wanted))),
+        (value, wanted) => value == wanted,
+    }
 }
 
 impl Controller for HubLeaderConfig {
     const NAME: &'static str = "hubleaderconfig-controller";
+    const WORKERS: usize = 3;
 
     fn watches(&self, _: &Arc<Context>) -> Vec<Watch> {
         let maps = Watch::of(CONFIG_MAPS, |change| {
             let key = change.key();
-            let pool = key
-                .name
-                .strip_prefix(PREFIX)
-                .filter(|_| key.namespace == NAMESPACE);
+            let pool = key.name.strip_prefix(LEADER_CONFIG_PREFIX);
             pool.map(|pool| Key::new("", pool)).into_iter().collect()
         });
-        vec![Watch::own(NODE_POOLS), watch_members(matters), maps]
+        let matters = |node: &Value| json!([is_ready(node), address(node), has_hub(node)]);
+        vec![
+            Watch::own(NODE_POOLS),
+            watch_members(matters),
+            maps.scoped(self.scope()),
+        ]
     }
 
     async fn reconcile(&self, key: &Key, context: &Context) -> Result<Next, Failure> {
@@ -126,25 +180,15 @@ impl Controller for HubLeaderConfig {
             // The map goes with its owner.
             return Ok(Next::Done);
         };
-        let name = format!("{PREFIX}{}", key.name);
-        let map = Key::new(NAMESPACE, &name);
-        let before = context.objects(&CONFIG_MAPS).get(&map);
+        let name = format!("{LEADER_CONFIG_PREFIX}{}", key.name);
+        let at = Key::new(&self.namespace, &name);
+        let before = context.scoped(&CONFIG_MAPS, &self.scope()).get(&at);
+        let before = before.as_deref().unwrap_or(&Value::Null);
         let members = members(&context.objects(&NODES), &key.name);
-        let data = data(&pool, &members, before.as_deref().unwrap_or(&Value::Null));
-        match before {
-            Some(before) if before["data"] == data => {}
-            Some(_) => {
-                context
-                    .merge(&CONFIG_MAPS, &map, "", &json!({"data": data}))
-                    .await?;
-            }
-            None => {
-                let owner = json!({"apiVersion": NODE_POOLS.api_version, "kind": NODE_POOLS.kind,
-                    "name": key.name, "uid": pool["metadata"]["uid"]});
-                let object = json!({"metadata": {"name": name, "namespace": NAMESPACE, "labels": {NAME_LABEL: name},
-                    "ownerReferences": [owner]}, "data": data});
-                context.create(&CONFIG_MAPS, object).await?;
-            }
+        let map = map(&pool, &members, before, &at);
+        if !has_all(before, &map) {
+            // Whoever wrote these fields before: they are this controller's.
+            context.apply(&CONFIG_MAPS, map, MANAGER, true).await?;
         }
         Ok(Next::Done)
     }

@@ -3,16 +3,18 @@
 use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
     collections::{CLUSTER_ROLES, NODE_POOLS},
+    pod,
 };
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
-use yurt_controller::policy::Rule;
+use yurt_api::names::objects::MULTIPLEXER_ROLE as ROLE;
+use yurt_controller::{Scope, policy::Rule};
 
-/// The role.
-pub(crate) const ROLE: &str = "yurt-hub-multiplexer";
+/// The owner of the role's rules.
+const MANAGER: &str = "yurt-manager/hubleaderrbac-controller";
 
 pub(crate) const ENTRY: Entry = Entry::of::<HubLeaderRbac>(
     "hubleaderrbac",
@@ -21,7 +23,7 @@ pub(crate) const ENTRY: Entry = Entry::of::<HubLeaderRbac>(
         Rule::new(
             "rbac.authorization.k8s.io",
             &["clusterroles"],
-            &["update", "escalate"],
+            &["patch", "escalate"],
         )
         .named(&[ROLE]),
     ],
@@ -31,10 +33,19 @@ pub(crate) const ENTRY: Entry = Entry::of::<HubLeaderRbac>(
 #[derive(Debug, Default)]
 pub(crate) struct HubLeaderRbac;
 
+/// The role, and no other.
+fn scope() -> Scope {
+    Scope {
+        fields: format!("metadata.name={ROLE}"),
+        ..Scope::default()
+    }
+}
+
 /// The rules for everything that any pool shares. Pure.
 fn rules(pools: &[Arc<Value>]) -> Value {
     let mut by_group: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for gvr in pools.iter().flat_map(|pool| super::config::shared(pool)) {
+    let pools = pools.iter().filter(|pool| !pod::is_deleting(pool));
+    for gvr in pools.flat_map(|pool| super::config::shared(pool)) {
         let mut parts = gvr.split('/');
         if let (Some(group), Some(resource)) = (parts.next(), parts.next_back()) {
             by_group
@@ -54,26 +65,20 @@ impl Controller for HubLeaderRbac {
     const WORKERS: usize = 1;
 
     fn watches(&self, _: &Arc<Context>) -> Vec<Watch> {
-        let all = |_: &_| vec![Key::new("", ROLE)];
-        vec![Watch::of(NODE_POOLS, all), Watch::own(CLUSTER_ROLES)]
+        let shared = |pool: &Option<Arc<Value>>| pool.as_deref().map(super::config::shared);
+        let pools = Watch::of(NODE_POOLS, move |change| {
+            let differs = shared(&change.old) != shared(&change.new);
+            differs.then(|| Key::new("", ROLE)).into_iter().collect()
+        });
+        vec![pools, Watch::own(CLUSTER_ROLES).scoped(scope())]
     }
 
     async fn reconcile(&self, key: &Key, context: &Context) -> Result<Next, Failure> {
-        if key.name != ROLE {
-            return Ok(Next::Done);
-        }
         let rules = rules(&context.objects(&NODE_POOLS).list(""));
-        match context.objects(&CLUSTER_ROLES).get(key) {
-            Some(role) if role["rules"] == rules => {}
-            Some(_) => {
-                context
-                    .merge(&CLUSTER_ROLES, key, "", &json!({"rules": rules}))
-                    .await?;
-            }
-            None => {
-                let role = json!({"metadata": {"name": ROLE}, "rules": rules});
-                context.create(&CLUSTER_ROLES, role).await?;
-            }
+        let role = context.scoped(&CLUSTER_ROLES, &scope()).get(key);
+        if role.is_none_or(|role| role["rules"] != rules) {
+            let role = json!({"metadata": {"name": ROLE}, "rules": rules});
+            context.apply(&CLUSTER_ROLES, role, MANAGER, true).await?;
         }
         Ok(Next::Done)
     }

@@ -52,6 +52,62 @@ fn leading_is_sticky() {
 }
 
 #[test]
+fn a_leader_with_a_new_address_leads_on() {
+    let mut pool = pool(1);
+    pool["status"]["leaderEndpoints"] = json!([{"nodeName": "b", "address": "10.0.0.2"}]);
+    let members = [node("a", true, 1), node("b", true, 9)].map(Arc::new);
+    let leaders = leaders(&pool, &members);
+    assert_eq!(leaders, [json!({"nodeName": "b", "address": "10.0.0.9"})]);
+}
+
+#[test]
+fn the_condition_says_whether_there_are_leaders_and_why_not() {
+    let now = Timestamp::UNIX_EPOCH;
+    let mut pool = pool(2);
+    let nodes = |ready: bool| [node("a", true, 1), node("b", ready, 2)].map(Arc::new);
+    let mut after = |members: &[Arc<Value>], change: Value| -> Option<Value> {
+        for (field, value) in change.as_object().into_iter().flatten() {
+            pool["spec"][field] = value.clone();
+        }
+        let patch = plan(&pool, members, now)?;
+        for (field, value) in patch["status"].as_object().into_iter().flatten() {
+            pool["status"][field] = value.clone();
+        }
+        assert_eq!(plan(&pool, members, now), None, "written once");
+        Some(patch["status"].clone())
+    };
+    let reason = |status: Option<Value>| {
+        let status = status.expect("written");
+        let condition = condition::find(&status, LEADER_READY).expect("there");
+        (condition["status"].clone(), condition["reason"].clone())
+    };
+    let is = |status: &str, reason: &str| (json!(status), json!(reason));
+    assert_eq!(
+        reason(after(&nodes(false), json!({}))),
+        is("False", "NotEnoughCandidates")
+    );
+    assert_eq!(
+        reason(after(&nodes(true), json!({}))),
+        is("True", "LeadersElected")
+    );
+    assert_eq!(reason(after(&[], json!({}))), is("False", "NoCandidates"));
+    let none = after(&nodes(true), json!({"leaderElectionStrategy": "mark"}));
+    assert_eq!(reason(none), is("False", "NoLeaderSelector"));
+    let marked = json!({"leaderNodeLabelSelector": {"apps.openyurt.io/nodepool": "p"}});
+    assert_eq!(
+        reason(after(&nodes(true), marked)),
+        is("True", "LeadersElected")
+    );
+    let off = after(&nodes(true), json!({"enableLeaderElection": false})).expect("written");
+    assert_eq!(off["conditions"], Value::Null, "taken away");
+    assert_eq!(
+        (&off["leaderNum"], &off["leaderEndpoints"]),
+        (&json!(0), &json!([]))
+    );
+    assert_eq!(off["leaderLastElectedTime"], "1970-01-01T00:00:00Z");
+}
+
+#[test]
 fn only_marked_nodes_and_those_with_hubs_lead() {
     let mut marked = node("c", true, 3);
     marked["metadata"]["labels"]["role"] = "leader".into();
@@ -61,6 +117,7 @@ fn only_marked_nodes_and_those_with_hubs_lead() {
     let mut of = pool(3);
     assert_eq!(names(&leaders(&of, &members)), ["b", "c"]);
     of["spec"]["leaderElectionStrategy"] = "mark".into();
+    assert!(leaders(&of, &members).is_empty(), "nobody is marked");
     of["spec"]["leaderNodeLabelSelector"] = json!({"role": "leader"});
     assert_eq!(names(&leaders(&of, &members)), ["c"]);
 }
@@ -119,6 +176,26 @@ async fn hubs_are_told_who_leads() {
                 .starts_with(&leader)
         })
         .await;
+    // Somebody else's change of it is undone, a change of the pool told.
+    let wrong = json!({"data": {"leaders": "x/1.2.3.4"}, "metadata": {"labels": {"openyurt.io/configmap-name": null}}});
+    stage.kube.merge(map, &wrong).await.expect("changed");
+    stage
+        .until(map, |map| {
+            map["data"]["leaders"] != "x/1.2.3.4"
+                && map["metadata"]["labels"]["openyurt.io/configmap-name"] == "leader-hub-p"
+        })
+        .await;
+    let pool = "/apis/apps.openyurt.io/v1beta2/nodepools/p";
+    let off = json!({"spec": {"enableLeaderElection": false}});
+    stage.kube.merge(pool, &off).await.expect("off");
+    stage
+        .until(map, |map| {
+            map["data"]["enable-leader-election"] == "false" && map["data"]["leaders"] == ""
+        })
+        .await;
+    stage
+        .until(pool, |pool| pool["status"]["leaderNum"] == 0)
+        .await;
     stage.kube.delete(map).await.expect("deleted");
     stage
         .until(map, |map| map["data"]["leaders"].is_string())
@@ -131,7 +208,22 @@ async fn hubs_are_told_who_leads() {
                 .is_some_and(|rules| rules.len() == 2)
         })
         .await;
+    stage.quiet(pool).await;
+    stage.quiet(map).await;
+    // What no pool shares any more nobody needs to read.
+    stage.define_pools(&["q"]).await;
+    let less = json!({"spec": {"poolScopeMetadata": [{"group": "", "version": "v1", "resource": "configmaps"}]}});
+    stage.kube.merge(pool, &less).await.expect("changed");
+    let shares = |role: &Value, resource: &str| role["rules"].to_string().contains(resource);
     stage
-        .quiet("/apis/apps.openyurt.io/v1beta2/nodepools/p")
+        .until(role, |role| {
+            shares(role, "configmaps") && shares(role, "services")
+        })
         .await;
+    stage
+        .kube
+        .delete("/apis/apps.openyurt.io/v1beta2/nodepools/q")
+        .await
+        .expect("deleted");
+    stage.until(role, |role| !shares(role, "services")).await;
 }
