@@ -32,6 +32,8 @@ const IDLE: Duration = Duration::from_secs(1);
 const RETRY_AFTER: u32 = 1;
 /// Largest frame: what a client has not taken can be given up, but for one frame in the hands of the connection.
 const FRAME: usize = 64 << 10;
+/// What is smaller is put together up to this: an HTTP/2 connection keeps 312 bytes for each frame that ever waited in it at one time.
+const GATHERED: usize = 16 << 10;
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -174,13 +176,22 @@ fn too_many() -> Box<Status> {
 
 /// Frames that keep nothing but themselves in memory.
 fn frames(parts: Vec<Bytes>) -> VecDeque<Bytes> {
-    let mut frames = VecDeque::with_capacity(parts.len());
-    for part in parts.into_iter().filter(|part| !part.is_empty()) {
-        if part.len() > FRAME {
-            frames.extend(part.chunks(FRAME).map(Bytes::copy_from_slice));
-        } else {
-            frames.push_back(part);
+    let mut frames = VecDeque::new();
+    let mut gathered = Vec::new();
+    // Exactly as long as what is in it: that is what counts as held.
+    let exact = |gathered: &mut Vec<u8>| Bytes::from(std::mem::take(gathered).into_boxed_slice());
+    for part in parts {
+        if gathered.len() + part.len() > GATHERED && !gathered.is_empty() {
+            frames.push_back(exact(&mut gathered));
         }
+        match part.len() {
+            ..=GATHERED => gathered.extend_from_slice(&part),
+            ..=FRAME => frames.push_back(part),
+            _ => frames.extend(part.chunks(FRAME).map(Bytes::copy_from_slice)),
+        }
+    }
+    if !gathered.is_empty() {
+        frames.push_back(exact(&mut gathered));
     }
     frames
 }
@@ -273,6 +284,25 @@ mod tests {
 
     fn held(lists: &Lists) -> usize {
         lists.shared.ledger().held
+    }
+
+    #[test]
+    fn small_parts_are_put_together_and_large_ones_taken_apart() {
+        let lengths = [3, 0, 200, 9000, 9000, 1, 40_000, 150_000, 5, 16_384, 7];
+        let parts: Vec<Bytes> = (0_u8..)
+            .zip(lengths)
+            .map(|(n, length)| vec![n; length].into())
+            .collect();
+        let frames = frames(parts.clone());
+        assert_eq!(Vec::from(frames.clone()).concat(), parts.concat());
+        let sizes: Vec<usize> = frames.iter().map(Bytes::len).collect();
+        let cut = [65_536, 65_536, 18_928];
+        assert_eq!(sizes[..3], [9203, 9001, 40_000]);
+        assert_eq!((&sizes[3..6], &sizes[6..]), (&cut[..], &[5, 16_384, 7][..]));
+        // As a list of many small objects.
+        let many = super::frames(vec![Bytes::from_static(&[b'x'; 150]); 1000]);
+        assert_eq!(many.len(), 150_000_usize.div_ceil(GATHERED / 150 * 150));
+        assert!(super::frames(vec![Bytes::new(); 3]).is_empty());
     }
 
     #[tokio::test(start_paused = true)]
