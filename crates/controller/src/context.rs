@@ -3,6 +3,7 @@
 use crate::{
     Collection, Key, Objects, Scope,
     kube::{Kube, KubeError},
+    metrics::Metrics,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -30,11 +31,11 @@ impl Caches {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The cache that what is written goes to: only the whole collection's holds whole objects.
-    fn whole(&self, collection: &Collection) -> Option<Arc<Objects>> {
-        self.known()
-            .get(&(collection.clone(), Scope::default()))
-            .cloned()
+    /// The caches that hold objects of a collection, all of it or a part.
+    fn of(&self, collection: &Collection) -> Vec<Arc<Objects>> {
+        let known = self.known();
+        let of = known.iter().filter(|((known, _), _)| known == collection);
+        of.map(|(_, objects)| objects.clone()).collect()
     }
 }
 
@@ -46,11 +47,18 @@ pub struct Context {
     tasks: TaskTracker,
     caches: Arc<Caches>,
     events: Arc<Semaphore>,
+    metrics: Metrics,
 }
 
 impl Context {
     /// A context; everything it starts ends with `shutdown`.
     pub fn new(kube: Kube, shutdown: CancellationToken) -> Arc<Self> {
+        Self::counted(kube, shutdown, Metrics::default())
+    }
+
+    /// A context whose controllers are counted; so are the answers of the server.
+    pub fn counted(kube: Kube, shutdown: CancellationToken, metrics: Metrics) -> Arc<Self> {
+        let kube = kube.with_metrics(metrics.clone());
         let caches = Caches {
             reader: kube.clone(),
             shutdown: shutdown.clone(),
@@ -62,17 +70,19 @@ impl Context {
             tasks: TaskTracker::new(),
             caches: Arc::new(caches),
             events: Arc::new(Semaphore::new(EVENTS)),
+            metrics,
         })
     }
 
     /// The same caches, with writes (and direct reads) under another identity.
     pub fn writing_as(&self, kube: Kube) -> Arc<Self> {
         Arc::new(Self {
-            kube,
+            kube: kube.with_metrics(self.metrics.clone()),
             shutdown: self.shutdown.clone(),
             tasks: self.tasks.clone(),
             caches: self.caches.clone(),
             events: self.events.clone(),
+            metrics: self.metrics.clone(),
         })
     }
 
@@ -84,12 +94,18 @@ impl Context {
             tasks: TaskTracker::new(),
             caches: self.caches.clone(),
             events: self.events.clone(),
+            metrics: self.metrics.clone(),
         })
     }
 
     /// The workers of controllers, so that one can wait for their end.
     pub fn tasks(&self) -> &TaskTracker {
         &self.tasks
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Everything that is kept of the API, in no order.
@@ -126,9 +142,17 @@ impl Context {
         objects.clone()
     }
 
-    /// What is written is known at once, if anybody reads that collection.
+    /// What is written is known at once, if anybody reads that collection or a part of it.
     fn wrote(&self, collection: &Collection, object: Value) -> Arc<Value> {
-        match self.caches.whole(collection) {
+        let mut written = None;
+        for objects in self.caches.of(collection) {
+            if objects.scope() == &Scope::default() {
+                written = Some(objects);
+            } else {
+                objects.observe_written_elsewhere(&object);
+            }
+        }
+        match written {
             Some(objects) => objects.observe_written(object),
             None => Arc::new(object),
         }
@@ -260,7 +284,7 @@ impl Context {
     }
 
     fn observe_gone(&self, collection: &Collection, key: &Key, uid: &str) {
-        if let Some(objects) = self.caches.whole(collection) {
+        for objects in self.caches.of(collection) {
             objects.observe_gone(key, uid);
         }
     }

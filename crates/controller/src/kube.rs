@@ -1,5 +1,6 @@
 //! A small JSON client of the Kubernetes API.
 
+use crate::{limit::RateLimit, metrics::Metrics};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -7,10 +8,14 @@ use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use std::{fmt, sync::Arc, time::Duration};
+use tokio::time::Instant;
 use yurt_transport::{Body, BoxError, Client, ClientOptions, full};
 
 /// The largest answer that is read.
 const MOST: usize = 64 << 20;
+
+/// How often a request is sent that the server puts off (429 with Retry-After), as in client-go.
+const PUT_OFF: usize = 10;
 
 /// Objects as they are.
 const JSON: &str = "application/json";
@@ -60,6 +65,11 @@ impl KubeError {
     /// Whether another writer was there first.
     pub fn is_conflict(&self) -> bool {
         self.code() == Some(409)
+    }
+
+    /// Whether the server, and not what was asked, is at fault: it is away, fails, or has too much to do.
+    pub fn is_outage(&self) -> bool {
+        self.code().is_none_or(|code| code == 429 || code >= 500)
     }
 
     /// What went wrong, in the server's own words when it answered.
@@ -125,6 +135,18 @@ pub struct Kube {
     token: Option<Token>,
     timeout: Duration,
     user_agent: HeaderValue,
+    limit: Option<Arc<RateLimit>>,
+    metrics: Option<Metrics>,
+}
+
+/// How long a server asks to wait, when it does: with 429, or with 503 and the like.
+fn put_off(response: &http::Response<Body>) -> Option<Duration> {
+    let status = response.status();
+    if status != StatusCode::TOO_MANY_REQUESTS && !status.is_server_error() {
+        return None;
+    }
+    let seconds = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?;
+    Some(Duration::from_secs(seconds.trim().parse().ok()?))
 }
 
 impl Kube {
@@ -156,6 +178,24 @@ impl Kube {
             token,
             timeout,
             user_agent: HeaderValue::from_static("yurt"),
+            limit: None,
+            metrics: None,
+        }
+    }
+
+    /// The same client, sending no more than a limit allows to it and all clients that share it.
+    pub fn with_limit(&self, limit: Arc<RateLimit>) -> Self {
+        Self {
+            limit: Some(limit),
+            ..self.clone()
+        }
+    }
+
+    /// The same client, whose answers are counted.
+    pub fn with_metrics(&self, metrics: Metrics) -> Self {
+        Self {
+            metrics: Some(metrics),
+            ..self.clone()
         }
     }
 
@@ -281,6 +321,7 @@ impl Kube {
         })
     }
 
+    /// Sends a request; one that the server puts off is sent again when it says, as long as the client's time allows.
     async fn send(
         &self,
         method: Method,
@@ -289,8 +330,39 @@ impl Kube {
         content_type: Option<&str>,
         body: Bytes,
     ) -> Result<http::Response<Body>, KubeError> {
+        let began = Instant::now();
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            if let Some(limit) = &self.limit {
+                limit.turn().await;
+            }
+            let request = self.request(&method, path, accept, content_type, body.clone())?;
+            let answer = self.send_once(path, request).await;
+            if let Some(metrics) = &self.metrics {
+                let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+                metrics.answered(&method, code);
+            }
+            match answer.as_ref().ok().and_then(put_off) {
+                Some(pause) if attempt < PUT_OFF && began.elapsed() + pause < self.timeout => {
+                    tracing::debug!(path, ?pause, "put off by the server");
+                    tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64() / 10.0)).await;
+                }
+                _ => return answer,
+            }
+        }
+    }
+
+    fn request(
+        &self,
+        method: &Method,
+        path: &str,
+        accept: &'static str,
+        content_type: Option<&str>,
+        body: Bytes,
+    ) -> Result<Request<Body>, KubeError> {
         let mut request = Request::new(full(body));
-        *request.method_mut() = method;
+        *request.method_mut() = method.clone();
         *request.uri_mut() = path
             .parse()
             .map_err(|e: http::uri::InvalidUri| KubeError::Body {
@@ -303,13 +375,21 @@ impl Kube {
         if let Some(kind) = content_type.and_then(|kind| kind.parse().ok()) {
             headers.insert(header::CONTENT_TYPE, kind);
         }
-        if let Some(value) = self
-            .token
-            .as_ref()
-            .and_then(|token| format!("Bearer {}", token.0.load()).parse().ok())
-        {
+        let bearer = self.token.as_ref();
+        let bearer =
+            bearer.map(|token| HeaderValue::try_from(format!("Bearer {}", token.0.load())));
+        if let Some(Ok(mut value)) = bearer {
+            value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }
+        Ok(request)
+    }
+
+    async fn send_once(
+        &self,
+        path: &str,
+        request: Request<Body>,
+    ) -> Result<http::Response<Body>, KubeError> {
         match &self.way {
             Way::Connections(client) => {
                 let response = client.send(request, self.timeout).await?;
@@ -404,5 +484,67 @@ impl Lines {
                 self.buffer.extend_from_slice(&data);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A client of a server that answers with `code` and Retry-After for the first `times`; what it was asked how often.
+    fn reluctant(code: u16, times: usize, after: &'static str) -> (Kube, Arc<AtomicUsize>) {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let call: Call = Arc::new(move |_| {
+            let code = if count.fetch_add(1, Ordering::Relaxed) < times {
+                code
+            } else {
+                200
+            };
+            let response = http::Response::builder()
+                .status(code)
+                .header(header::RETRY_AFTER, after)
+                .body(full("{}"))
+                .expect("a response");
+            Box::pin(async move { response })
+        });
+        let kube = Kube::in_process(call, "secret", Duration::from_secs(30));
+        (kube, asked)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_put_off_is_asked_again_when_the_server_says() {
+        let (kube, asked) = reluctant(429, 2, "3");
+        let began = Instant::now();
+        kube.get("/api/v1/nodes").await.expect("an answer");
+        assert_eq!(asked.load(Ordering::Relaxed), 3);
+        assert!(began.elapsed() >= Duration::from_secs(6));
+        // Not longer than the client's time.
+        for after in ["60", "7"] {
+            let (kube, _) = reluctant(429, 100, after);
+            let began = Instant::now();
+            let error = kube.get("/api/v1/nodes").await.expect_err("refused");
+            assert_eq!(error.code(), Some(429));
+            assert!(error.is_outage());
+            assert!(began.elapsed() <= Duration::from_secs(30), "{after}");
+        }
+        let (kube, asked) = reluctant(404, 1, "3");
+        assert!(
+            kube.get("/api/v1/nodes")
+                .await
+                .is_err_and(|error| !error.is_outage())
+        );
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn tokens_are_not_shown() {
+        let (kube, _) = reluctant(200, 0, "0");
+        let shown = format!("{:?} {kube:?}", Token::new("secret"));
+        assert!(!shown.contains("secret"), "{shown}");
+        let request = kube.request(&Method::GET, "/", JSON, None, Bytes::new());
+        let shown = format!("{:?}", request.expect("a request").headers());
+        assert!(!shown.contains("secret"), "{shown}");
     }
 }

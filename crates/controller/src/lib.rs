@@ -15,6 +15,8 @@ pub mod feed;
 pub mod fields;
 pub mod kube;
 pub mod kubeconfig;
+pub mod limit;
+pub mod metrics;
 pub mod node_affinity;
 mod objects;
 pub mod pod;
@@ -30,5 +32,5 @@ pub mod taint;
 pub mod template_hash;
 
 pub use context::Context;
-pub use objects::{Change, Collection, Key, Objects, Scope, controller_of};
+pub use objects::{Change, Collection, Key, Objects, Scope, Standing, controller_of};
 pub use runner::{Concerns, Controller, Failure, Next, Watch, run, run_with};

@@ -1,10 +1,11 @@
 //! A collection kept up to date by one watch, for all controllers that read it.
 
 use crate::{
+    collections::NODES,
     feed::{self, Phase, Sink},
-    kube::Kube,
+    kube::{Kube, KubeError},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -13,6 +14,7 @@ use std::{
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use yurt_wire::selector::{FieldSelector, LabelSelector};
 
 /// Namespace and name; the namespace is empty for cluster-scoped objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -297,13 +299,49 @@ impl Scope {
     }
 }
 
+impl Scope {
+    /// Whether an object, as it is now, is of this part. A selector that cannot be read takes nothing.
+    fn takes(&self, object: &Value) -> bool {
+        let metadata = &object["metadata"];
+        let labels = || {
+            let labels = metadata["labels"].as_object().into_iter().flatten();
+            labels
+                .map(|(key, value)| (key.clone(), value.as_str().unwrap_or_default().to_owned()))
+                .collect::<Vec<_>>()
+        };
+        let field = |path: &str| {
+            let value = path.split('.').fold(object, |value, name| &value[name]);
+            value.as_str().unwrap_or_default().to_owned()
+        };
+        (self.namespace.is_empty() || metadata["namespace"] == *self.namespace)
+            && (self.labels.is_empty()
+                || LabelSelector::parse(&self.labels).is_ok_and(|s| s.matches(&labels())))
+            && (self.fields.is_empty()
+                || FieldSelector::parse(&self.fields).is_ok_and(|s| s.matches(field)))
+    }
+}
+
+/// What is known of a collection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing yet, or not everything.
+    #[default]
+    Filling,
+    /// The API server does not serve it: its definition is not installed.
+    Absent,
+    /// The API server refuses; what it says.
+    Refused(String),
+    /// Everything that there was, and what changed since.
+    Complete,
+}
+
 /// The objects of a collection, everywhere.
 pub struct Objects {
     collection: Collection,
     scope: Scope,
     state: RwLock<State>,
     subscribers: Mutex<Vec<Subscriber>>,
-    synced: watch::Sender<bool>,
+    standing: watch::Sender<Standing>,
 }
 
 impl fmt::Debug for Objects {
@@ -322,7 +360,7 @@ impl Objects {
             scope,
             state: RwLock::default(),
             subscribers: Mutex::default(),
-            synced: watch::Sender::new(false),
+            standing: watch::Sender::default(),
         }
     }
 
@@ -337,6 +375,16 @@ impl Objects {
     /// What these are.
     pub fn collection(&self) -> &Collection {
         &self.collection
+    }
+
+    /// Which part of them.
+    pub fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    /// What is known of them.
+    pub fn standing(&self) -> Standing {
+        self.standing.borrow().clone()
     }
 
     /// One object.
@@ -398,7 +446,10 @@ impl Objects {
     /// Waits until everything that was there has been told.
     pub async fn synced(&self) {
         // The sender lives as long as `self`.
-        let _ = self.synced.subscribe().wait_for(|synced| *synced).await;
+        let mut standing = self.standing.subscribe();
+        let _ = standing
+            .wait_for(|standing| *standing == Standing::Complete)
+            .await;
     }
 
     /// Calls `tell` for all there is and for every change. It must be quick and must not block: put a key into a queue.
@@ -445,11 +496,42 @@ impl Objects {
         self.take_in(object, Source::Write)
     }
 
-    fn take_in(&self, mut object: Value, source: Source) -> Arc<Value> {
+    /// [`Objects::observe_written`] of a whole object, where only a part of the collection is kept.
+    pub(crate) fn observe_written_elsewhere(&self, object: &Value) {
+        if !self.scope.takes(object) {
+            // Who reads this part is told by the watch as well, later.
+            let uid = object["metadata"]["uid"].as_str().unwrap_or_default();
+            return self.observe_gone(&Key::of(object), uid);
+        }
+        let object = if self.scope.metadata_only {
+            json!({"metadata": object["metadata"]})
+        } else {
+            object.clone()
+        };
+        self.take_in(object, Source::Write);
+    }
+
+    /// Takes away what no controller reads and many objects have much of.
+    fn trim(&self, object: &mut Value) {
         // Who owns which field is the server's business, and half of many objects.
         if let Some(metadata) = object["metadata"].as_object_mut() {
             metadata.remove("managedFields");
         }
+        // 50 images of two names each: more than the rest of a Node. Nobody writes a whole status of a Node.
+        if self.collection == NODES
+            && let Some(status) = object["status"].as_object_mut()
+        {
+            status.remove("images");
+        }
+        // It is told as a `PartialObjectMetadata`, or as an item of a list, which does not say what it is.
+        if self.scope.metadata_only || object["kind"].is_null() {
+            object["apiVersion"] = self.collection.api_version.as_ref().into();
+            object["kind"] = self.collection.kind.as_ref().into();
+        }
+    }
+
+    fn take_in(&self, mut object: Value, source: Source) -> Arc<Value> {
+        self.trim(&mut object);
         let (key, at) = (Key::of(&object), revision(&object));
         let object = Arc::new(object);
         let change = {
@@ -534,14 +616,29 @@ impl Sink for Objects {
             let mut state = self.write();
             state.told = state.told.max(at);
         }
-        self.synced.send_replace(true);
+        self.standing.send_replace(Standing::Complete);
+    }
+
+    fn troubled(&self, error: &KubeError) {
+        let standing = match error.code() {
+            Some(404) => Standing::Absent,
+            Some(400..=499) => Standing::Refused(error.to_string()),
+            _ => return,
+        };
+        // What was there once goes on as it was.
+        self.standing.send_if_modified(|now| {
+            let news = *now != Standing::Complete && *now != standing;
+            if news {
+                *now = standing;
+            }
+            news
+        });
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     fn pod(name: &str, uid: &str, revision: u64, node: &str) -> Value {
         json!({"metadata": {"namespace": "default", "name": name, "uid": uid,
@@ -595,6 +692,47 @@ mod tests {
         nodes.observe(node("a", 5, None));
         nodes.observe_gone(&Key::new("", "b"), "b");
         assert!(of("p").is_empty() && of("q").is_empty());
+    }
+
+    #[test]
+    fn parts_of_a_collection_know_at_once_what_was_written() {
+        let config = |revision: u64, label: &str| {
+            json!({"metadata": {"namespace": "default", "name": "a", "uid": "1", "labels": {"of": label},
+                "resourceVersion": revision.to_string()}, "data": {"key": "value"}})
+        };
+        let part = |scope: Scope| {
+            Objects::new(
+                Collection::namespaced("v1", "configmaps", "ConfigMap"),
+                scope,
+            )
+        };
+        let (key, metadata) = (Key::new("default", "a"), Scope::metadata());
+        let labelled = part(metadata.clone().labelled("of in (x, y)"));
+        let elsewhere = part(metadata.clone().within("other"));
+        let named = part(Scope {
+            fields: "metadata.name=b".into(),
+            ..Scope::default()
+        });
+        for objects in [&labelled, &elsewhere, &named] {
+            objects.observe_written_elsewhere(&config(5, "x"));
+        }
+        assert!(elsewhere.get(&key).is_none() && named.get(&key).is_none());
+        let known = labelled.get(&key).expect("taken in");
+        assert_eq!(known["data"], Value::Null, "metadata only");
+        assert_eq!(known["kind"], "ConfigMap");
+        labelled.observe_written_elsewhere(&config(6, "z"));
+        assert!(labelled.get(&key).is_none(), "it is none of these any more");
+    }
+
+    #[test]
+    fn what_no_controller_reads_is_not_kept() {
+        let nodes = Objects::new(NODES, Scope::default());
+        let node = json!({"metadata": {"name": "n", "managedFields": [{}]},
+            "status": {"images": [{"names": ["a"]}], "addresses": []}});
+        let node = nodes.observe(node);
+        assert_eq!(node["status"], json!({"addresses": []}));
+        assert_eq!(node["metadata"], json!({"name": "n"}));
+        assert_eq!(node["apiVersion"], "v1");
     }
 
     #[test]

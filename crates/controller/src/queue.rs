@@ -4,7 +4,7 @@
 //! worker, but waits again when it was added meanwhile; failures come back after pauses that double. Its length is bounded by
 //! the number of objects.
 
-use crate::Key;
+use crate::{Key, metrics::QueueMetrics};
 use std::{
     collections::{BTreeMap, HashMap, HashSet, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
@@ -14,15 +14,17 @@ use tokio::{sync::Notify, time::Instant};
 
 /// The first pause after a failure, as in client-go.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
-/// The longest; client-go goes to 1000 s, a lab is watched by people.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The longest for an object that is at fault. client-go goes to 1000 s, which nobody waits for; a changed object is looked at
+/// at once anyhow.
+const LONGEST_PAUSE: Duration = Duration::from_secs(120);
 
 #[derive(Debug, Default)]
 struct State {
     ready: VecDeque<Key>,
-    /// What is in `ready`.
-    waiting: HashSet<Key>,
-    working: HashSet<Key>,
+    /// What is in `ready`, and since when.
+    waiting: HashMap<Key, Instant>,
+    /// What workers have, and since when.
+    working: HashMap<Key, Instant>,
     /// Added while it was worked on.
     again: HashSet<Key>,
     /// When a key is due, and what is due when.
@@ -33,13 +35,14 @@ struct State {
 
 impl State {
     fn add(&mut self, key: Key) -> bool {
-        if self.working.contains(&key) {
+        if self.working.contains_key(&key) {
             self.again.insert(key);
             return false;
         }
-        if !self.waiting.insert(key.clone()) {
+        if self.waiting.contains_key(&key) {
             return false;
         }
+        self.waiting.insert(key.clone(), Instant::now());
         self.ready.push_back(key);
         true
     }
@@ -56,15 +59,17 @@ impl State {
         self.later.insert((at, key), ());
     }
 
-    /// Moves what is due to `ready`; when the next is due.
-    fn promote(&mut self, now: Instant) -> Option<Instant> {
+    /// Moves what is due to `ready` and counts it; when the next is due.
+    fn promote(&mut self, now: Instant, metrics: &QueueMetrics) -> Option<Instant> {
         while let Some(entry) = self.later.first_entry() {
             if entry.key().0 > now {
                 return Some(entry.key().0);
             }
             let ((_, key), ()) = entry.remove_entry();
             self.due.remove(&key);
-            self.add(key);
+            if self.add(key) {
+                metrics.adds.inc();
+            }
         }
         None
     }
@@ -75,18 +80,36 @@ impl State {
 pub struct Queue {
     state: Mutex<State>,
     added: Notify,
+    metrics: QueueMetrics,
 }
 
 impl Queue {
+    /// A queue that is counted.
+    pub(crate) fn counted(metrics: QueueMetrics) -> Self {
+        Self {
+            metrics,
+            ..Self::default()
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a key.
     pub fn add(&self, key: Key) {
-        if self.state().add(key) {
+        let mut state = self.state();
+        if state.add(key) {
+            self.metrics.adds.inc();
+            self.show_depth(&state);
+            drop(state);
             self.added.notify_one();
         }
+    }
+
+    fn show_depth(&self, state: &State) {
+        let depth = i64::try_from(state.ready.len()).unwrap_or(i64::MAX);
+        self.metrics.depth.set(depth);
     }
 
     /// Adds a key when `pause` is over.
@@ -103,10 +126,14 @@ impl Queue {
         loop {
             let next_due = {
                 let mut state = self.state();
-                let next_due = state.promote(Instant::now());
+                let now = Instant::now();
+                let next_due = state.promote(now, &self.metrics);
                 if let Some(key) = state.ready.pop_front() {
-                    state.waiting.remove(&key);
-                    state.working.insert(key.clone());
+                    if let Some(since) = state.waiting.remove(&key) {
+                        self.metrics.waits.observe((now - since).as_secs_f64());
+                    }
+                    state.working.insert(key.clone(), now);
+                    self.show_depth(&state);
                     if !state.ready.is_empty() {
                         self.added.notify_one();
                     }
@@ -127,8 +154,12 @@ impl Queue {
     /// The worker has finished with the key.
     pub fn done(&self, key: &Key) {
         let mut state = self.state();
-        state.working.remove(key);
+        if let Some(since) = state.working.remove(key) {
+            self.metrics.works.observe(since.elapsed().as_secs_f64());
+        }
         if state.again.remove(key) && state.add(key.clone()) {
+            self.metrics.adds.inc();
+            self.show_depth(&state);
             self.added.notify_one();
         }
     }
@@ -140,12 +171,18 @@ impl Queue {
 
     /// It failed: the pause after which the key comes back.
     pub fn retry(&self, key: &Key) -> Duration {
+        self.retry_within(key, LONGEST_PAUSE)
+    }
+
+    /// [`Queue::retry`] after `longest` at most.
+    pub fn retry_within(&self, key: &Key, longest: Duration) -> Duration {
+        self.metrics.retries.inc();
         let pause = {
             let mut state = self.state();
             let failures = state.failures.entry(key.clone()).or_default();
             *failures = failures.saturating_add(1);
             let doubled = 2u32.saturating_pow((*failures - 1).min(20));
-            FIRST_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE)
+            FIRST_PAUSE.saturating_mul(doubled).min(longest)
         };
         self.add_after(key.clone(), pause);
         pause

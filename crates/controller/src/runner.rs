@@ -1,7 +1,16 @@
 //! Runs a controller: from changes to keys, from keys to calls of [`Controller::reconcile`].
 
-use crate::{Change, Collection, Context, Key, Scope, kube::KubeError, queue::Queue};
+use crate::{
+    Change, Collection, Context, Key, Scope,
+    kube::KubeError,
+    metrics::{Outcome, Reconciles},
+    queue::Queue,
+};
 use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// The longest pause after a failure that is not the object's: the server is away, or has too much to do.
+const LONGEST_OUTAGE_PAUSE: Duration = Duration::from_secs(15);
 
 /// What a controller does after it looked at an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +30,21 @@ pub enum Failure {
     /// The object asks for something that cannot be.
     #[error("{0}")]
     Object(String),
+}
+
+impl Failure {
+    /// Whether another writer was there first: the loser looks again, which is the normal course.
+    fn is_conflict(&self) -> bool {
+        matches!(self, Self::Kube(error) if error.is_conflict())
+    }
+
+    /// Has the object tried again; after which pause.
+    fn retry(&self, queue: &Queue, key: &Key) -> Duration {
+        match self {
+            Self::Kube(error) if error.is_outage() => queue.retry_within(key, LONGEST_OUTAGE_PAUSE),
+            Self::Kube(_) | Self::Object(_) => queue.retry(key),
+        }
+    }
 }
 
 /// The keys that a change concerns.
@@ -108,7 +132,9 @@ pub fn run<C: Controller>(context: &Arc<Context>, controller: C) {
 /// [`run`] with another number of workers.
 pub fn run_with<C: Controller>(context: &Arc<Context>, controller: C, workers: usize) {
     let controller = Arc::new(controller);
-    let queue = Arc::new(Queue::default());
+    let workers = workers.max(1);
+    let queue = Arc::new(Queue::counted(context.metrics().queue(C::NAME)));
+    let reconciles = Arc::new(context.metrics().controller(C::NAME, workers));
     let mut collections = Vec::new();
     for Watch {
         collection,
@@ -135,23 +161,39 @@ pub fn run_with<C: Controller>(context: &Arc<Context>, controller: C, workers: u
                 () = objects.synced() => {}
             }
         }
-        for _ in 0..workers.max(1) {
+        for _ in 0..workers {
             let (controller, queue, context) = (controller.clone(), queue.clone(), context.clone());
+            let reconciles = reconciles.clone();
             context.tasks().clone().spawn(async move {
                 let shutdown = context.shutdown().clone();
                 tokio::select! {
                     () = shutdown.cancelled() => {}
-                    () = work(&*controller, &queue, &context) => {}
+                    () = work(&*controller, &queue, &context, &reconciles) => {}
                 }
             });
         }
     });
 }
 
-async fn work<C: Controller>(controller: &C, queue: &Queue, context: &Context) {
+async fn work<C: Controller>(
+    controller: &C,
+    queue: &Queue,
+    context: &Context,
+    reconciles: &Reconciles,
+) {
     loop {
         let key = queue.next().await;
-        match controller.reconcile(&key, context).await {
+        let (began, active) = (Instant::now(), reconciles.begin());
+        let ended = controller.reconcile(&key, context).await;
+        drop(active);
+        let outcome = match &ended {
+            Ok(Next::Done) => Outcome::Success,
+            Ok(Next::After(_)) => Outcome::RequeueAfter,
+            Err(failure) if failure.is_conflict() => Outcome::Requeue,
+            Err(_) => Outcome::Error,
+        };
+        reconciles.ended(outcome, began.elapsed());
+        match ended {
             Ok(next) => {
                 queue.forget(&key);
                 if let Next::After(pause) = next {
@@ -159,11 +201,8 @@ async fn work<C: Controller>(controller: &C, queue: &Queue, context: &Context) {
                 }
             }
             Err(failure) => {
-                let pause = queue.retry(&key);
-                // Two writers met: the loser looks again, which is the normal course.
-                let conflict =
-                    matches!(&failure, Failure::Kube(error) if error.code() == Some(409));
-                if conflict {
+                let pause = failure.retry(queue, &key);
+                if outcome == Outcome::Requeue {
                     tracing::debug!(controller = C::NAME, %key, %failure, ?pause, "again");
                 } else {
                     tracing::warn!(controller = C::NAME, %key, %failure, ?pause, "again");
