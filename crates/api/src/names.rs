@@ -68,6 +68,10 @@ pub mod annotations {
     pub const EXCLUDE_HOST_NETWORK_POOL: &str = "apps.openyurt.io/exclude-host-network-pool";
     /// On workloads of a set: the pool they are for.
     pub const REF_NODE_POOL: &str = "apps.openyurt.io/ref-nodepool";
+    /// On workloads of a set: what they were last rendered of and with, as JSON; by it a change is told from what others did.
+    pub const RENDERED: &str = "apps.openyurt.io/rendered";
+    /// On ControllerRevisions of a set: `complete` or `failed`, how their rollout ended.
+    pub const ROLLOUT: &str = "apps.openyurt.io/rollout";
     /// On workloads of a v1alpha1 set: the patch of their pool.
     pub const PATCH: &str = "apps.openyurt.io/patch";
     /// On DaemonSets with the strategy OnDelete: `OTA` or `AdvancedRollingUpdate`, whatever the case; `Auto` is an older name of the

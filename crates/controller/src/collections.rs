@@ -36,5 +36,8 @@ collections! {
     CONFIG_MAPS = namespaced("v1", "configmaps", "ConfigMap");
     CLUSTER_ROLES = cluster("rbac.authorization.k8s.io/v1", "clusterroles", "ClusterRole");
     NODE_POOLS = cluster("apps.openyurt.io/v1beta2", "nodepools", "NodePool");
+    YURT_APP_SETS = namespaced("apps.openyurt.io/v1beta1", "yurtappsets", "YurtAppSet");
+    YURT_APP_DAEMONS = namespaced("apps.openyurt.io/v1alpha1", "yurtappdaemons", "YurtAppDaemon");
+    YURT_APP_OVERRIDERS = namespaced("apps.openyurt.io/v1alpha1", "yurtappoverriders", "YurtAppOverrider");
     POD_DISRUPTION_BUDGETS = namespaced("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget");
 }

@@ -290,6 +290,19 @@ impl Kube {
             .await
     }
 
+    /// What [`Kube::apply`] with force would make of the object; nothing is written.
+    pub async fn try_apply(
+        &self,
+        path: &str,
+        object: &Value,
+        manager: &str,
+    ) -> Result<Value, KubeError> {
+        let path = format!("{path}?fieldManager={manager}&force=true&dryRun=All");
+        let kind = Some("application/apply-patch+yaml");
+        self.call(Method::PATCH, &path, kind, object.to_string().into())
+            .await
+    }
+
     /// DELETE with DeleteOptions.
     pub async fn delete_with(&self, path: &str, options: &Value) -> Result<Value, KubeError> {
         let kind = Some("application/json");

@@ -27,8 +27,25 @@ types! {
         /// Pods in all pools together whose replicas no tweak sets, spread over them evenly; absent: each pool has the replicas of
         /// the template. This is what the scale subresource sets.
         replicas: Option<i32> => {"minimum": 0},
+        /// How pods are replaced, pool by pool; absent: in all pools at once.
+        rollout: Option<Rollout>,
         /// How many old revisions are kept, for a rollback.
         revision_history_limit: Option<i32> => {"default": 10},
+    }
+
+    /// How pods are replaced, pool by pool. What replaces no pods (replicas, say) is done in all pools at once.
+    pub struct Rollout {
+        /// Pools that come first, in this order; the others follow by name.
+        order: Vec<String>,
+        /// In how many pools at once pods are replaced; the next follows when one is updated and ready. Absent: in all.
+        max_parallel: Option<i32> => {"minimum": 1},
+        /// Whether pods are replaced in no further pool.
+        paused: Option<bool>,
+        /// Seconds in which a pool must be updated and ready; 600 when absent.
+        progress_deadline_seconds: Option<i32> => {"minimum": 1},
+        /// What when a pool is not: Stop (nothing happens in further pools until it is; the default), Continue, or Rollback (all
+        /// pools go back to the last revision that was rolled out, until the spec is changed).
+        on_failure: Option<String> => {"enum": ["Stop", "Continue", "Rollback"]},
     }
 
     /// The workload of each pool.
@@ -95,8 +112,30 @@ types! {
         replicas: Option<i32>,
         /// Selects the pods of all pools, for the scale subresource.
         selector: Option<String>,
+        /// The workload of each pool, by the names of the pools.
+        pools: Vec<PoolStatus>,
         /// AppDispatched, AppDeleted, AppUpdated, AppReady, PoolFound, and what further is observed.
         conditions: Vec<Condition>,
+    }
+
+    /// The workload of a pool.
+    pub struct PoolStatus {
+        /// The pool.
+        pool: String,
+        /// Its workload.
+        workload: Option<String>,
+        /// How many pods it is to have.
+        replicas: Option<i32>,
+        /// How many pods are ready.
+        ready_replicas: Option<i32>,
+        /// How many pods are of the newest template.
+        updated_replicas: Option<i32>,
+        /// The revision that its template is of.
+        revision: Option<String>,
+        /// Ready, NotReady, Updating, Waiting (for its turn), Deleting or Failed.
+        phase: String,
+        /// Why.
+        message: Option<String>,
     }
 }
 
