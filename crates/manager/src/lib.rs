@@ -14,6 +14,8 @@ mod settings;
 #[cfg(test)]
 mod stage;
 pub mod webhook;
+mod yurtappdaemon;
+mod yurtappset;
 
 pub use process::{Config, ManagerArgs, ManagerError, run};
 pub use registry::{CONTROLLERS, Entry, names, start_in};

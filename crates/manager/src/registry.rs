@@ -2,7 +2,7 @@
 
 use crate::{
     Context, Controller, Settings, daemon_pod_updater, delegate_lease, hubleader, image_preheat,
-    nodepool,
+    nodepool, yurtappdaemon, yurtappset,
 };
 use std::{fmt, sync::Arc};
 use yurt_controller::{
@@ -63,6 +63,8 @@ pub const CONTROLLERS: &[Entry] = &[
     delegate_lease::ENTRY,
     daemon_pod_updater::ENTRY,
     image_preheat::ENTRY,
+    yurtappset::ENTRY,
+    yurtappdaemon::ENTRY,
 ];
 
 /// The names of all.

@@ -1,0 +1,348 @@
+//! ControllerRevisions of a set: what its workloads were, in OpenYurt's shape, so that the names that its pods carry stay true.
+
+use super::render::{LONGEST_LABEL, Owner};
+use serde_json::{Map, Value, json};
+use std::{collections::BTreeSet, sync::Arc};
+use yurt_api::names::{annotations::ROLLOUT, labels};
+use yurt_controller::{
+    Collection, Context, Failure, Key, Scope,
+    collections::CONTROLLER_REVISIONS,
+    controller_of, pod,
+    revision::number,
+    template_hash,
+};
+
+pub(crate) use yurt_controller::revision::name;
+
+/// How often another name is tried in one look.
+const MOST_COLLISIONS: i32 = 20;
+
+/// The revisions that are read: those with OpenYurt's label, which those of DaemonSets do not have.
+pub(crate) fn scope() -> Scope {
+    Scope::default().labelled(labels::REVISION_HASH)
+}
+
+/// How the rollout of a revision ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Mark {
+    /// Every pool was ready.
+    Complete,
+    /// A pool did not become ready in time, and all went back.
+    Failed,
+}
+
+impl Mark {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// Of a revision.
+    pub(crate) fn of(revision: &Value) -> Option<Self> {
+        let mark = revision["metadata"]["annotations"][ROLLOUT].as_str()?;
+        [Self::Complete, Self::Failed]
+            .into_iter()
+            .find(|known| known.text() == mark)
+    }
+}
+
+/// The part of a spec that revisions keep: `workload` of a set, `workloadTemplate` of a daemon.
+fn field(owner: &Owner) -> &'static str {
+    if owner.daemon.is_some() {
+        "workloadTemplate"
+    } else {
+        "workload"
+    }
+}
+
+fn data(owner: &Owner, spec: &Value) -> Value {
+    let field = field(owner);
+    let mut kept = spec[field].clone();
+    if let Some(kept) = kept.as_object_mut() {
+        kept.insert("$patch".into(), "replace".into());
+    }
+    json!({"spec": {field: kept}})
+}
+
+/// What a revision kept of the spec.
+pub(crate) fn kept<'r>(owner: &Owner, revision: &'r Value) -> &'r Value {
+    &revision["data"]["spec"][field(owner)]
+}
+
+/// Without what Go's structs print for nothing, so that OpenYurt's revisions are known again. An empty selector is not nothing.
+fn plain(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().filter(|(field, _)| *field != "$patch");
+            let fields = fields.map(|(field, value)| (field, plain(value)));
+            let said = |(field, value): &(&String, Value)| {
+                let is_empty = value.as_object().is_some_and(Map::is_empty);
+                !value.is_null() && (!is_empty || field.to_lowercase().ends_with("selector"))
+            };
+            let fields = fields.filter(said).map(|(field, value)| (field.clone(), value));
+            Value::Object(fields.collect())
+        }
+        Value::Array(values) => values.iter().map(plain).collect(),
+        other => other.clone(),
+    }
+}
+
+/// The revisions of one owner.
+#[derive(Clone, Debug)]
+pub(crate) struct History {
+    /// That of the present spec.
+    pub(crate) current: Arc<Value>,
+    /// All, by number; the present one is the last.
+    pub(crate) all: Vec<Arc<Value>>,
+    /// How often a name was taken.
+    pub(crate) collisions: Option<i32>,
+}
+
+/// What is to be done so that the present spec has the highest number.
+#[derive(Debug, PartialEq)]
+enum Step {
+    Keep(usize),
+    /// The one at this index is gone back to, and gets this number.
+    Renumber(usize, i64),
+    Create(i64),
+}
+
+fn step(data: &Value, revisions: &[Arc<Value>]) -> Step {
+    let data = plain(data);
+    let next = revisions.last().map_or(0, |last| number(last)) + 1;
+    let same = |revision: &Arc<Value>| plain(&revision["data"]) == data;
+    match revisions.iter().rposition(same) {
+        Some(at) if at + 1 == revisions.len() => Step::Keep(at),
+        Some(at) => Step::Renumber(at, next),
+        None => Step::Create(next),
+    }
+}
+
+fn new(owner: &Owner, object: &Value, number: i64, collisions: Option<i32>) -> Value {
+    let data = data(owner, &object["spec"]);
+    let hash = template_hash::of(&plain(&data), collisions.map(i64::from));
+    // The name becomes the value of a label.
+    let room = LONGEST_LABEL - 1 - hash.len();
+    let prefix: String = owner.name.chars().take(room).collect();
+    let mut labels = object["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    if let Some((key, value)) = &owner.label {
+        labels.insert((*key).into(), value.clone().into());
+    }
+    labels.insert(labels::REVISION_HASH.into(), hash.clone().into());
+    json!({
+        "metadata": {"name": format!("{}-{hash}", prefix.trim_end_matches(['-', '.'])), "namespace": owner.namespace,
+            "labels": labels, "ownerReferences": [owner.reference]},
+        "data": data, "revision": number,
+    })
+}
+
+/// The revisions of `owner`, the present one last, after writing what was missing.
+pub(crate) async fn history(
+    context: &Context,
+    owner: &Owner,
+    object: &Value,
+) -> Result<History, Failure> {
+    let of: &Collection = &CONTROLLER_REVISIONS;
+    let mut all = context.scoped(of, &scope()).owned_by(&owner.uid);
+    all.retain(|revision| {
+        controller_of(revision).is_some_and(|reference| reference["uid"] == *owner.uid)
+    });
+    all.sort_by_cached_key(|revision| (number(revision), name(revision).to_owned()));
+    let collisions = object["status"]["collisionCount"].as_i64();
+    let mut collisions = collisions.and_then(|count| i32::try_from(count).ok());
+    let current = match step(&data(owner, &object["spec"]), &all) {
+        Step::Keep(at) => all[at].clone(),
+        Step::Renumber(at, number) => {
+            let mut revision = Value::clone(&all.remove(at));
+            revision["revision"] = number.into();
+            // It is tried anew.
+            if let Some(marks) = revision["metadata"]["annotations"].as_object_mut() {
+                marks.remove(ROLLOUT);
+            }
+            let revision = context.update(of, &revision).await?;
+            all.push(revision.clone());
+            revision
+        }
+        Step::Create(number) => {
+            let made = loop {
+                let revision = new(owner, object, number, collisions);
+                match context.create(of, revision.clone()).await {
+                    Ok(made) => break made,
+                    Err(error) if error.code() == Some(409) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                let there = context.kube().get(&of.object_path(&Key::of(&revision))).await?;
+                let ours = controller_of(&there)
+                    .is_some_and(|reference| reference["uid"] == *owner.uid);
+                if ours && plain(&there["data"]) == plain(&revision["data"]) {
+                    break Arc::new(there);
+                }
+                let count = collisions.unwrap_or(0) + 1;
+                if count > MOST_COLLISIONS {
+                    let name = name(&revision);
+                    return Err(Failure::Object(format!("the name {name} is another's")));
+                }
+                collisions = Some(count);
+            };
+            all.push(made.clone());
+            made
+        }
+    };
+    Ok(History {
+        current,
+        all,
+        collisions,
+    })
+}
+
+impl History {
+    /// The newest revision before the present one that is to be gone back to: one that was rolled out, or else any that did not
+    /// fail.
+    pub(crate) fn last_good(&self) -> Option<&Arc<Value>> {
+        let older = || self.all.iter().rev().skip(1);
+        older()
+            .find(|revision| Mark::of(revision) == Some(Mark::Complete))
+            .or_else(|| older().find(|revision| Mark::of(revision).is_none()))
+    }
+
+    /// Notes how the rollout of the present revision ended.
+    pub(crate) async fn mark(&mut self, context: &Context, mark: Mark) -> Result<(), Failure> {
+        if Mark::of(&self.current) == Some(mark) {
+            return Ok(());
+        }
+        let patch = json!({"metadata": {"uid": self.current["metadata"]["uid"], "annotations": {ROLLOUT: mark.text()}}});
+        let key = Key::of(&self.current);
+        self.current = context
+            .merge(&CONTROLLER_REVISIONS, &key, "", &patch)
+            .await?;
+        Ok(())
+    }
+
+    /// Deletes the oldest beyond `limit`; the present one and those that workloads are of do not count.
+    pub(crate) async fn truncate(
+        &self,
+        context: &Context,
+        limit: Option<i32>,
+        used: &BTreeSet<&str>,
+    ) -> Result<(), Failure> {
+        for revision in excess(&self.all, limit, used) {
+            context.delete(&CONTROLLER_REVISIONS, revision).await?;
+        }
+        Ok(())
+    }
+}
+
+fn excess<'r>(
+    all: &'r [Arc<Value>],
+    limit: Option<i32>,
+    used: &BTreeSet<&str>,
+) -> Vec<&'r Arc<Value>> {
+    let older = all.split_last().map_or(&[][..], |(_, older)| older);
+    let mut old: Vec<_> = older
+        .iter()
+        .filter(|revision| !used.contains(name(revision)) && !pod::is_deleting(revision))
+        .collect();
+    let keep = usize::try_from(limit.unwrap_or(10)).unwrap_or(0);
+    old.truncate(old.len().saturating_sub(keep));
+    old
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use yurt_controller::collections::YURT_APP_SETS;
+
+    fn set(name: &str, image: &str) -> Value {
+        json!({"metadata": {"name": name, "namespace": "default", "uid": "u", "labels": {"team": "a"}}, "spec": {"workload":
+            {"workloadTemplate": {"deploymentTemplate": {"spec": {"template": {"spec": {"containers": [{"image": image}]}}}}}}}})
+    }
+
+    fn owner(set: &Value) -> Owner {
+        Owner::of(&YURT_APP_SETS, set, None)
+    }
+
+    fn made(name: &str, image: &str, number: i64) -> Arc<Value> {
+        let set = set(name, image);
+        Arc::new(new(&owner(&set), &set, number, None))
+    }
+
+    #[test]
+    fn the_present_spec_has_the_highest_number() {
+        let of = |image: &str| {
+            let set = set("web", image);
+            data(&owner(&set), &set["spec"])
+        };
+        assert_eq!(step(&of("a"), &[]), Step::Create(1));
+        let revisions = [made("web", "a", 1), made("web", "b", 2)];
+        assert_eq!(step(&of("b"), &revisions), Step::Keep(1));
+        assert_eq!(step(&of("a"), &revisions), Step::Renumber(0, 3));
+        assert_eq!(step(&of("c"), &revisions), Step::Create(3));
+        assert_eq!(
+            revisions[0]["metadata"]["labels"][labels::REF_YURT_APP_SET],
+            "web"
+        );
+        assert_eq!(revisions[0]["data"]["spec"]["workload"]["$patch"], "replace");
+    }
+
+    #[test]
+    fn what_go_prints_for_nothing_is_no_difference_but_an_empty_selector_is() {
+        let go = json!({"a": 1, "metadata": {"creationTimestamp": null}, "strategy": {}, "$patch": "replace"});
+        assert_eq!(plain(&go), json!({"a": 1}));
+        let selector = json!({"nodepoolSelector": {}});
+        assert_eq!(plain(&selector), selector);
+    }
+
+    #[test]
+    fn names_fit_into_labels() {
+        let long = "n".repeat(200);
+        let revision = made(&long, "a", 1);
+        assert!(name(&revision).len() <= LONGEST_LABEL);
+        assert!(
+            revision["metadata"]["labels"][labels::REF_YURT_APP_SET]
+                .as_str()
+                .is_some_and(|value| value.len() <= LONGEST_LABEL)
+        );
+    }
+
+    #[test]
+    fn old_revisions_go_beyond_the_limit_unless_used() {
+        let all: Vec<_> = ["a", "b", "c", "d"]
+            .iter()
+            .zip(1..)
+            .map(|(image, number)| made("web", image, number))
+            .collect();
+        let used = BTreeSet::from([name(&all[0])]);
+        let gone = excess(&all, Some(1), &used);
+        assert_eq!(gone.len(), 1);
+        assert_eq!(name(gone[0]), name(&all[1]));
+        assert!(excess(&all[..0], Some(0), &used).is_empty());
+    }
+
+    #[test]
+    fn what_was_rolled_out_is_gone_back_to() {
+        let marked = |image: &str, number, mark: Option<Mark>| {
+            let mut revision = Value::clone(&made("web", image, number));
+            if let Some(mark) = mark {
+                revision["metadata"]["annotations"] = json!({ROLLOUT: mark.text()});
+            }
+            Arc::new(revision)
+        };
+        let history = |marks: &[Option<Mark>]| {
+            let all: Vec<_> = (1..)
+                .zip(marks)
+                .map(|(number, mark)| marked(&number.to_string(), number, *mark))
+                .collect();
+            History {
+                current: all.last().expect("one").clone(),
+                all,
+                collisions: None,
+            }
+        };
+        let good = |marks: &[Option<Mark>]| history(marks).last_good().map(|r| number(r));
+        assert_eq!(good(&[None]), None);
+        assert_eq!(good(&[Some(Mark::Complete), None, None]), Some(1));
+        assert_eq!(good(&[None, Some(Mark::Failed), None]), Some(1));
+    }
+}
