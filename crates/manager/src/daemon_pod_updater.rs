@@ -1,40 +1,85 @@
-//! `daemon-pod-updater-controller` of OpenYurt: tells the owner of each node which daemons there are of an older template, so that he
-//! may upgrade them when it suits him (`apps.openyurt.io/update-strategy: OTA` with `OnDelete`). The manager replaces it; it also rolls
-//! by itself with `AdvancedRollingUpdate`, which this one leaves alone.
+//! `daemon-pod-updater-controller` of OpenYurt: DaemonSets with the strategy `OnDelete` and the annotation
+//! `apps.openyurt.io/update-strategy`. With `OTA` each pod says whether it is of an older template, and the owner of its node decides;
+//! with `AdvancedRollingUpdate` (or `Auto`, as it was called) old pods are deleted a few at a time, past nodes that are not ready.
 //!
 //! The present template is that of the newest ControllerRevision: its hash is the daemon set controller's own affair.
 
+mod rolling;
+
 use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
-    collections::{CONTROLLER_REVISIONS, DAEMON_SETS, PODS},
+    collections::{CONTROLLER_REVISIONS, DAEMON_SETS, NODES, PODS},
     condition, controller_of, pod, revision,
+    told::Told,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use std::sync::Arc;
-use yurt_controller::policy::Rule;
+use std::{sync::Arc, time::Duration};
+use yurt_api::names::{
+    annotations::{TEMPLATE_GENERATION, UPDATE_STRATEGY},
+    conditions::{POD_NEED_UPGRADE, REVISION_PREFIX},
+};
+use yurt_controller::{pod_control::PodControl, policy::Rule};
 
-/// Who decides about upgrades of a daemon set's pods.
-const STRATEGY: &str = "apps.openyurt.io/update-strategy";
-/// The condition of a pod that says whether it is of an older template.
-pub(crate) const NEEDS_UPGRADE: &str = "PodNeedUpgrade";
-/// In its message, before the hash of the present template.
-pub(crate) const HASH_PREFIX: &str = "controllerrevision: ";
+/// The most pods that are written or deleted in one look, as in the daemon set controller.
+const BURST: usize = 250;
+/// Before the next look, where one was not enough.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The label of a daemon's pod with the generation of its template.
+const GENERATION_LABEL: &str = "pod-template-generation";
 
 pub(crate) const ENTRY: Entry = Entry::of::<DaemonPodUpdater>(
     "daemonpodupdater",
-    &[Rule::new("", &["pods/status"], &["patch"])],
+    &[
+        Rule::new("", &["pods"], &["delete"]),
+        Rule::new("", &["pods/status"], &["patch"]),
+        Rule::new("", &["events"], &["create"]),
+    ],
 );
 
 /// `daemon-pod-updater-controller`.
 #[derive(Debug, Default)]
-pub(crate) struct DaemonPodUpdater;
+pub(crate) struct DaemonPodUpdater {
+    told: Told,
+}
 
-/// Whether the owner of the node upgrades a daemon set's pods.
-fn is_owners(set: &Value) -> bool {
-    let strategy = set["metadata"]["annotations"][STRATEGY].as_str();
-    strategy.is_some_and(|strategy| strategy.eq_ignore_ascii_case("OTA"))
-        && set["spec"]["updateStrategy"]["type"] == "OnDelete"
+/// Who decides when a daemon's pods are replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Strategy {
+    /// The owner of the node.
+    Ota,
+    /// This controller.
+    Rolling,
+}
+
+/// How a daemon set is updated, if by this controller.
+fn strategy(set: &Value) -> Option<Strategy> {
+    if set["spec"]["updateStrategy"]["type"] != "OnDelete" {
+        return None;
+    }
+    let name = set["metadata"]["annotations"][UPDATE_STRATEGY].as_str()?;
+    match name.to_ascii_lowercase().as_str() {
+        "ota" => Some(Strategy::Ota),
+        "advancedrollingupdate" | "auto" => Some(Strategy::Rolling),
+        _ => None,
+    }
+}
+
+/// Whether two values are the same but for members without a value, which some versions write and others leave out.
+fn alike(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Object(a), Value::Object(b)) => {
+            let every = a.keys().chain(b.keys());
+            let of = |map: &serde_json::Map<String, Value>, key: &String| {
+                map.get(key).cloned().unwrap_or_default()
+            };
+            every.into_iter().all(|key| alike(&of(a, key), &of(b, key)))
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| alike(a, b))
+        }
+        _ => one == other,
+    }
 }
 
 /// The hash of a daemon set's template; `None` while its newest revision is still of an earlier one.
@@ -44,45 +89,158 @@ fn present_hash(set: &Value, revisions: &[Arc<Value>]) -> Option<String> {
     });
     let newest = own.max_by_key(|revision| revision::number(revision))?;
     let hash = newest["metadata"]["labels"][revision::HASH].as_str()?;
-    (newest["data"] == revision::data(set)).then(|| hash.to_owned())
+    // The server may show a template otherwise than its controller wrote it down (a newer version's defaults): then what
+    // that controller has looked at is its newest revision.
+    let generation = |value: &Value| value.as_i64().unwrap_or(0);
+    let observed = generation(&set["status"]["observedGeneration"])
+        >= generation(&set["metadata"]["generation"]).max(1);
+    (observed || alike(&newest["data"], &revision::data(set))).then(|| hash.to_owned())
+}
+
+/// Whether a pod is of the present template: by its hash, or by the generation that the server counts.
+fn is_current(set: &Value, hash: &str, p: &Value) -> bool {
+    let labels = &p["metadata"]["labels"];
+    let generation = &set["metadata"]["annotations"][TEMPLATE_GENERATION];
+    labels[revision::HASH] == hash
+        || generation.is_string() && labels[GENERATION_LABEL] == *generation
 }
 
 /// The condition of a pod, unless it says so already. Pure.
-fn verdict(p: &Value, hash: &str, now: Timestamp) -> Option<Value> {
-    let current = p["metadata"]["labels"][revision::HASH] == hash;
+fn verdict(p: &Value, current: bool, hash: &str, now: Timestamp) -> Option<Value> {
     let (status, message) = (
         if current { "False" } else { "True" },
-        format!("{HASH_PREFIX}{hash}"),
+        format!("{REVISION_PREFIX}{hash}"),
     );
-    let known = condition::find(&p["status"], NEEDS_UPGRADE);
+    let known = condition::find(&p["status"], POD_NEED_UPGRADE);
     if known.is_some_and(|known| known["status"] == status && known["message"] == message.as_str())
     {
         return None;
     }
-    let mut condition = condition::new(NEEDS_UPGRADE, status, "", &message, now);
+    let mut condition = condition::new(POD_NEED_UPGRADE, status, "", &message, now);
     if let Some(known) = known.filter(|known| known["status"] == status) {
         condition["lastTransitionTime"] = known["lastTransitionTime"].clone();
     }
     Some(condition)
 }
 
+/// Says on each pod whether its owner should upgrade it. What fails on one pod stops no other.
+async fn tell_owners(
+    context: &Context,
+    set: &Value,
+    hash: &str,
+    pods: &[Arc<Value>],
+) -> Result<Next, Failure> {
+    let (mut written, mut failed) = (0, None);
+    for p in pods.iter().filter(|p| pod::is_active(p)) {
+        let current = is_current(set, hash, p);
+        let Some(condition) = verdict(p, current, hash, Timestamp::now()) else {
+            continue;
+        };
+        if written == BURST {
+            return Ok(Next::After(PAUSE));
+        }
+        written += 1;
+        let patch = json!({"metadata": {"uid": p["metadata"]["uid"]}, "status": {"conditions": [condition]}});
+        match context.patch(&PODS, &Key::of(p), "status", &patch).await {
+            // Gone, or another of that name.
+            Err(error) if !matches!(error.code(), Some(404 | 409 | 422)) => failed = Some(error),
+            _ => {}
+        }
+    }
+    failed.map_or(Ok(Next::Done), |error| Err(error.into()))
+}
+
+impl DaemonPodUpdater {
+    /// Deletes the pods whose turn it is.
+    async fn roll(
+        &self,
+        context: &Context,
+        set: &Value,
+        hash: &str,
+        pods: &[Arc<Value>],
+    ) -> Result<Next, Failure> {
+        let nodes = context.objects(&NODES);
+        let view = rolling::View {
+            set,
+            pods,
+            is_current: &|p| is_current(set, hash, p),
+            is_ready: &|node| {
+                let node = nodes.get(&Key::new("", node));
+                node.is_some_and(|node| condition::holds(&node["status"], "Ready"))
+            },
+            now: Timestamp::now(),
+        };
+        let plan = view.plan();
+        let complaint = plan.complaint.unwrap_or_default();
+        let uid = set["metadata"]["uid"].as_str().unwrap_or_default();
+        if self.told.is_news(uid, &complaint) {
+            context.event(
+                Self::NAME,
+                set,
+                "Warning",
+                "InvalidMaxUnavailable",
+                &complaint,
+            );
+        }
+        let control = PodControl {
+            context,
+            component: Self::NAME,
+            owner: set,
+        };
+        let (more, mut failed) = (plan.delete.len() > BURST, None);
+        for p in plan.delete.into_iter().take(BURST) {
+            if let Err(error) = control.delete(p).await {
+                failed = Some(error);
+            }
+        }
+        match (failed, plan.next) {
+            (Some(error), _) => Err(error.into()),
+            (None, _) if more => Ok(Next::After(PAUSE)),
+            (None, Some(pause)) => Ok(Next::After(pause)),
+            (None, None) => Ok(Next::Done),
+        }
+    }
+}
+
 impl Controller for DaemonPodUpdater {
     const NAME: &'static str = "daemon-pod-updater-controller";
 
-    fn watches(&self, _: &Arc<Context>) -> Vec<Watch> {
+    fn watches(&self, context: &Arc<Context>) -> Vec<Watch> {
+        let pods = context.objects(&PODS);
+        // A node that is ready again may be updated now, and counts again.
+        let nodes = Watch::of(NODES, move |change| {
+            let ready = |node: &Option<Arc<Value>>| {
+                let node = node.as_deref()?;
+                Some(condition::holds(&node["status"], "Ready"))
+            };
+            if change.old.is_none() || ready(&change.old) == ready(&change.new) {
+                return Vec::new();
+            }
+            let pods = pods.on_node(&change.key().name);
+            let owners = pods.iter().filter_map(|p| {
+                let owner =
+                    controller_of(p).filter(|owner| owner["kind"] == DAEMON_SETS.kind.as_ref())?;
+                Some(Key::new(
+                    p["metadata"]["namespace"].as_str()?,
+                    owner["name"].as_str()?,
+                ))
+            });
+            owners.collect()
+        });
         vec![
             Watch::own(DAEMON_SETS),
             Watch::owned(PODS, "DaemonSet"),
             Watch::owned(CONTROLLER_REVISIONS, "DaemonSet"),
+            nodes,
         ]
     }
 
     async fn reconcile(&self, key: &Key, context: &Context) -> Result<Next, Failure> {
-        let Some(set) = context
-            .objects(&DAEMON_SETS)
-            .get(key)
-            .filter(|set| is_owners(set))
-        else {
+        let set = context.objects(&DAEMON_SETS).get(key);
+        let Some(set) = set.filter(|set| !pod::is_deleting(set)) else {
+            return Ok(Next::Done);
+        };
+        let Some(strategy) = strategy(&set) else {
             return Ok(Next::Done);
         };
         let revisions = context.objects(&CONTROLLER_REVISIONS).list(&key.namespace);
@@ -92,89 +250,13 @@ impl Controller for DaemonPodUpdater {
         };
         let uid = set["metadata"]["uid"].as_str().unwrap_or_default();
         let mut pods = context.objects(&PODS).owned_by(uid);
-        pods.retain(|p| pod::is_active(p));
-        for p in pods {
-            let Some(condition) = verdict(&p, &hash, Timestamp::now()) else {
-                continue;
-            };
-            let patch = json!({"metadata": {"uid": p["metadata"]["uid"]}, "status": {"conditions": [condition]}});
-            match context.patch(&PODS, &Key::of(&p), "status", &patch).await {
-                // Gone, or another of that name.
-                Err(error) if !matches!(error.code(), Some(404 | 409 | 422)) => {
-                    return Err(error.into());
-                }
-                _ => {}
-            }
+        pods.retain(|p| controller_of(p).is_some_and(|owner| owner["uid"] == uid));
+        match strategy {
+            Strategy::Ota => tell_owners(context, &set, &hash, &pods).await,
+            Strategy::Rolling => self.roll(context, &set, &hash, &pods).await,
         }
-        Ok(Next::Done)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::stage::Stage;
-
-    fn daemons(image: &str) -> Value {
-        json!({"metadata": {"name": "d", "annotations": {STRATEGY: "ota"}}, "spec": {
-            "selector": {"matchLabels": {"app": "d"}}, "updateStrategy": {"type": "OnDelete"},
-            "template": {"metadata": {"labels": {"app": "d"}}, "spec": {"containers": [{"name": "c", "image": image}]}}}})
-    }
-
-    #[test]
-    fn only_what_changes_is_written() {
-        let now = Timestamp::UNIX_EPOCH;
-        let mut p = json!({"metadata": {"labels": {revision::HASH: "a"}}, "status": {}});
-        let old = verdict(&p, "b", now).expect("old");
-        assert_eq!(
-            (&old["status"], &old["message"]),
-            (&"True".into(), &"controllerrevision: b".into())
-        );
-        p["status"]["conditions"] = json!([old]);
-        assert_eq!(verdict(&p, "b", now), None);
-        assert_eq!(verdict(&p, "a", now).expect("again")["status"], "False");
-    }
-
-    #[tokio::test]
-    async fn pods_of_an_older_template_say_so() {
-        let stage = Stage::start("daemonset-controller,daemon-pod-updater-controller").await;
-        stage
-            .create("/api/v1/nodes", json!({"metadata": {"name": "n"}}))
-            .await;
-        let sets = "/apis/apps/v1/namespaces/default/daemonsets";
-        stage.create(sets, daemons("i:1")).await;
-        let pods = "/api/v1/namespaces/default/pods";
-        let says = |list: &Value, status: &str| {
-            let conditions = list["items"][0]["status"]["conditions"].as_array();
-            conditions.is_some_and(|c| {
-                c.iter()
-                    .any(|c| c["type"] == NEEDS_UPGRADE && c["status"] == status)
-            })
-        };
-        let first = stage.until(pods, |list| says(list, "False")).await;
-        let newer =
-            json!({"spec": {"template": {"spec": daemons("i:2")["spec"]["template"]["spec"]}}});
-        stage
-            .kube
-            .merge(&format!("{sets}/d"), &newer)
-            .await
-            .expect("changed");
-        let second = stage.until(pods, |list| says(list, "True")).await;
-        assert_eq!(
-            second["items"][0]["metadata"]["uid"], first["items"][0]["metadata"]["uid"],
-            "nobody replaces it"
-        );
-        let name = second["items"][0]["metadata"]["name"]
-            .as_str()
-            .expect("a name");
-        stage.quiet(&format!("{pods}/{name}")).await;
-        let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "gracePeriodSeconds": 0});
-        stage
-            .kube
-            .delete_with(&format!("{pods}/{name}"), &options)
-            .await
-            .expect("upgraded");
-        let third = stage.until(pods, |list| says(list, "False")).await;
-        assert_eq!(third["items"][0]["spec"]["containers"][0]["image"], "i:2");
-    }
-}
+mod tests;

@@ -5,17 +5,18 @@ use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
     collections::{DAEMON_SETS, JOBS, PODS},
     condition, controller_of,
-    daemon_pod_updater::{HASH_PREFIX, NEEDS_UPGRADE},
     fields::items,
     pod,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::sync::Arc;
+use yurt_api::names::conditions::{
+    POD_IMAGE_READY as IMAGE_READY, POD_NEED_UPGRADE as NEEDS_UPGRADE,
+    REVISION_PREFIX as HASH_PREFIX,
+};
 use yurt_controller::policy::Rule;
 
-/// The condition of a pod about the images of its next template.
-const IMAGE_READY: &str = "PodImageReady";
 const PULLED: &str = "PullImageSuccess";
 const FAILED: &str = "PullImageFail";
 /// Before the pod's name in that of the job.

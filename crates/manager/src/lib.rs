@@ -16,6 +16,7 @@ mod stage;
 pub mod webhook;
 mod yurtappdaemon;
 mod yurtappset;
+mod told;
 
 pub use process::{Config, ManagerArgs, ManagerError, run};
 pub use registry::{CONTROLLERS, Entry, names, start_in};
