@@ -9,6 +9,7 @@ mod hubleader;
 mod image_preheat;
 mod nodepool;
 pub mod process;
+mod pod_binding;
 mod registry;
 mod settings;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use crate::{
     Context, Controller, Settings, daemon_pod_updater, delegate_lease, hubleader, image_preheat,
     nodepool, yurtappdaemon, yurtappset,
+    nodepool, pod_binding,
 };
 use std::{fmt, sync::Arc};
 use yurt_controller::{
@@ -65,6 +66,7 @@ pub const CONTROLLERS: &[Entry] = &[
     image_preheat::ENTRY,
     yurtappset::ENTRY,
     yurtappdaemon::ENTRY,
+    pod_binding::ENTRY,
 ];
 
 /// The names of all.

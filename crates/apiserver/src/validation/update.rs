@@ -147,10 +147,15 @@ fn pod(old: &Value, new: &Value, causes: &mut Vec<Cause>) {
             return;
         }
     }
-    let known = list(old, "tolerations");
-    let added_only = known
+    let but_seconds = |spec| {
+        let all = list(spec, "tolerations").iter();
+        all.map(|toleration| without(toleration, &["tolerationSeconds"]))
+            .collect::<Vec<_>>()
+    };
+    let now = but_seconds(new);
+    let added_only = but_seconds(old)
         .iter()
-        .all(|toleration| list(new, "tolerations").contains(toleration));
+        .all(|toleration| now.contains(toleration));
     if !added_only {
         causes.push(forbidden(
             "spec.tolerations",
