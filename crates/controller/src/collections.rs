@@ -39,5 +39,7 @@ collections! {
     YURT_APP_SETS = namespaced("apps.openyurt.io/v1beta1", "yurtappsets", "YurtAppSet");
     YURT_APP_DAEMONS = namespaced("apps.openyurt.io/v1alpha1", "yurtappdaemons", "YurtAppDaemon");
     YURT_APP_OVERRIDERS = namespaced("apps.openyurt.io/v1alpha1", "yurtappoverriders", "YurtAppOverrider");
+    NODE_BUCKETS = cluster("apps.openyurt.io/v1alpha1", "nodebuckets", "NodeBucket");
+    POOL_SERVICES = namespaced("network.openyurt.io/v1alpha1", "poolservices", "PoolService");
     POD_DISRUPTION_BUDGETS = namespaced("policy/v1", "poddisruptionbudgets", "PodDisruptionBudget");
 }

@@ -7,6 +7,7 @@ mod daemon_pod_updater;
 mod delegate_lease;
 mod hubleader;
 mod image_preheat;
+mod node_bucket;
 mod nodepool;
 pub mod process;
 mod pod_binding;

@@ -4,6 +4,7 @@ use crate::{
     Context, Controller, Settings, daemon_pod_updater, delegate_lease, hubleader, image_preheat,
     nodepool, yurtappdaemon, yurtappset,
     nodepool, pod_binding,
+    node_bucket, nodepool,
 };
 use std::{fmt, sync::Arc};
 use yurt_controller::{
@@ -58,6 +59,7 @@ impl Entry {
 /// Every controller there is, in the order in which they start.
 pub const CONTROLLERS: &[Entry] = &[
     nodepool::ENTRY,
+    node_bucket::ENTRY,
     hubleader::ENTRY,
     hubleader::config::ENTRY,
     hubleader::rbac::ENTRY,
