@@ -94,6 +94,9 @@ pub mod annotations {
     pub const TOPOLOGY_KEYS: &str = "openyurt.io/topologyKeys";
     /// On Endpoints and EndpointSlices: unix seconds; changed so that hubs filter them again.
     pub const UPDATE_TRIGGER: &str = "openyurt.io/update-trigger";
+    /// Beside [`UPDATE_TRIGGER`]: the [`TOPOLOGY_KEYS`] that it was written for, so that a change is noticed that nobody watched. OpenYurt
+    /// does not know it.
+    pub const UPDATE_TRIGGER_FOR: &str = "openyurt.io/update-trigger-for";
     /// On Services of type LoadBalancer: selects the pools that get a load balancer of their own.
     pub const NODE_POOL_SELECTOR: &str = "service.openyurt.io/nodepool-labelselector";
     /// Before the key of a label or annotation of a Service: values of all its PoolServices, joined.

@@ -12,6 +12,7 @@ mod nodepool;
 pub mod process;
 mod pod_binding;
 mod registry;
+mod service_topology;
 mod settings;
 #[cfg(test)]
 mod stage;

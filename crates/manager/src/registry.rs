@@ -5,6 +5,7 @@ use crate::{
     nodepool, yurtappdaemon, yurtappset,
     nodepool, pod_binding,
     node_bucket, nodepool,
+    node_bucket, nodepool, service_topology,
 };
 use std::{fmt, sync::Arc};
 use yurt_controller::{
@@ -60,6 +61,8 @@ impl Entry {
 pub const CONTROLLERS: &[Entry] = &[
     nodepool::ENTRY,
     node_bucket::ENTRY,
+    service_topology::ENDPOINTS,
+    service_topology::SLICES,
     hubleader::ENTRY,
     hubleader::config::ENTRY,
     hubleader::rbac::ENTRY,
