@@ -113,6 +113,15 @@ impl Access {
         };
         let config: Value =
             serde_saphyr::from_str(text).map_err(|error| unusable(error.to_string()))?;
+        Self::of(&config, path)
+    }
+
+    /// The current context of a configuration; `path` says where it is from, and where files are that it names.
+    pub fn of(config: &Value, path: &Path) -> Result<Self, KubeconfigError> {
+        let unusable = |why: String| KubeconfigError::Unusable {
+            path: path.to_owned(),
+            why,
+        };
         let named = |list: &str, name: &Value, inner: &str| {
             let entries = config[list].as_array().into_iter().flatten();
             entries

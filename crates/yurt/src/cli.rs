@@ -39,6 +39,9 @@ enum Command {
     Manager(Box<yurt_manager::ManagerArgs>),
     /// Commands for the node this runs on: would it survive a cut and a reboot.
     Node(yurt_node::NodeArgs),
+    /// Questions about a cluster: how pools, apps, nodes and pods are, and why. The same as `kubectl yurt`, where this program is
+    /// linked as `kubectl-yurt`.
+    Kubectl(Box<yurt_inspect::InspectArgs>),
     /// The definitions of the custom resources: `yurt crds | kubectl apply -f -`.
     Crds(crate::crds::CrdsArgs),
     /// Measure, beside what one would use instead.
@@ -93,18 +96,22 @@ enum Bench {
     ApiServer(yurt_lab::bench::apiserver::BenchApiServerArgs),
 }
 
-/// The command line; under the names `yurthub` and `yurt-manager`, as OpenYurt's units and manifests call them, it is that of `yurt
-/// hub` and `yurt manager`.
+/// Names of this program that mean a command: OpenYurt's units and manifests call the first two so, kubectl its plugins the last.
+const NAMES: [(&str, &str); 3] = [
+    ("yurthub", "hub"),
+    ("yurt-manager", "manager"),
+    ("kubectl-yurt", "kubectl"),
+];
+
+/// The command line, with the command that the name of the program means.
 fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let mut all: Vec<OsString> = given.collect();
     let name = all.first().map(|name| Path::new(name).file_name());
-    let component = match name.flatten().and_then(|name| name.to_str()) {
-        Some("yurthub") => Some("hub"),
-        Some("yurt-manager") => Some("manager"),
-        _ => None,
-    };
-    if let Some(component) = component {
-        all.insert(1, component.into());
+    let meant = NAMES
+        .iter()
+        .find(|(known, _)| name.flatten().is_some_and(|name| name == *known));
+    if let Some((_, command)) = meant {
+        all.insert(1, command.into());
     }
     all
 }
@@ -114,7 +121,11 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
     let cli = Cli::parse_from(arguments(std::env::args_os()));
     let level = match &cli.command {
         // Their own output is the story; a component's warnings still show.
-        Command::Demo(_) | Command::Lab(_) | Command::Node(_) | Command::Bench { .. }
+        Command::Demo(_)
+        | Command::Lab(_)
+        | Command::Node(_)
+        | Command::Kubectl(_)
+        | Command::Bench { .. }
             if cli.log == "info" =>
         {
             "warn"
@@ -175,6 +186,7 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
         Command::Node(args) => {
             return Ok(yurt_node::run(args, shutdown).await.code().into());
         }
+        Command::Kubectl(args) => return Ok(yurt_inspect::run(*args).await?),
         Command::Crds(args) => crate::crds::run(&args)?,
         Command::Bench { what } => {
             let held = match what {
@@ -232,12 +244,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_names_of_openyurts_components_mean_them() {
+    fn names_of_the_program_mean_a_command() {
         let line = |words: &[&str]| arguments(words.iter().map(OsString::from));
         assert_eq!(line(&["/usr/local/bin/yurthub", "--v=2"])[1], "hub");
         assert_eq!(line(&["/yurt-manager", "--v=2"])[1], "manager");
         assert_eq!(line(&["yurt", "hub"]), ["yurt", "hub"]);
         assert!(line(&[]).is_empty());
+        let plugin =
+            Cli::try_parse_from(line(&["/bin/kubectl-yurt", "why", "node/a", "-o", "json"]));
+        assert!(matches!(plugin.unwrap().command, Command::Kubectl(_)));
         let parsed = Cli::try_parse_from(line(&["yurthub", "--node-name=n", "--server-addr=a"]));
         let is_run =
             |cli: &Cli| matches!(&cli.command, Command::Hub(hub) if matches!(**hub, Hub::Run(_)));
