@@ -9,17 +9,17 @@ mod hubleader;
 mod image_preheat;
 mod node_bucket;
 mod nodepool;
-pub mod process;
 mod pod_binding;
+pub mod process;
 mod registry;
 mod service_topology;
 mod settings;
 #[cfg(test)]
 mod stage;
+mod told;
 pub mod webhook;
 mod yurtappdaemon;
 mod yurtappset;
-mod told;
 
 pub use process::{Config, ManagerArgs, ManagerError, run};
 pub use registry::{CONTROLLERS, Entry, names, start_in};

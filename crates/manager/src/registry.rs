@@ -1,12 +1,6 @@
 //! Every controller there is.
 
-use crate::{
-    Context, Controller, Settings, daemon_pod_updater, delegate_lease, hubleader, image_preheat,
-    nodepool, yurtappdaemon, yurtappset,
-    nodepool, pod_binding,
-    node_bucket, nodepool,
-    node_bucket, nodepool, service_topology,
-};
+use crate::{Context, Controller, Settings};
 use std::{fmt, sync::Arc};
 use yurt_controller::{
     policy::Rule,
@@ -59,19 +53,19 @@ impl Entry {
 
 /// Every controller there is, in the order in which they start.
 pub const CONTROLLERS: &[Entry] = &[
-    nodepool::ENTRY,
-    node_bucket::ENTRY,
-    service_topology::ENDPOINTS,
-    service_topology::SLICES,
-    hubleader::ENTRY,
-    hubleader::config::ENTRY,
-    hubleader::rbac::ENTRY,
-    delegate_lease::ENTRY,
-    daemon_pod_updater::ENTRY,
-    image_preheat::ENTRY,
-    yurtappset::ENTRY,
-    yurtappdaemon::ENTRY,
-    pod_binding::ENTRY,
+    crate::nodepool::ENTRY,
+    crate::node_bucket::ENTRY,
+    crate::service_topology::ENDPOINTS,
+    crate::service_topology::SLICES,
+    crate::hubleader::ENTRY,
+    crate::hubleader::config::ENTRY,
+    crate::hubleader::rbac::ENTRY,
+    crate::delegate_lease::ENTRY,
+    crate::daemon_pod_updater::ENTRY,
+    crate::image_preheat::ENTRY,
+    crate::yurtappset::ENTRY,
+    crate::yurtappdaemon::ENTRY,
+    crate::pod_binding::ENTRY,
 ];
 
 /// The names of all.
