@@ -227,9 +227,7 @@ impl Blueprint<'_> {
         let pods = part(&mut workload, &POD_SPEC, name)?;
         if self.owner.daemon.is_some() {
             pods.insert("nodeSelector".into(), json!({labels::NODE_POOL: name}));
-            if let Some(affinity) = pods
-                .get_mut("affinity")
-                .and_then(|a| a.get_mut("nodeAffinity"))
+            if let Some(affinity) = pods.get_mut("affinity").and_then(|a| a.get_mut("nodeAffinity"))
                 && let Some(affinity) = affinity.as_object_mut()
             {
                 affinity.remove("requiredDuringSchedulingIgnoredDuringExecution");
@@ -237,18 +235,14 @@ impl Blueprint<'_> {
             if !taints.is_empty() {
                 let tolerations = pods.entry("tolerations").or_insert(Value::Null);
                 let mut list = tolerations.as_array().cloned().unwrap_or_default();
-                list.extend(taints.iter().map(
-                    |(key, effect)| json!({"key": key, "operator": "Exists", "effect": effect}),
-                ));
+                list.extend(taints.iter().map(|(key, effect)| {
+                    json!({"key": key, "operator": "Exists", "effect": effect})
+                }));
                 *tolerations = list.into();
             }
         } else {
-            part(
-                &mut workload,
-                &[&POD_SPEC[..], &["nodeSelector"]].concat(),
-                name,
-            )?
-            .insert(labels::NODE_POOL.into(), name.into());
+            part(&mut workload, &[&POD_SPEC[..], &["nodeSelector"]].concat(), name)?
+                .insert(labels::NODE_POOL.into(), name.into());
         }
         self.tweak(&mut workload, pool)?;
         // Patches may replace whole maps; whose it is stays.
@@ -291,9 +285,7 @@ impl Blueprint<'_> {
                     let containers = pods.get_mut(list).and_then(Value::as_array_mut);
                     for container in containers.into_iter().flatten() {
                         if let Some(container) = container.as_object_mut()
-                            && container
-                                .get("name")
-                                .is_some_and(|name| *name == image.name)
+                            && container.get("name").is_some_and(|name| *name == image.name)
                         {
                             container.insert("image".into(), image.target_image.clone().into());
                         }

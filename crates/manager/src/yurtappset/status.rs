@@ -139,11 +139,7 @@ impl Report {
             }
             (_, count) => {
                 let names: Vec<String> = self.pools.iter().map(|p| p.pool.clone()).collect();
-                (
-                    true,
-                    "FindPools",
-                    format!("{count} pools: {}", some(&names)),
-                )
+                (true, "FindPools", format!("{count} pools: {}", some(&names)))
             }
         }
     }
@@ -228,7 +224,9 @@ impl Report {
     /// The conditions of a YurtAppDaemon.
     fn of_daemon(&self) -> [(&'static str, Told); 3] {
         let made = match self.found() {
-            (true, ..) => Self::done(&self.creating, "AllWorkloadsCreated", "CreateWorkloadError"),
+            (true, ..) => {
+                Self::done(&self.creating, "AllWorkloadsCreated", "CreateWorkloadError")
+            }
             none => none,
         };
         let errors: Vec<String> = [&self.creating, &self.updating, &self.deleting]
@@ -256,17 +254,11 @@ impl Report {
         let pools: Vec<Value> = self.pools.iter().map(PoolReport::to_json).collect();
         let mut status = self.common(object, &self.of_set(), now);
         status.extend([
-            (
-                "totalWorkloads".into(),
-                count(|p| p.workload.is_some()).into(),
-            ),
+            ("totalWorkloads".into(), count(|p| p.workload.is_some()).into()),
             ("readyWorkloads".into(), count(|p| p.is_ready).into()),
             ("updatedWorkloads".into(), count(|p| p.is_updated).into()),
             ("replicas".into(), replicas.into()),
-            (
-                "selector".into(),
-                self.selector(object).map_or(Value::Null, Value::String),
-            ),
+            ("selector".into(), self.selector(object).map_or(Value::Null, Value::String)),
             ("pools".into(), pools.into()),
         ]);
         Value::Object(status)
@@ -302,10 +294,7 @@ impl Report {
             None => known["collisionCount"].clone(),
         };
         Map::from_iter([
-            (
-                "observedGeneration".into(),
-                object["metadata"]["generation"].clone(),
-            ),
+            ("observedGeneration".into(), object["metadata"]["generation"].clone()),
             ("currentRevision".into(), revision.into()),
             ("collisionCount".into(), collisions),
             ("conditions".into(), conditions(known, told, now).into()),
@@ -325,9 +314,7 @@ impl Report {
             .collect();
         for expression in items(&selector["matchExpressions"]) {
             let key = expression["key"].as_str()?;
-            let values: Vec<&str> = items(&expression["values"])
-                .filter_map(Value::as_str)
-                .collect();
+            let values: Vec<&str> = items(&expression["values"]).filter_map(Value::as_str).collect();
             terms.push(match expression["operator"].as_str()? {
                 "In" => format!("{key} in ({})", values.join(",")),
                 "NotIn" => format!("{key} notin ({})", values.join(",")),
@@ -337,11 +324,7 @@ impl Report {
             });
         }
         if !self.sized.is_empty() {
-            terms.push(format!(
-                "{} notin ({})",
-                labels::WORKLOAD_POOL,
-                self.sized.join(",")
-            ));
+            terms.push(format!("{} notin ({})", labels::WORKLOAD_POOL, self.sized.join(",")));
         }
         Some(terms.join(","))
     }
@@ -350,9 +333,7 @@ impl Report {
 /// The conditions, in order, behind those of others; a time changes with the status only.
 fn conditions(known: &Value, told: &[(&'static str, Told)], now: Timestamp) -> Vec<Value> {
     let ours = |condition: &&Value| told.iter().any(|(kind, _)| condition["type"] == *kind);
-    let others = items(&known["conditions"])
-        .filter(|condition| !ours(condition))
-        .cloned();
+    let others = items(&known["conditions"]).filter(|condition| !ours(condition)).cloned();
     let told = told.iter().map(|(kind, (holds, reason, message))| {
         let status = if *holds { "True" } else { "False" };
         let mut next = condition::new(kind, status, reason, message, now);
@@ -381,21 +362,14 @@ pub(crate) fn news(known: &Value, status: &Value) -> Vec<(String, String)> {
             "False"
         };
         // Waiting is no trouble.
-        let quiet = [
-            "NotAllWorkloadsReady",
-            "NoWorkloadFound",
-            "RolloutInProgress",
-            "RolloutPaused",
-        ];
+        let quiet = ["NotAllWorkloadsReady", "NoWorkloadFound", "RolloutInProgress", "RolloutPaused"];
         condition["status"] == bad && !quiet.iter().any(|reason| condition["reason"] == *reason)
     };
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let is_new = |next: &Value| {
         let before = condition::find(known, next["type"].as_str().unwrap_or_default());
         before.is_none_or(|before| {
-            ["status", "reason", "message"]
-                .iter()
-                .any(|field| before[field] != next[field])
+            ["status", "reason", "message"].iter().any(|field| before[field] != next[field])
         })
     };
     let mut news = Vec::new();

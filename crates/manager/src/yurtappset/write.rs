@@ -101,11 +101,9 @@ impl Writer {
     /// Whether the server found no difference, however it looks here (quantities, say, are written in many ways).
     pub(crate) fn is_settled(&self, child: &Child, rendered: &Rendered) -> bool {
         let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
-        settled
-            .get(child.uid())
-            .is_some_and(|(generation, workload)| {
-                *generation == child.generation() && *workload == rendered.workload
-            })
+        settled.get(child.uid()).is_some_and(|(generation, workload)| {
+            *generation == child.generation() && *workload == rendered.workload
+        })
     }
 
     fn remember(&self, object: &Value, rendered: &Rendered) {
@@ -172,7 +170,9 @@ impl Writer {
                     }
                     (Act::Scale(replicas), Some(child)) => {
                         let patch = scaling(child.record.as_ref()?, replicas);
-                        context.merge(of, &Key::of(&child.object), "", &patch).await
+                        context
+                            .merge(of, &Key::of(&child.object), "", &patch)
+                            .await
                     }
                     _ => return None,
                 };
@@ -272,7 +272,8 @@ impl Writer {
             }
             if Some(replicas) != Some(rendered.replicas) {
                 // Not to set back what was scaled meanwhile.
-                object["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
+                object["metadata"]["resourceVersion"] =
+                    live["metadata"]["resourceVersion"].clone();
             }
             Rendered::finish(object, child.name(), record)
         };
@@ -286,8 +287,7 @@ impl Writer {
                 object = Some(kept);
             }
         }
-        let object =
-            object.unwrap_or_else(|| config(false, &record(revision, Some(now.as_second()))));
+        let object = object.unwrap_or_else(|| config(false, &record(revision, Some(now.as_second()))));
         let written = context.apply(of, object, self.manager, true).await?;
         self.remember(&written, rendered);
         Ok(written)
