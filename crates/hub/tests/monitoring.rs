@@ -1,12 +1,14 @@
 //! The dashboard and the alert rules speak of metrics that the hub has.
 
 use http::Method;
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, path::Path, time::Duration};
 use yurt_hub::{
     cache::{Cache, CacheConfig},
+    filter::Verdict,
     metrics::Metrics,
+    pool::Distrust,
 };
-use yurt_wire::RequestInfo;
+use yurt_wire::{Gvr, RequestInfo};
 
 /// Every word of a text that is the name of a metric of ours, without labels.
 fn named(text: &str) -> BTreeSet<&str> {
@@ -34,6 +36,19 @@ fn told() -> BTreeSet<String> {
         metrics.entered("plain", "node");
         metrics.turned_away("pool", "stranger");
         metrics.certificate_ends("client", 2, 1);
+        metrics.feed(&Gvr::new("", "v1", "services"));
+        let pool = metrics.pool();
+        pool.distrusted(Distrust::Lies);
+        pool.role_changed("leader");
+        pool.delegated("refused");
+        metrics.filters().refused("undecodable");
+        let (dropped, time) = (Verdict::Dropped, Duration::ZERO);
+        metrics.filters().applied("masterservice", dropped, time);
+        metrics.rules().failed("mine", "patch");
+        metrics.rules().source("file", 1, 1);
+        metrics.ota().jobs("replacing", 1);
+        metrics.ota().ended("failed");
+        metrics.ota().refused("denied");
     }
     let (text, _) = telemetry.render();
     let mut names = BTreeSet::new();
@@ -42,8 +57,12 @@ fn told() -> BTreeSet<String> {
             continue;
         };
         let (name, kind) = rest.split_once(' ').unwrap();
-        let total = if kind == "counter" { "_total" } else { "" };
-        names.insert(format!("{name}{total}"));
+        let told_as = match kind {
+            "counter" => "_total",
+            "histogram" => "_bucket",
+            _ => "",
+        };
+        names.insert(format!("{name}{told_as}"));
     }
     names
 }
@@ -62,11 +81,21 @@ fn dashboard_and_alerts_name_metrics_that_there_are() {
     }
     let dashboard = std::fs::read(directory.join("grafana-hub.json")).unwrap();
     let dashboard: serde_json::Value = serde_json::from_slice(&dashboard).unwrap();
-    assert!(dashboard["panels"].as_array().unwrap().len() > 10);
+    let panels = dashboard["panels"].as_array().unwrap();
+    assert!(panels.len() > 20);
+    let places: BTreeSet<_> = panels
+        .iter()
+        .map(|panel| (panel["id"].as_u64(), panel["gridPos"].to_string()))
+        .collect();
+    let (ids, positions): (BTreeSet<_>, BTreeSet<_>) = places.into_iter().unzip();
+    assert_eq!((ids.len(), positions.len()), (panels.len(), panels.len()));
     let rules = std::fs::read_to_string(directory.join("prometheus-hub.rules.yaml")).unwrap();
     let rules: serde_json::Value = serde_saphyr::from_str(&rules).unwrap();
-    for rule in rules["groups"][0]["rules"].as_array().unwrap() {
-        assert!(rule["alert"].is_string() && rule["expr"].is_string());
+    let groups = rules["groups"].as_array().unwrap();
+    let mut alerts = BTreeSet::new();
+    for rule in groups.iter().flat_map(|g| g["rules"].as_array().unwrap()) {
+        assert!(alerts.insert(rule["alert"].as_str().unwrap()), "{rule}");
+        assert!(rule["expr"].is_string() && rule["labels"]["severity"].is_string());
         assert!(rule["annotations"]["summary"].is_string(), "{rule}");
     }
 }

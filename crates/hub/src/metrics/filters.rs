@@ -74,7 +74,7 @@ impl FilterMetrics {
     }
 
     /// A filter looked into an object.
-    pub(crate) fn applied(&self, filter: &str, verdict: Verdict, took: Duration) {
+    pub fn applied(&self, filter: &str, verdict: Verdict, took: Duration) {
         let filter = bounded(&self.names, filter.to_owned(), MAX_FILTERS);
         let verdict = match verdict {
             Verdict::Kept => "kept",
@@ -97,7 +97,7 @@ impl FilterMetrics {
     }
 
     /// An answer was refused.
-    pub(crate) fn refused(&self, reason: &'static str) {
+    pub fn refused(&self, reason: &'static str) {
         self.refused.get_or_create(&ReasonLabel { reason }).inc();
     }
 

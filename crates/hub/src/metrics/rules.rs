@@ -51,14 +51,14 @@ impl RuleMetrics {
     }
 
     /// A rule failed on an object.
-    pub(crate) fn failed(&self, rule: &str, reason: &'static str) {
+    pub fn failed(&self, rule: &str, reason: &'static str) {
         let rule = bounded(&self.names, rule.to_owned(), MAX_RULES);
         let labels = FailureLabels { rule, reason };
         self.failures.get_or_create(&labels).inc();
     }
 
     /// What a source gives now.
-    pub(crate) fn source(&self, source: &'static str, rules: usize, complaints: usize) {
+    pub fn source(&self, source: &'static str, rules: usize, complaints: usize) {
         let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         let label = SourceLabel { source };
         self.in_force.get_or_create(&label).set(number(rules));
