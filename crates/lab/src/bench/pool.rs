@@ -13,6 +13,7 @@ use super::{
     load, processes, say,
     watching::{MERGE_PATCH, WatchList},
 };
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use http::Method;
 use serde_json::json;
 use site::Site;
@@ -25,6 +26,13 @@ const SERVICES: &str = "/api/v1/services";
 /// Quiet times that are waited for at most, and the part of the one before that the next one has when nothing subsides any more.
 const MOST_WINDOWS: usize = 6;
 const STEADY: f64 = 0.9;
+/// Memory that a burst needed is given back within this time. When it falls no more for a while, it has been.
+const GIVEN_BACK: Duration = Duration::from_secs(12);
+const FALLS_NO_MORE: Duration = Duration::from_secs(3);
+/// What is no fall, bytes.
+const FLAT: u64 = 100_000;
+/// Watches opened at one time.
+const OPENED: usize = 8;
 /// What pools may take of one node's bytes.
 const MOST_SHARE: f64 = 105.0;
 /// What leading may cost beside a hub that shares nothing.
@@ -54,9 +62,7 @@ struct Scale {
     changes: u32,
     /// Between two changes.
     interval: Duration,
-    /// Until memory that a burst needed is given back.
-    settle: Duration,
-    /// How often hubs renew leases, seconds: some times in each quiet time.
+    /// How often hubs renew leases, seconds: as often in each quiet time as in any other.
     heartbeat_seconds: u32,
 }
 
@@ -72,18 +78,16 @@ impl Scale {
         if args.quick {
             Self {
                 shape: shape(20, 10),
-                changes: 60,
+                changes: 40,
                 interval,
-                settle: Duration::from_secs(1),
                 heartbeat_seconds: 1,
             }
         } else {
             Self {
                 shape: shape(500, 50),
-                changes: 400,
+                changes: 160,
                 interval,
-                settle: Duration::from_secs(5),
-                heartbeat_seconds: 10,
+                heartbeat_seconds: 4,
             }
         }
     }
@@ -117,6 +121,7 @@ pub async fn run(args: BenchPoolArgs) -> Result<Report, BenchError> {
 
 async fn measure(args: &BenchPoolArgs, report: &mut Report) -> Result<(), BenchError> {
     let scale = Scale::of(args);
+    let begun = Instant::now();
     say("one node that shares nothing");
     let site = Site::start(1, false, scale.heartbeat_seconds).await?;
     let one = churn(&site, scale, false).await?;
@@ -124,7 +129,10 @@ async fn measure(args: &BenchPoolArgs, report: &mut Report) -> Result<(), BenchE
     let mut missed = one.missed;
     let mut leader_memory = f64::NAN;
     for size in &args.sizes {
-        say(&format!("a pool of {size} that shares"));
+        say(&format!(
+            "a pool of {size} that shares, after {} s",
+            begun.elapsed().as_secs()
+        ));
         let site = Site::start(*size, true, scale.heartbeat_seconds).await?;
         let pool = churn(&site, scale, true).await?;
         missed += pool.missed;
@@ -156,6 +164,7 @@ async fn measure(args: &BenchPoolArgs, report: &mut Report) -> Result<(), BenchE
         )
         .budget(0.0, None),
     );
+    say(&format!("measured in {} s", begun.elapsed().as_secs()));
     let largest = args.sizes.iter().max().copied().unwrap_or_default();
     report.push(
         Row::new(
@@ -179,19 +188,18 @@ async fn measure(args: &BenchPoolArgs, report: &mut Report) -> Result<(), BenchE
 /// Lets a kube-proxy watch at every hub while endpoints change.
 async fn churn(site: &Site, scale: Scale, shared: bool) -> Result<Measured, BenchError> {
     let direct = site.direct()?;
+    say(&format!("creating {} objects", scale.shape.objects()));
     dataset::create(&direct, scale.shape).await?;
     site.settled(shared).await?;
-    let mut watches = Vec::with_capacity(site.hubs.len());
-    let mut services = Vec::with_capacity(site.hubs.len());
-    for hub in &site.hubs {
-        watches.push(WatchList::open(&hub.target(), SLICES).await?);
-        services.push(WatchList::open(&hub.target(), SERVICES).await?);
-    }
-    sleep(scale.settle).await;
+    say(&format!("{} kube-proxies watch", site.hubs.len()));
+    let watches = open(site, SLICES).await?;
+    let services = open(site, SERVICES).await?;
 
+    say("waiting until the hubs are done with what they do after their start");
     let window = scale.interval * scale.changes;
-    let quiet = background(site, window).await;
+    let quiet = background(site, window / 2).await;
 
+    say(&format!("{} changes of endpoints", scale.changes));
     let before: Vec<u64> = watches.iter().map(WatchList::changes).collect();
     let (bytes, begun) = (site.cloud_bytes(), Instant::now());
     for n in 0..scale.changes {
@@ -227,18 +235,37 @@ async fn churn(site: &Site, scale: Scale, shared: bool) -> Result<Measured, Benc
     // What goes on beside it may change slowly: the mean of before and after is taken off.
     let quiet = f64::midpoint(quiet, rate(site, window).await);
     let bytes = bytes - quiet * took;
-    sleep(scale.settle).await;
-    let memory = site
-        .hubs
-        .iter()
-        .map(site::Hub::memory)
-        .max()
-        .unwrap_or_default();
+    let memory = memory(site).await;
+    drop(services);
     Ok(Measured {
         bytes: bytes.max(0.0),
         missed: missing(),
         memory: memory as f64,
     })
+}
+
+/// A watch of a path at every hub, in their order.
+async fn open(site: &Site, path: &str) -> Result<Vec<WatchList>, BenchError> {
+    let opening = site.hubs.iter().map(site::Hub::target);
+    let opening = opening.map(|target| async move { WatchList::open(&target, path).await });
+    stream::iter(opening).buffered(OPENED).try_collect().await
+}
+
+/// Of the largest hub, when what the churn needed has been given back.
+async fn memory(site: &Site) -> u64 {
+    let largest = || site.hubs.iter().map(site::Hub::memory).max();
+    let (mut lowest, mut fell) = (u64::MAX, Instant::now());
+    let deadline = fell + GIVEN_BACK;
+    loop {
+        let now = largest().unwrap_or_default();
+        if now.saturating_add(FLAT) < lowest {
+            (lowest, fell) = (now, Instant::now());
+        }
+        if fell.elapsed() > FALLS_NO_MORE || Instant::now() > deadline {
+            return now;
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
 }
 
 /// Bytes per second from the cloud, over a time.
@@ -272,11 +299,13 @@ async fn take_over(mut site: Site, size: u32, report: &mut Report) -> Result<Sit
         );
     };
     let leader = site.leader().await?;
+    say("its leader is cut off");
     site.cut(leader, true);
     row("was cut off, at every node", watchers.reached(&[]).await?);
     site.cut(leader, false);
     site.settled(true).await?;
     let leader = site.leader().await?;
+    say("its leader is killed");
     site.hubs[leader].kill().await;
     row(
         "was killed, at the others",
