@@ -187,6 +187,10 @@ pub mod conditions {
 pub mod objects {
     /// Where OpenYurt's components are unless told otherwise.
     pub const MANAGER_NAMESPACE: &str = "kube-system";
+    /// The manager: its Deployment, its service account, its lease.
+    pub const MANAGER: &str = "yurt-manager";
+    /// Before the name of a controller: the service account that it writes as.
+    pub const CONTROLLER_ACCOUNT_PREFIX: &str = "yurt-manager-";
     /// The Service of the manager's webhooks.
     pub const WEBHOOK_SERVICE: &str = "yurt-manager-webhook-service";
     /// The Secret with the certificates of the manager's webhooks.

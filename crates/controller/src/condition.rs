@@ -46,7 +46,9 @@ pub fn set(status: &mut Value, mut condition: Value) {
 
 /// [`set`], but a new message counts as well; whether anything is new.
 pub fn renew(status: &mut Value, mut condition: Value) -> bool {
-    if let Some(known) = condition["type"].as_str().and_then(|kind| find(status, kind))
+    if let Some(known) = condition["type"]
+        .as_str()
+        .and_then(|kind| find(status, kind))
         && known["status"] == condition["status"]
     {
         if known["reason"] == condition["reason"] && known["message"] == condition["message"] {

@@ -8,7 +8,7 @@ use http::{HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use std::{fmt, sync::Arc, time::Duration};
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use yurt_transport::{Body, BoxError, Client, ClientOptions, full};
 
 /// The largest answer that is read.
@@ -101,9 +101,14 @@ impl fmt::Debug for Way {
     }
 }
 
-/// A bearer token that may be renewed while it is used.
+/// A bearer token that may be renewed while it is used. Clones are the same token.
 #[derive(Clone)]
-pub struct Token(Arc<ArcSwap<String>>);
+pub struct Token(Arc<Bearer>);
+
+struct Bearer {
+    text: ArcSwap<String>,
+    refused: Notify,
+}
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -114,17 +119,25 @@ impl fmt::Debug for Token {
 impl Token {
     /// A token.
     pub fn new(token: &str) -> Self {
-        Self(Arc::new(ArcSwap::from_pointee(token.to_owned())))
+        Self(Arc::new(Bearer {
+            text: ArcSwap::from_pointee(token.to_owned()),
+            refused: Notify::new(),
+        }))
     }
 
     /// The token.
     pub fn current(&self) -> String {
-        self.0.load().as_str().to_owned()
+        self.0.text.load().as_str().to_owned()
     }
 
     /// Requests carry `token` from now on.
     pub fn renew(&self, token: &str) {
-        self.0.store(Arc::new(token.to_owned()));
+        self.0.text.store(Arc::new(token.to_owned()));
+    }
+
+    /// Waits until a server does not know it (401): its account was deleted, or the server's keys changed.
+    pub async fn refused(&self) {
+        self.0.refused.notified().await;
     }
 }
 
@@ -352,9 +365,14 @@ impl Kube {
             }
             let request = self.request(&method, path, accept, content_type, body.clone())?;
             let answer = self.send_once(path, request).await;
+            let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
             if let Some(metrics) = &self.metrics {
-                let code = answer.as_ref().ok().map(|answer| answer.status().as_u16());
                 metrics.answered(&method, code);
+            }
+            if code == Some(401)
+                && let Some(token) = &self.token
+            {
+                token.0.refused.notify_one();
             }
             match answer.as_ref().ok().and_then(put_off) {
                 Some(pause) if attempt < PUT_OFF && began.elapsed() + pause < self.timeout => {
@@ -390,7 +408,7 @@ impl Kube {
         }
         let bearer = self.token.as_ref();
         let bearer =
-            bearer.map(|token| HeaderValue::try_from(format!("Bearer {}", token.0.load())));
+            bearer.map(|token| HeaderValue::try_from(format!("Bearer {}", token.0.text.load())));
         if let Some(Ok(mut value)) = bearer {
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);

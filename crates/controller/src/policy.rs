@@ -13,6 +13,8 @@ pub struct Rule {
     pub verbs: &'static [&'static str],
     /// Only objects of these names; none: all.
     pub names: &'static [&'static str],
+    /// Only in the namespace of the manager (`--working-namespace`).
+    pub local: bool,
 }
 
 impl Rule {
@@ -30,12 +32,21 @@ impl Rule {
             resources,
             verbs,
             names: &[],
+            local: false,
         }
     }
 
     /// The rule for objects of these names only.
     pub const fn named(self, names: &'static [&'static str]) -> Self {
         Self { names, ..self }
+    }
+
+    /// The rule in the namespace of the manager only.
+    pub const fn local(self) -> Self {
+        Self {
+            local: true,
+            ..self
+        }
     }
 
     /// A `PolicyRule`.

@@ -73,17 +73,21 @@ pub fn names() -> impl Iterator<Item = Names> {
     CONTROLLERS.iter().map(|entry| entry.names)
 }
 
+/// The selected controllers, in the order in which they start.
+pub(crate) fn selected(selection: &Selection) -> impl Iterator<Item = &'static Entry> {
+    let includes = |entry: &&Entry| selection.includes(entry.names.name);
+    CONTROLLERS.iter().filter(includes)
+}
+
 /// Starts the selected controllers; they work until the context ends. `identity` gives each the context that it writes with.
 pub fn start_in(
     selection: &Selection,
     settings: &Settings,
     identity: impl Fn(&Entry) -> Arc<Context>,
 ) {
-    for entry in CONTROLLERS {
-        if selection.includes(entry.names.name) {
-            tracing::debug!(controller = entry.names.name, "started");
-            (entry.start)(&identity(entry), settings);
-        }
+    for entry in selected(selection) {
+        tracing::debug!(controller = entry.names.name, "started");
+        (entry.start)(&identity(entry), settings);
     }
 }
 

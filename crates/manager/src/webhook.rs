@@ -226,6 +226,12 @@ impl Webhooks {
         self.certificate.borrow().is_some()
     }
 
+    /// Whether they can be called, for who does not hold them.
+    pub fn readiness(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let certificate = self.certificate.clone();
+        move || certificate.borrow().is_some()
+    }
+
     /// Waits until they can be called; `false`: they ended before.
     pub async fn ready(&self) -> bool {
         let mut certificate = self.certificate.clone();

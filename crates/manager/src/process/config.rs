@@ -4,6 +4,7 @@ use super::args::ManagerArgs;
 use crate::{
     registry,
     settings::{NodeLifeCycle, Settings},
+    webhook::{self, WebhookError},
 };
 use std::{
     net::{IpAddr, Ipv6Addr, SocketAddr},
@@ -34,22 +35,20 @@ const fn later(name: &'static str, alias: &'static str) -> Names {
 
 /// Features that are known; they belong to what [`LATER`] names.
 const FEATURES: &[&str] = &["RavenL7Proxy", "AllAlpha", "AllBeta"];
-/// Webhooks of Kubernetes' own kinds.
-const INDEPENDENT_WEBHOOKS: &[&str] = &["*", "endpoints", "endpointslice", "node", "pod"];
 
 /// Why a configuration is refused.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-#[error("--{flag}: {why}")]
+#[error("{setting}: {why}")]
 pub struct ConfigError {
-    /// The flag at fault.
-    pub flag: &'static str,
+    /// The flag or environment variable at fault.
+    pub setting: String,
     /// What is wrong with it.
     pub why: String,
 }
 
-fn refuse(flag: &'static str, why: impl Into<String>) -> ConfigError {
+fn refuse(flag: &str, why: impl Into<String>) -> ConfigError {
     ConfigError {
-        flag,
+        setting: format!("--{flag}"),
         why: why.into(),
     }
 }
@@ -93,10 +92,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Where health probes are served.
     pub health: Option<SocketAddr>,
-    /// The port of the webhooks; `None`: there are none.
-    pub webhook_port: Option<u16>,
-    /// Webhooks of Kubernetes' own kinds that are not served.
-    pub disabled_webhooks: Vec<String>,
+    /// What the webhooks are told; `None`: there are none.
+    pub webhooks: Option<webhook::Options>,
 }
 
 impl Config {
@@ -111,14 +108,13 @@ impl Config {
             limit: None,
             metrics: None,
             health: None,
-            webhook_port: None,
-            disabled_webhooks: Vec::new(),
+            webhooks: None,
         }
     }
 }
 
 /// `host:port`, `:port` for every address, `0` or nothing for none, as controller-runtime reads it.
-fn address(flag: &'static str, text: &str) -> Result<Option<SocketAddr>, ConfigError> {
+fn address(flag: &str, text: &str) -> Result<Option<SocketAddr>, ConfigError> {
     if matches!(text, "" | "0") {
         return Ok(None);
     }
@@ -177,7 +173,7 @@ fn feature_gates(given: &[String]) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn share(flag: &'static str, value: f64) -> Result<f64, ConfigError> {
+fn share(flag: &str, value: f64) -> Result<f64, ConfigError> {
     if (0.0..=1.0).contains(&value) {
         Ok(value)
     } else {
@@ -185,7 +181,7 @@ fn share(flag: &'static str, value: f64) -> Result<f64, ConfigError> {
     }
 }
 
-fn rate(flag: &'static str, value: f64) -> Result<f64, ConfigError> {
+fn rate(flag: &str, value: f64) -> Result<f64, ConfigError> {
     if value.is_finite() && value >= 0.0 {
         Ok(value)
     } else {
@@ -194,7 +190,7 @@ fn rate(flag: &'static str, value: f64) -> Result<f64, ConfigError> {
 }
 
 /// A name of a namespace or lease.
-fn dns_name(flag: &'static str, text: &str) -> Result<String, ConfigError> {
+fn dns_name(flag: &str, text: &str) -> Result<String, ConfigError> {
     let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
     let edges = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     let valid = (1..=253).contains(&text.len())
@@ -254,6 +250,38 @@ fn node_life_cycle(args: &ManagerArgs) -> Result<NodeLifeCycle, ConfigError> {
     })
 }
 
+fn webhooks(
+    args: &ManagerArgs,
+    controllers: &Selection,
+) -> Result<Option<webhook::Options>, ConfigError> {
+    if args.webhook_port == 0 {
+        return Ok(None);
+    }
+    let setting = |error: WebhookError| match error {
+        WebhookError::Setting {
+            variable,
+            value,
+            wanted,
+        } => ConfigError {
+            setting: variable.into(),
+            why: format!("{value:?} is not {wanted}"),
+        },
+        other => refuse("webhook-port", other.to_string()),
+    };
+    let mut options = webhook::Options::default()
+        .from_environment(|name| std::env::var(name).ok())
+        .map_err(setting)?;
+    options
+        .disable(&args.disable_independent_webhooks.join(","))
+        .map_err(setting)?;
+    Ok(Some(webhook::Options {
+        namespace: args.working_namespace.clone(),
+        port: args.webhook_port,
+        controllers: controllers.clone(),
+        ..options
+    }))
+}
+
 impl TryFrom<ManagerArgs> for Config {
     type Error = ConfigError;
 
@@ -264,27 +292,20 @@ impl TryFrom<ManagerArgs> for Config {
         if args.rest_config_qps.is_nan() || args.rest_config_burst == 0 {
             return Err(refuse("rest-config-burst", "must be at least 1"));
         }
-        for name in &args.disable_independent_webhooks {
-            if !name.is_empty() && !INDEPENDENT_WEBHOOKS.contains(&name.as_str()) {
-                let known = INDEPENDENT_WEBHOOKS.join(", ");
-                let why = format!("no webhook {name:?}; there are {known}");
-                return Err(refuse("disable-independent-webhooks", why));
-            }
-        }
         feature_gates(&args.feature_gates)?;
         if !args.logging.0.is_empty() {
             tracing::info!(flags = %args.logging.0.join(", "), "have no effect: --log says what is logged");
         }
+        let controllers = selection(&args.controllers)?;
         Ok(Self {
             election: election(&args)?,
-            controllers: selection(&args.controllers)?,
             settings: Settings {
                 namespace: dns_name("working-namespace", &args.working_namespace)?,
                 workers: args.workers.0.clone(),
                 sync_nodepool_configurations: args.enable_sync_nodepool_configurations,
                 max_nodes_per_bucket: args.max_nodes_per_bucket,
                 node_life_cycle: node_life_cycle(&args)?,
-                node_servant_image: args.node_servant_image,
+                node_servant_image: args.node_servant_image.clone(),
             },
             independent_accounts: !args.disable_independent_service_accounts,
             // As client-go: a negative rate is none.
@@ -292,8 +313,8 @@ impl TryFrom<ManagerArgs> for Config {
                 .then_some((args.rest_config_qps, args.rest_config_burst)),
             metrics: address("metrics-addr", &args.metrics_addr)?,
             health: address("health-probe-addr", &args.health_probe_addr)?,
-            webhook_port: (args.webhook_port != 0).then_some(args.webhook_port),
-            disabled_webhooks: args.disable_independent_webhooks,
+            webhooks: webhooks(&args, &controllers)?,
+            controllers,
             server: match args.kubeconfig {
                 Some(path) if !path.as_os_str().is_empty() => Server::Kubeconfig(path),
                 _ => Server::InCluster,

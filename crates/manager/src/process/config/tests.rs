@@ -31,7 +31,11 @@ fn defaults_are_openyurts() {
     let port = |address: Option<SocketAddr>| address.map(|address| address.port());
     assert_eq!(port(config.metrics), Some(10271));
     assert_eq!(port(config.health), Some(10272));
-    assert_eq!(config.webhook_port, Some(10273));
+    let webhooks = config.webhooks.expect("webhooks");
+    assert_eq!(
+        (webhooks.port, webhooks.namespace.as_str()),
+        (10273, "kube-system")
+    );
     assert!(config.independent_accounts);
     assert!(registry::names().all(|names| config.controllers.includes(names.name)));
 }
