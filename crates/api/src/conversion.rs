@@ -23,7 +23,7 @@ mod yurtappset;
 
 pub use review::{MAX_OBJECTS, PATH, REVIEW_VERSIONS, ReviewError, convert};
 
-use crate::crd;
+use crate::{crd, names};
 use fields::{Fields, empty, get_all, set, set_all, take, take_all};
 use serde_json::Value;
 use stash::Stash;
@@ -128,6 +128,26 @@ pub fn to_version(object: Value, desired: &str) -> Result<Value, ConversionError
     let mut converted = up(object).and_then(down).ok_or_else(none)?;
     converted["apiVersion"] = desired.into();
     Ok(converted)
+}
+
+/// What a client means that wrote an object as `written_as` (`apps.openyurt.io/v1beta1`): `old` and `new` are the object before and
+/// after, in one version. What the version that it was written in cannot say is as it was, whether or not the client sent the stash
+/// back; clients that build an object anew do not.
+pub fn restored(old: &Value, new: Value, written_as: &str) -> Result<Value, ConversionError> {
+    let version = new["apiVersion"].as_str().unwrap_or_default().to_owned();
+    let stash = format!(
+        "{}{}",
+        names::annotations::STASH_PREFIX,
+        version.rsplit('/').next().unwrap_or_default()
+    );
+    let pointer = format!("/metadata/annotations/{}", stash.replace('/', "~1"));
+    let mut before = to_version(old.clone(), written_as)?;
+    let mut written = to_version(new, written_as)?;
+    take(&mut written, &pointer);
+    if let Some(kept) = take(&mut before, &pointer) {
+        set(&mut written, &pointer, kept);
+    }
+    to_version(written, &version)
 }
 
 /// How an object is called in messages.

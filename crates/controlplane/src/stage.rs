@@ -49,6 +49,11 @@ impl Stage {
 
     /// An API server and what `start` starts.
     pub async fn of(start: impl FnOnce(&Arc<Context>)) -> Self {
+        Self::of_server(Config::default(), start).await
+    }
+
+    /// [`Stage::of`] an API server that is told something.
+    pub async fn of_server(config: Config, start: impl FnOnce(&Arc<Context>)) -> Self {
         let shutdown = CancellationToken::new();
         let admin = User {
             name: "admin".into(),
@@ -57,7 +62,7 @@ impl Stage {
         };
         let config = Config {
             tokens: vec![("admin".into(), admin)],
-            ..Config::default()
+            ..config
         };
         let api = ApiServer::start(config, shutdown.clone())
             .await

@@ -1,13 +1,37 @@
 //! The webhooks of OpenYurt: admission of its kinds and of the nodes, pods and endpoints that it has a say in, and conversion.
 //!
-//! Every replica serves them. `certificates` keeps the certificate and its CA in a Secret that all replicas
-//! share.
+//! Every replica serves them. Start with `hooks`, the table of what is served where; what each decides is a pure function in the
+//! module of its kind, and `admission` finds out what these functions need. `certificates` keeps the certificate and its CA in a
+//! Secret that all replicas share, `configuration` keeps what API servers are told. Whatever happens here, writes of nodes, pods
+//! and endpoints go on without it.
 
+mod admission;
 mod certificates;
+mod configuration;
+mod endpoints;
+mod facts;
+mod fault;
+mod hooks;
+mod metrics;
+mod node;
+mod nodepool;
+mod pod;
+mod review;
+#[cfg(test)]
+mod served;
 mod server;
+mod workload;
+mod yurtappdaemon;
+mod yurtappoverrider;
+mod yurtappset;
+mod yurtstaticset;
 
 use crate::Context;
-use certificates::{Keeper, Names, Store};
+use certificates::{Clock, Keeper, Names, Store};
+use configuration::Configurations;
+use facts::Facts;
+use jiff::Timestamp;
+use metrics::Counts;
 use server::Server;
 use std::{
     collections::BTreeSet,
@@ -19,7 +43,10 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
-use yurt_api::names::objects::{MANAGER_NAMESPACE, WEBHOOK_CERTIFICATES, WEBHOOK_SERVICE};
+use yurt_api::names::objects::{
+    MANAGER_NAMESPACE, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS, WEBHOOK_CERTIFICATES,
+    WEBHOOK_SERVICE,
+};
 use yurt_controller::{policy::Rule, selection::Selection};
 use yurt_pki::PkiError;
 
@@ -199,7 +226,50 @@ pub enum WebhookError {
 }
 
 /// What the service account of the webhooks may do everywhere.
-pub const RULES: &[Rule] = &[];
+pub const RULES: &[Rule] = &[
+    // What API servers are told.
+    Rule::new(
+        ADMISSION,
+        &["mutatingwebhookconfigurations"],
+        &["get", "patch", "update"],
+    )
+    .named(&[MUTATING_WEBHOOKS]),
+    Rule::new(
+        ADMISSION,
+        &["validatingwebhookconfigurations"],
+        &["get", "patch", "update"],
+    )
+    .named(&[VALIDATING_WEBHOOKS]),
+    Rule::new(
+        ADMISSION,
+        &[
+            "mutatingwebhookconfigurations",
+            "validatingwebhookconfigurations",
+        ],
+        &["create"],
+    ),
+    Rule::new(
+        "apiextensions.k8s.io",
+        &["customresourcedefinitions"],
+        &["get", "patch"],
+    )
+    .named(CONVERTED),
+    // What decisions need to be exact about.
+    Rule::new("", &["nodes"], &["list"]),
+    Rule::new("", &["pods"], &["get"]),
+    Rule::new("apps.openyurt.io", &["nodepools"], &["get"]),
+    Rule::new(
+        "apps.openyurt.io",
+        &["yurtappsets", "yurtappdaemons"],
+        &["get"],
+    ),
+    Rule::new("apps.openyurt.io", &["yurtappoverriders"], &["list"]),
+];
+
+const ADMISSION: &str = "admissionregistration.k8s.io";
+
+/// Definitions that are converted here.
+const CONVERTED: &[&str] = &["nodepools.apps.openyurt.io", "yurtappsets.apps.openyurt.io"];
 
 /// What the service account of the webhooks may do in the namespace of the manager.
 pub const NAMESPACED_RULES: &[Rule] = &[
@@ -253,6 +323,17 @@ pub async fn start(
     context: &Arc<Context>,
     shutdown: CancellationToken,
 ) -> Result<Webhooks, WebhookError> {
+    let clock = Arc::new(|| Timestamp::now().as_second());
+    start_at(options, context, shutdown, clock).await
+}
+
+/// [`start`] by a clock, in seconds since the epoch, by which certificates are renewed.
+async fn start_at(
+    options: Options,
+    context: &Arc<Context>,
+    shutdown: CancellationToken,
+    clock: Clock,
+) -> Result<Webhooks, WebhookError> {
     let wanted = SocketAddr::new(options.address, options.port);
     let listen = |source| WebhookError::Listen {
         address: wanted,
@@ -266,10 +347,14 @@ pub async fn start(
         }
         CertificateStore::Directory => Store::Directory(options.certificate_directory.clone()),
     };
-    let keeper = Keeper::new(store, Names::of(&options), options.terms)?;
+    let keeper = Keeper::new(store, Names::of(&options), options.terms, clock)?;
     let (tls, certificate) = (keeper.tls(), keeper.bundle());
+    let counts = Counts::new(options.metrics.as_ref());
+    let configurations = Configurations::new(&options, address.port(), context);
+    tokio::spawn(configurations.keep(certificate.clone(), counts.clone(), shutdown.clone()));
     tokio::spawn(keeper.keep(shutdown.clone()));
-    let serving = tokio::spawn(Server::new(&options).serve(listener, tls, shutdown));
+    let server = Server::new(Facts::new(context, &options), counts);
+    let serving = tokio::spawn(server.serve(listener, tls, shutdown));
     Ok(Webhooks {
         address,
         certificate,

@@ -10,7 +10,6 @@ pub(crate) use store::Store;
 
 use super::{Options, Terms};
 use arc_swap::ArcSwap;
-use jiff::Timestamp;
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 use store::StoreError;
 use tokio::sync::watch;
@@ -201,21 +200,31 @@ fn issued(ca: &Ca, authorities: String, names: &Names, terms: &Terms) -> Result<
     })
 }
 
+/// Seconds since the epoch.
+pub(crate) type Clock = Arc<dyn Fn() -> i64 + Send + Sync>;
+
 /// Keeps certificates.
 pub(crate) struct Keeper {
     store: Store,
     names: Names,
     terms: Terms,
+    clock: Clock,
     tls: Arc<ArcSwap<rustls::ServerConfig>>,
     bundle: watch::Sender<Option<Arc<Bundle>>>,
 }
 
 impl Keeper {
-    pub(crate) fn new(store: Store, names: Names, terms: Terms) -> Result<Self, PkiError> {
+    pub(crate) fn new(
+        store: Store,
+        names: Names,
+        terms: Terms,
+        clock: Clock,
+    ) -> Result<Self, PkiError> {
         Ok(Self {
             store,
             names,
             terms,
+            clock,
             tls: Arc::new(ArcSwap::from(yurt_pki::server_config_without_certificate()?)),
             bundle: watch::Sender::new(None),
         })
@@ -257,7 +266,7 @@ impl Keeper {
     async fn tend(&self) -> Result<(), StoreError> {
         for _ in 0..TRIES {
             let kept = self.store.read().await?;
-            let now = Timestamp::now().as_second();
+            let now = (self.clock)();
             let Some(next) = renewed(kept.bundle.as_ref(), &self.names, &self.terms, now)? else {
                 if let Some(bundle) = kept.bundle {
                     self.serve(bundle)?;

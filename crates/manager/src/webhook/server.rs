@@ -1,11 +1,21 @@
 //! The HTTPS server of the webhooks.
 
-use super::Options;
+use super::{
+    admission,
+    facts::Facts,
+    hooks::{self, Hook},
+    metrics::Counts,
+    review::Request as Review,
+};
 use arc_swap::ArcSwap;
 use http::{Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::Value;
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::{net::TcpListener, sync::Semaphore, time::timeout};
 use tokio_util::sync::CancellationToken;
 use yurt_api::conversion;
@@ -13,6 +23,10 @@ use yurt_transport::{Body, CollectError, ServeOptions, collect, full};
 
 /// The longest list of objects that is converted at once, in bytes of JSON.
 const MAX_CONVERSION: usize = 64 << 20;
+/// The longest admission review: the object as it was and as it is to be, of which API servers take 3 MiB, and room.
+const MAX_ADMISSION: usize = 16 << 20;
+/// Admission reviews at once.
+const ADMISSIONS: usize = 64;
 /// Conversions at once: they are what may be large.
 const CONVERSIONS: usize = 4;
 /// API servers wait no longer for an answer.
@@ -46,14 +60,36 @@ impl Refusal {
 }
 
 /// Answers reviews.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Server {
+    facts: Arc<Facts>,
+    counts: Counts,
+    admissions: Arc<Semaphore>,
     conversions: Arc<Semaphore>,
 }
 
+/// What is served at a path.
+#[derive(Clone, Copy)]
+enum Served {
+    Admission(&'static Hook),
+    Conversion,
+}
+
+impl Served {
+    fn at(path: &str) -> Option<Self> {
+        if path == conversion::PATH {
+            return Some(Self::Conversion);
+        }
+        hooks::at(path).map(Self::Admission)
+    }
+}
+
 impl Server {
-    pub(super) fn new(_options: &Options) -> Self {
+    pub(super) fn new(facts: Facts, counts: Counts) -> Self {
         Self {
+            facts: Arc::new(facts),
+            counts,
+            admissions: Arc::new(Semaphore::new(ADMISSIONS)),
             conversions: Arc::new(Semaphore::new(CONVERSIONS)),
         }
     }
@@ -79,36 +115,73 @@ impl Server {
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let path = request.uri().path().to_owned();
-        let answer = timeout(PATIENCE, self.review(&path, request))
+        let Some(served) = Served::at(&path) else {
+            return response(Err(Refusal::NoSuchPath(path)));
+        };
+        let began = Instant::now();
+        self.counts.in_flight.inc();
+        let answer = timeout(PATIENCE, self.review(served, request))
             .await
             .unwrap_or(Err(Refusal::Busy));
-        let (code, kind, text) = match answer {
-            Ok(review) => (StatusCode::OK, "application/json", review.to_string()),
-            Err(refusal) => (refusal.code(), "text/plain", refusal.to_string()),
+        self.counts.in_flight.dec();
+        let code = match &answer {
+            Ok((_, code)) => *code,
+            Err(refusal) => {
+                tracing::debug!(path, %refusal, "no review");
+                refusal.code().as_u16()
+            }
         };
-        let mut response = Response::new(full(text));
-        *response.status_mut() = code;
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
-        response
+        self.counts.answered(&path, code, began.elapsed());
+        response(answer.map(|(review, _)| review))
     }
 
-    async fn review(&self, path: &str, request: Request<Incoming>) -> Result<Value, Refusal> {
-        if path != conversion::PATH {
-            return Err(Refusal::NoSuchPath(path.to_owned()));
-        }
+    /// The answer to a review, and the code that its user is told.
+    async fn review(
+        &self,
+        served: Served,
+        request: Request<Incoming>,
+    ) -> Result<(Value, u16), Refusal> {
         if request.method() != Method::POST {
             return Err(Refusal::NotPosted);
         }
-        let _permit = self
-            .conversions
-            .acquire()
-            .await
-            .map_err(|_| Refusal::Busy)?;
-        let body = collect(request.into_body(), MAX_CONVERSION).await?;
-        let review = serde_json::from_slice(&body)
+        let (turns, most) = match served {
+            Served::Admission(_) => (&self.admissions, MAX_ADMISSION),
+            Served::Conversion => (&self.conversions, MAX_CONVERSION),
+        };
+        let _turn = turns.acquire().await.map_err(|_| Refusal::Busy)?;
+        let body = collect(request.into_body(), most).await?;
+        let review: Value = serde_json::from_slice(&body)
             .map_err(|error| Refusal::NotAReview(error.to_string()))?;
         drop(body);
-        conversion::convert(review).map_err(|error| Refusal::NotAReview(error.to_string()))
+        match served {
+            Served::Conversion => {
+                let answer = conversion::convert(review)
+                    .map_err(|error| Refusal::NotAReview(error.to_string()))?;
+                let code = answer["response"]["result"]["code"].as_u64();
+                let code = code.and_then(|code| u16::try_from(code).ok());
+                Ok((answer, code.unwrap_or(200)))
+            }
+            Served::Admission(hook) => {
+                let review = Review::parse(review)
+                    .map_err(|error| Refusal::NotAReview(error.to_string()))?;
+                let outcome = admission::decide(hook, &review, &self.facts).await;
+                let code = outcome
+                    .as_ref()
+                    .map_or_else(|denial| denial.code(), |_| 200);
+                Ok((review.answered(&outcome), code))
+            }
+        }
     }
+}
+
+fn response(answer: Result<Value, Refusal>) -> Response<Body> {
+    let (code, kind, text) = match answer {
+        Ok(review) => (StatusCode::OK, "application/json", review.to_string()),
+        Err(refusal) => (refusal.code(), "text/plain", refusal.to_string()),
+    };
+    let mut response = Response::new(full(text));
+    *response.status_mut() = code;
+    let kind = header::HeaderValue::from_static(kind);
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }

@@ -1,4 +1,5 @@
 use super::*;
+use jiff::Timestamp;
 
 const DAY: i64 = 24 * 3600;
 const NAMES: &str = "yurt-manager-webhook-service.kube-system.svc";

@@ -1,0 +1,627 @@
+//! The webhooks as API servers have them: asked over TLS, by the service that the configurations name.
+
+use super::{Clock, Options, Webhooks, configuration::MANAGER, start_at};
+use crate::Context;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use yurt_api::{
+    crd,
+    names::{
+        annotations, labels,
+        objects::{MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS, WEBHOOK_CERTIFICATES},
+        taints,
+    },
+};
+use yurt_apiserver::{Config, ServiceResolver};
+use yurt_controller::{collections::CRDS, kube::KubeError};
+use yurt_controlplane::stage::Stage;
+
+const POOLS: &str = "/apis/apps.openyurt.io/v1beta2/nodepools";
+const SECRET: &str = "/api/v1/namespaces/kube-system/secrets";
+const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1";
+const DAY: i64 = 24 * 3600;
+
+/// A manager that only serves webhooks.
+struct Manager {
+    webhooks: Webhooks,
+    _shutdown: DropGuard,
+}
+
+/// An API server with OpenYurt's definitions as they are shipped.
+struct Scene {
+    stage: Stage,
+    /// Where the service leads.
+    service: Arc<Mutex<Option<SocketAddr>>>,
+    /// How many seconds the clock of the managers is ahead.
+    ahead: Arc<AtomicI64>,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let service = Arc::new(Mutex::new(None));
+        let resolve = service.clone();
+        let config = Config {
+            // No service leads nowhere: what nobody serves is refused.
+            service_resolver: Some(ServiceResolver::new(move |_, _, _| {
+                let known = *resolve.lock().expect("no panic");
+                Some(known.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))))
+            })),
+            ..Config::default()
+        };
+        let stage = Stage::of_server(config, |_| {}).await;
+        for definition in crd::DEFINITIONS {
+            let rendered = definition.render(&crd::Conversion::default());
+            stage.create(&CRDS.path(""), rendered).await;
+            let path = format!("{}/{}", CRDS.path(""), definition.name());
+            stage
+                .until(&path, |crd| {
+                    let mut conditions =
+                        yurt_controller::fields::items(&crd["status"]["conditions"]);
+                    conditions.any(|c| c["type"] == "Established" && c["status"] == "True")
+                })
+                .await;
+        }
+        Self {
+            stage,
+            service,
+            ahead: Arc::default(),
+        }
+    }
+
+    /// Another manager, with caches of its own.
+    async fn manager(&self, options: Options) -> Manager {
+        let options = Options {
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: 0,
+            ..options
+        };
+        let shutdown = CancellationToken::new();
+        let context = Context::new(self.stage.kube.clone(), shutdown.clone());
+        let ahead = self.ahead.clone();
+        let clock: Clock =
+            Arc::new(move || Timestamp::now().as_second() + ahead.load(Ordering::Relaxed));
+        let webhooks = start_at(options, &context, shutdown.clone(), clock)
+            .await
+            .expect("they start");
+        assert!(webhooks.ready().await);
+        Manager {
+            webhooks,
+            _shutdown: shutdown.drop_guard(),
+        }
+    }
+
+    /// A manager to which the service leads, and of which the API server has been told.
+    async fn served(&self, options: Options) -> Manager {
+        let manager = self.manager(options).await;
+        *self.service.lock().expect("no panic") = Some(manager.webhooks.address());
+        self.told(&manager).await;
+        manager
+    }
+
+    /// Waits until the API server trusts what a manager has.
+    async fn told(&self, manager: &Manager) {
+        let bundle = manager.webhooks.certificate.borrow().clone();
+        let bundle = STANDARD.encode(&bundle.expect("ready").authorities);
+        for (kind, name) in [
+            ("mutatingwebhookconfigurations", MUTATING_WEBHOOKS),
+            ("validatingwebhookconfigurations", VALIDATING_WEBHOOKS),
+        ] {
+            let path = format!("{CONFIGURATIONS}/{kind}/{name}");
+            let trusts =
+                |c: &Value| c["webhooks"][0]["clientConfig"]["caBundle"] == bundle.as_str();
+            self.stage.until(&path, trusts).await;
+        }
+        for name in super::CONVERTED {
+            let path = format!("{}/{name}", CRDS.path(""));
+            let client = "/spec/conversion/webhook/clientConfig/caBundle";
+            self.stage
+                .until(&path, |crd| crd.pointer(client) == Some(&json!(bundle)))
+                .await;
+        }
+    }
+
+    async fn refused(&self, path: &str, object: &Value) -> String {
+        refusal(self.stage.kube.create(path, object).await)
+    }
+}
+
+fn refusal(outcome: Result<Value, KubeError>) -> String {
+    match outcome {
+        Ok(object) => panic!("allowed: {object:#}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+fn web() -> Value {
+    json!({"deploymentTemplate": {"metadata": {"labels": {"app": "web"}}, "spec": {"replicas": 2,
+        "selector": {"matchLabels": {"app": "web"}}, "template": {"metadata": {"labels": {"app": "web"}},
+            "spec": {"containers": [{"name": "web", "image": "web:1"}]}}}}})
+}
+
+#[tokio::test]
+async fn pools_are_completed_judged_and_kept_while_they_have_nodes() {
+    let scene = Scene::start().await;
+    let _manager = scene.served(Options::default()).await;
+    let stage = &scene.stage;
+    let pool = stage
+        .create(POOLS, json!({"apiVersion": "apps.openyurt.io/v1beta2", "kind": "NodePool", "metadata": {"name": "a"},
+            "spec": {"interConnectivity": true, "enableLeaderElection": true, "leaderReplicas": 2}}))
+        .await;
+    assert_eq!(pool["metadata"]["labels"][labels::NODE_POOL_TYPE], "edge");
+    assert_eq!(
+        pool["spec"]["poolScopeMetadata"][1]["resource"],
+        "endpointslices"
+    );
+    let wrong = json!({"apiVersion": "apps.openyurt.io/v1beta1", "kind": "NodePool", "metadata": {"name": "b"},
+        "spec": {"type": "Cloud", "hostNetwork": true}});
+    // Through an older version, where the annotation stands for the field.
+    let old = POOLS.replace("v1beta2", "v1beta1");
+    let why = scene.refused(&old, &wrong).await;
+    assert!(why.contains("spec.hostNetwork: a Cloud pool"), "{why}");
+    let path = format!("{POOLS}/a");
+    let why = refusal(
+        stage
+            .kube
+            .merge(&path, &json!({"spec": {"type": "Cloud"}}))
+            .await,
+    );
+    assert!(
+        why.contains("403") && why.contains("spec.type cannot be changed"),
+        "{why}"
+    );
+    // A client of an older version that builds the object anew, as controllers do.
+    let revision = &pool["metadata"]["resourceVersion"];
+    let anew = json!({"apiVersion": "apps.openyurt.io/v1beta1", "kind": "NodePool",
+        "metadata": {"name": "a", "resourceVersion": revision}, "spec": {"type": "Edge", "labels": {"x": "y"}}});
+    stage
+        .kube
+        .replace(&format!("{old}/a"), &anew)
+        .await
+        .expect("replaced");
+    let now = stage.kube.get(&path).await.expect("there");
+    let mut wanted = pool["spec"].clone();
+    wanted["labels"] = json!({"x": "y"});
+    assert_eq!(now["spec"], wanted, "what v1beta1 cannot say is as it was");
+    // It has a node.
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {labels::DESIRED_NODE_POOL: "a"}}});
+    let node = stage.create("/api/v1/nodes", node).await;
+    assert_eq!(node["metadata"]["labels"][labels::NODE_POOL], "a");
+    let why = refusal(stage.kube.delete(&path).await);
+    assert!(why.contains("pool a still has nodes (n1)"), "{why}");
+    let leave =
+        json!({"metadata": {"labels": {labels::DESIRED_NODE_POOL: null, labels::NODE_POOL: null}}});
+    stage
+        .kube
+        .merge("/api/v1/nodes/n1", &leave)
+        .await
+        .expect("it leaves");
+    stage.kube.delete(&path).await.expect("deleted");
+}
+
+#[tokio::test]
+async fn nodes_and_pods_follow_their_pools() {
+    let scene = Scene::start().await;
+    let _manager = scene.served(Options::default()).await;
+    let stage = &scene.stage;
+    let host = json!({"apiVersion": "apps.openyurt.io/v1beta2", "kind": "NodePool", "metadata": {"name": "host"}, "spec": {"hostNetwork": true}});
+    stage.create(POOLS, host).await;
+    // A pool that there is not keeps no kubelet from its node.
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1", "labels": {labels::NODE_POOL: "gone"}}});
+    stage.create("/api/v1/nodes", node).await;
+    let path = "/api/v1/nodes/n1";
+    let label = |pool: Value| json!({"metadata": {"labels": {labels::NODE_POOL: pool}}});
+    let why = refusal(stage.kube.merge(path, &label("host".into())).await);
+    assert!(why.contains("take the node out of its pool first"), "{why}");
+    stage
+        .kube
+        .merge(path, &label(Value::Null))
+        .await
+        .expect("it leaves");
+    let node = stage
+        .kube
+        .merge(path, &label("host".into()))
+        .await
+        .expect("it enters");
+    assert_eq!(node["metadata"]["labels"][labels::HOST_NETWORK], "true");
+    let node = stage
+        .kube
+        .merge(path, &label(Value::Null))
+        .await
+        .expect("it leaves");
+    assert!(
+        node["metadata"]["labels"]
+            .get(labels::HOST_NETWORK)
+            .is_none(),
+        "{node}"
+    );
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "annotations": {annotations::EXCLUDE_HOST_NETWORK_POOL: "true"}},
+        "spec": {"containers": [{"name": "a", "image": "a"}]}});
+    let pod = stage.create("/api/v1/namespaces/default/pods", pod).await;
+    let required =
+        &pod["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
+    assert_eq!(
+        required["nodeSelectorTerms"][0]["matchExpressions"][0]["key"],
+        labels::HOST_NETWORK
+    );
+}
+
+#[tokio::test]
+async fn sets_are_completed_and_judged() {
+    let scene = Scene::start().await;
+    let _manager = scene.served(Options::default()).await;
+    let stage = &scene.stage;
+    let apps = |version: &str, plural: &str| {
+        format!("/apis/apps.openyurt.io/{version}/namespaces/default/{plural}")
+    };
+    let object = |version: &str, kind: &str, name: &str, body: Value| {
+        let mut object = body;
+        object["apiVersion"] = format!("apps.openyurt.io/{version}").into();
+        object["kind"] = kind.into();
+        object["metadata"] = json!({"name": name});
+        object
+    };
+    let sets = apps("v1beta1", "yurtappsets");
+    let spec = json!({"spec": {"pools": ["a"], "workload": {"workloadTemplate": web(), "workloadTweaks": [
+        {"pools": ["a"], "tweaks": {"patches": [{"path": "/spec/replicas", "operation": "replace", "value": 5}]}}]}}});
+    stage
+        .create(&sets, object("v1beta1", "YurtAppSet", "web", spec.clone()))
+        .await;
+    let mut wrong = spec;
+    wrong["spec"]["workload"]["workloadTweaks"][0]["tweaks"]["patches"][0]["value"] = "five".into();
+    let why = scene
+        .refused(&sets, &object("v1beta1", "YurtAppSet", "bad", wrong))
+        .await;
+    assert!(
+        why.contains("422") && why.contains("workloadTweaks[0]"),
+        "{why}"
+    );
+    // The older version is judged alike.
+    let mut template = web();
+    template["deploymentTemplate"]["spec"]["template"]["spec"]["containers"] = json!([]);
+    let older = |template: Value| json!({"spec": {"selector": {"matchLabels": {"app": "web"}}, "workloadTemplate": template, "topology": {"pools": []}}});
+    let old_sets = apps("v1alpha1", "yurtappsets");
+    let why = scene
+        .refused(
+            &old_sets,
+            &object("v1alpha1", "YurtAppSet", "old", older(template)),
+        )
+        .await;
+    assert!(why.contains("containers: at least one"), "{why}");
+    let old = stage
+        .create(
+            &old_sets,
+            object("v1alpha1", "YurtAppSet", "old", older(web())),
+        )
+        .await;
+    assert_eq!(old["apiVersion"], "apps.openyurt.io/v1alpha1");
+    // Daemons.
+    let daemons = apps("v1alpha1", "yurtappdaemons");
+    let daemon = json!({"spec": {"selector": {"matchLabels": {"app": "web"}}, "nodepoolSelector": {}, "workloadTemplate": web()}});
+    stage
+        .create(
+            &daemons,
+            object("v1alpha1", "YurtAppDaemon", "web", daemon.clone()),
+        )
+        .await;
+    let mut wrong = daemon;
+    wrong["spec"]["selector"] = json!({"matchLabels": {"app": "other"}});
+    let why = scene
+        .refused(&daemons, &object("v1alpha1", "YurtAppDaemon", "bad", wrong))
+        .await;
+    assert!(why.contains("spec.selector: does not match"), "{why}");
+    // Overriders.
+    let overriders = apps("v1alpha1", "yurtappoverriders");
+    let overrider = json!({"subject": {"kind": "YurtAppSet", "name": "web"}, "entries": []});
+    stage
+        .create(
+            &overriders,
+            object("v1alpha1", "YurtAppOverrider", "one", overrider.clone()),
+        )
+        .await;
+    let why = scene
+        .refused(
+            &overriders,
+            &object("v1alpha1", "YurtAppOverrider", "two", overrider),
+        )
+        .await;
+    assert!(why.contains("has the overrider one already"), "{why}");
+    let why = refusal(stage.kube.delete(&format!("{overriders}/one")).await);
+    assert!(why.contains("YurtAppSet web is still there"), "{why}");
+    stage
+        .kube
+        .delete(&format!("{sets}/web"))
+        .await
+        .expect("deleted");
+    stage
+        .kube
+        .delete(&format!("{overriders}/one"))
+        .await
+        .expect("deleted");
+    // Static sets.
+    let statics = apps("v1alpha1", "yurtstaticsets");
+    let pods = json!({"spec": {"containers": [{"name": "web", "image": "web:1"}]}});
+    let set = stage
+        .create(
+            &statics,
+            object(
+                "v1alpha1",
+                "YurtStaticSet",
+                "web",
+                json!({"spec": {"staticPodManifest": "web", "template": pods}}),
+            ),
+        )
+        .await;
+    assert_eq!(set["spec"]["upgradeStrategy"]["maxUnavailable"], "10%");
+    assert_eq!(set["spec"]["template"]["metadata"]["namespace"], "default");
+    let why = scene
+        .refused(
+            &statics,
+            &object(
+                "v1alpha1",
+                "YurtStaticSet",
+                "bad",
+                json!({"spec": {"staticPodManifest": "../x", "template": pods}}),
+            ),
+        )
+        .await;
+    assert!(why.contains("spec.staticPodManifest"), "{why}");
+}
+
+#[tokio::test]
+async fn endpoints_of_a_node_that_is_spoken_for_stay_ready() {
+    let scene = Scene::start().await;
+    let _manager = scene.served(Options::default()).await;
+    let stage = &scene.stage;
+    for (name, autonomous) in [("kept", "true"), ("lost", "false")] {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "annotations": {annotations::AUTONOMY: autonomous}},
+            "spec": {"taints": [{"key": taints::UNSCHEDULABLE, "value": "true", "effect": "NoSchedule"}]}});
+        stage.create("/api/v1/nodes", node).await;
+        let pods = "/api/v1/namespaces/default/pods";
+        stage
+            .create(pods, json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"nodeName": name, "containers": [{"name": "a", "image": "a"}]}}))
+            .await;
+        let status = json!({"status": {"phase": "Running", "conditions": [
+            {"type": "Ready", "status": "False"}, {"type": "ContainersReady", "status": "True"}]}});
+        stage
+            .kube
+            .merge(&format!("{pods}/{name}/status"), &status)
+            .await
+            .expect("reported");
+    }
+    let endpoint = |name: &str, ip: &str| {
+        json!({"addresses": [ip], "nodeName": name, "conditions": {"ready": false, "serving": false},
+        "targetRef": {"kind": "Pod", "namespace": "default", "name": name}})
+    };
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+        "endpoints": [endpoint("kept", "10.0.0.1"), endpoint("lost", "10.0.0.2")]});
+    let ready =
+        |slice: &Value| [0, 1].map(|i| slice["endpoints"][i]["conditions"]["ready"] == true);
+    // The cache of the nodes may not have come to them yet: then the slice is as it was, never refused.
+    let mut seen = [false, false];
+    for attempt in 0..200 {
+        let mut named = slice.clone();
+        named["metadata"] = json!({"name": format!("s{attempt}")});
+        let made = stage.create(slices, named).await;
+        seen = ready(&made);
+        if seen[0] {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(seen, [true, false], "new slices too");
+    let address = |name: &str, ip: &str| json!({"ip": ip, "nodeName": name, "targetRef": {"kind": "Pod", "namespace": "default", "name": name}});
+    let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "web"}, "subsets": [
+        {"notReadyAddresses": [address("kept", "10.0.0.1"), address("lost", "10.0.0.2")], "ports": [{"port": 80}]}]});
+    let made = stage
+        .create("/api/v1/namespaces/default/endpoints", endpoints)
+        .await;
+    let subset = &made["subsets"][0];
+    assert_eq!(subset["addresses"][0]["ip"], "10.0.0.1", "{made}");
+    assert_eq!(subset["notReadyAddresses"][0]["ip"], "10.0.0.2", "{made}");
+}
+
+#[tokio::test]
+async fn what_api_servers_are_told_is_put_right() {
+    let scene = Scene::start().await;
+    let stage = &scene.stage;
+    // What OpenYurt left there: a webhook that nobody serves any more, an old list.
+    let hook = |name: &str| {
+        json!({"name": name, "failurePolicy": "Fail", "sideEffects": "None", "admissionReviewVersions": ["v1"],
+        "clientConfig": {"service": {"namespace": "kube-system", "name": "yurt-manager-webhook-service", "path": "/gone"}},
+        "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["configmaps"]}]})
+    };
+    let path = format!("{CONFIGURATIONS}/mutatingwebhookconfigurations");
+    stage
+        .create(&path, json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+            "metadata": {"name": MUTATING_WEBHOOKS, "annotations": {"yurt-manager-template": "[]", "mine": "x"}},
+            "webhooks": [hook("gone.openyurt.io"), hook("m.v1beta2.nodepool.kb.io")]}))
+        .await;
+    let mut options = Options::default();
+    options.disable("pod").expect("known");
+    let _manager = scene.served(options).await;
+    let one = format!("{path}/{MUTATING_WEBHOOKS}");
+    let names = |c: &Value| -> Vec<String> {
+        let hooks = yurt_controller::fields::items(&c["webhooks"]);
+        hooks
+            .map(|hook| yurt_controller::fields::text(&hook["name"]))
+            .collect()
+    };
+    let right = |c: &Value| {
+        let names = names(c);
+        names.len() == 7
+            && !names
+                .iter()
+                .any(|name| name.contains("gone") || name.contains(".pod."))
+            && c["metadata"]["annotations"]["yurt-manager-template"].is_null()
+            && c["webhooks"][4]["failurePolicy"] == "Fail"
+            && c["webhooks"][4]["namespaceSelector"] == json!({})
+    };
+    let taken = stage.until(&one, right).await;
+    assert_eq!(
+        taken["metadata"]["annotations"]["mine"], "x",
+        "what is others' stays"
+    );
+    let manager = yurt_controller::fields::items(&taken["metadata"]["managedFields"])
+        .any(|entry| entry["manager"] == MANAGER);
+    assert!(manager, "{taken}");
+    // Others meddle.
+    let meddle = json!([{"op": "replace", "path": "/webhooks/4/failurePolicy", "value": "Ignore"},
+        {"op": "add", "path": "/webhooks/4/namespaceSelector/matchLabels", "value": {"a": "b"}},
+        {"op": "add", "path": "/webhooks/-", "value": hook("more.openyurt.io")}]);
+    stage.kube.json_patch(&one, &meddle).await.expect("patched");
+    stage.until(&one, right).await;
+    stage.kube.delete(&one).await.expect("deleted");
+    stage.until(&one, right).await;
+    let definition = format!("{}/nodepools.apps.openyurt.io", CRDS.path(""));
+    stage
+        .kube
+        .merge(
+            &definition,
+            &json!({"spec": {"conversion": {"strategy": "None", "webhook": null}}}),
+        )
+        .await
+        .expect("patched");
+    stage
+        .until(&definition, |crd| {
+            crd["spec"]["conversion"]["strategy"] == "Webhook"
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn replicas_agree_on_one_ca() {
+    let scene = Scene::start().await;
+    let (a, b, c) = tokio::join!(
+        scene.manager(Options::default()),
+        scene.manager(Options::default()),
+        scene.manager(Options::default()),
+    );
+    let secret = scene
+        .stage
+        .kube
+        .get(&format!("{SECRET}/{WEBHOOK_CERTIFICATES}"))
+        .await
+        .expect("there");
+    for key in [
+        "ca-cert.pem",
+        "ca-key.pem",
+        "cert.pem",
+        "key.pem",
+        "tls.crt",
+        "tls.key",
+    ] {
+        assert!(secret["data"][key].is_string(), "{key}");
+    }
+    for manager in [&a, &b, &c] {
+        let bundle = manager
+            .webhooks
+            .certificate
+            .borrow()
+            .clone()
+            .expect("ready");
+        assert_eq!(
+            secret["data"]["ca-cert.pem"],
+            STANDARD.encode(&bundle.authorities)
+        );
+        assert_eq!(secret["data"]["tls.crt"], STANDARD.encode(&bundle.own.cert));
+    }
+    // Whoever is asked is believed.
+    scene.told(&a).await;
+    for (i, manager) in [&a, &b, &c].into_iter().enumerate() {
+        *scene.service.lock().expect("no panic") = Some(manager.webhooks.address());
+        let pool = json!({"apiVersion": "apps.openyurt.io/v1beta2", "kind": "NodePool", "metadata": {"name": format!("p{i}")}});
+        let pool = scene.stage.create(POOLS, pool).await;
+        assert_eq!(pool["spec"]["type"], "Edge");
+    }
+}
+
+#[tokio::test]
+async fn a_new_ca_comes_without_a_failed_request() {
+    let scene = Scene::start().await;
+    let terms = super::Terms {
+        ca_days: 30,
+        certificate_days: 30,
+        overlap: Duration::from_secs(1),
+    };
+    let options = Options {
+        terms,
+        ..Options::default()
+    };
+    let manager = scene.served(options).await;
+    let first = manager
+        .webhooks
+        .certificate
+        .borrow()
+        .clone()
+        .expect("ready");
+    let stage = &scene.stage;
+    let pool = |i: usize| json!({"apiVersion": "apps.openyurt.io/v1beta2", "kind": "NodePool", "metadata": {"name": format!("p{i}")}});
+    let done = Arc::new(AtomicBool::new(false));
+    let asking = tokio::spawn({
+        let (kube, done) = (stage.kube.clone(), done.clone());
+        async move {
+            let mut asked = 0;
+            while !done.load(Ordering::Relaxed) {
+                asked += 1;
+                kube.create(POOLS, &pool(asked))
+                    .await
+                    .expect("served all the time");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            asked
+        }
+    });
+    let secret = format!("{SECRET}/{WEBHOOK_CERTIFICATES}");
+    let authorities = |secret: &Value| {
+        let text = secret["data"]["ca-cert.pem"].as_str().unwrap_or_default();
+        String::from_utf8(STANDARD.decode(text).expect("base64")).expect("text")
+    };
+    let count = |secret: &Value| authorities(secret).matches("BEGIN CERTIFICATE").count();
+    scene.ahead.store(21 * DAY, Ordering::Relaxed);
+    stage.until(&secret, |secret| count(secret) == 2).await;
+    scene.ahead.store(0, Ordering::Relaxed);
+    let last = stage.until(&secret, |secret| count(secret) == 1).await;
+    assert_ne!(authorities(&last), first.authorities);
+    scene.told(&manager).await;
+    done.store(true, Ordering::Relaxed);
+    assert!(asking.await.expect("no failure") > 10);
+}
+
+#[tokio::test]
+async fn without_a_manager_nodes_pods_and_endpoints_are_written() {
+    let scene = Scene::start().await;
+    let manager = scene.served(Options::default()).await;
+    let stage = &scene.stage;
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
+    stage.create("/api/v1/nodes", node).await;
+    *scene.service.lock().expect("no panic") = None;
+    drop(manager);
+    let label = json!({"metadata": {"labels": {labels::NODE_POOL: "a"}}});
+    stage
+        .kube
+        .merge("/api/v1/nodes/n1", &label)
+        .await
+        .expect("written");
+    let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "a", "image": "a"}]}});
+    stage.create("/api/v1/namespaces/default/pods", pod).await;
+    let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "e"}, "subsets": [
+        {"notReadyAddresses": [{"ip": "10.0.0.1"}], "ports": [{"port": 80}]}]});
+    stage
+        .create("/api/v1/namespaces/default/endpoints", endpoints)
+        .await;
+    let why = scene
+        .refused(POOLS, &json!({"apiVersion": "apps.openyurt.io/v1beta2", "kind": "NodePool", "metadata": {"name": "a"}}))
+        .await;
+    assert!(why.contains("failed calling webhook"), "{why}");
+}
