@@ -1,5 +1,5 @@
-//! `yurt bench hub`: what the hub costs, measured beside doing without it. ([`apiserver`] is `yurt bench apiserver`, [`pool`] is
-//! `yurt bench pool`.)
+//! `yurt bench hub`: what the hub costs, measured beside doing without it. ([`apiserver`], [`manager`] and [`pool`] are benches
+//! of their own.)
 //!
 //! One run, one machine: an API server and a hub, each a process of its own, and this process as their clients. Every load
 //! runs directly against the API server (HTTP/1.1 over TLS) and then through the hub (HTTP/1.1 on its loopback port, as a
@@ -11,6 +11,7 @@
 pub mod apiserver;
 mod dataset;
 mod load;
+pub mod manager;
 pub mod pool;
 mod processes;
 mod report;

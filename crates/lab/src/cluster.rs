@@ -7,12 +7,14 @@ pub(crate) use node::{hub_arguments, identity};
 
 use crate::{
     control::{Answer, Command},
+    controllers::Controllers,
     credentials::{self, ADMIN, MASTERS},
     directory::{Directory, DirectoryError, Manifest},
     kube::{Kube, KubeError},
     kubelet::PodNetwork,
     light_nodes::LightNodes,
     link::LinkState,
+    manager,
     plan::{self, LightNode, NodePlan, Pools},
 };
 use serde_json::Value;
@@ -23,9 +25,10 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
+use yurt_api::crd::Conversion;
 use yurt_apiserver::{Kubelets, authn::User};
-use yurt_controller::{Context, selection};
-use yurt_controlplane::{NodeMonitor, Selection, Settings};
+use yurt_controller::Context;
+use yurt_controlplane::{NodeMonitor, Settings};
 use yurt_pki::{Ca, PkiError};
 
 /// The hub's proxy port.
@@ -49,8 +52,8 @@ pub struct Config {
     pub port: u16,
     /// The `yurt` binary that runs the hubs.
     pub program: PathBuf,
-    /// The native controllers that run.
-    pub controllers: Selection,
+    /// The controllers that run.
+    pub controllers: Controllers,
     /// Times of the node controllers.
     pub node_monitor: NodeMonitor,
     /// Nodes without hubs.
@@ -109,9 +112,6 @@ pub enum LabError {
         /// How many did.
         registered: usize,
     },
-    /// A definition of the lab's own custom resources.
-    #[error("definition of a custom resource: {0}")]
-    Definition(serde_saphyr::Error),
     /// Control socket.
     #[error("control socket: {0}")]
     Control(std::io::Error),
@@ -131,6 +131,7 @@ pub struct Cluster {
     kube: Kube,
     shutdown: CancellationToken,
     api: yurt_apiserver::Running,
+    manager: Option<tokio::task::JoinHandle<()>>,
     kubelets: Vec<tokio::task::JoinHandle<()>>,
     pod_network: Arc<PodNetwork>,
     _claim: TcpListener,
@@ -156,8 +157,10 @@ impl Cluster {
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, wanted_port));
         let controller_token = credentials::random_token()?;
+        let manager_token = credentials::random_token()?;
         let tokens = vec![
             (admin_token.clone(), master(ADMIN)),
+            (manager_token.clone(), master(manager::USER)),
             // Native controllers are part of the control plane: nobody grants them anything.
             (
                 controller_token.clone(),
@@ -166,7 +169,7 @@ impl Cluster {
         ];
         let base = yurt_apiserver::Config {
             tokens,
-            controllers: config.controllers.within_server(),
+            controllers: config.controllers.native.within_server(),
             ..yurt_apiserver::Config::default()
         };
         let pod_network = Arc::new(PodNetwork::default());
@@ -211,21 +214,22 @@ impl Cluster {
             .iter()
             .filter_map(|light| light.pool.as_deref());
         let pools = config.pools.iter().map(|(pool, _)| pool).chain(light_pools);
+        crate::pools::define(&kube, &Conversion::None).await?;
+        let call = api.in_process().into_call();
+        let manager = config.controllers.have_manager().then(|| {
+            let kube = Kube::in_process(call.clone(), &manager_token, Duration::from_secs(10));
+            let (controllers, shutdown) = (config.controllers.clone(), shutdown.clone());
+            tokio::spawn(async move { manager::keep(kube, &controllers, shutdown).await })
+        });
         crate::pools::install(&kube, &ca, &pools.collect()).await?;
         crate::control_plane::write(&directory, &ca, &server)?;
         let settings = Settings {
             nodes: config.node_monitor,
             signing: Some(ca.to_pem()),
         };
-        let call = api.in_process().into_call();
         let controller = Kube::in_process(call, &controller_token, Duration::from_secs(10));
         let context = Context::new(controller, shutdown.clone());
-        yurt_controlplane::start_in(&config.controllers, &settings, &context);
-        yurt_manager::start_in(
-            &selection::Selection::default(),
-            &yurt_manager::Settings::default(),
-            |_| context.clone(),
-        );
+        yurt_controlplane::start_in(&config.controllers.native, &settings, &context);
 
         let light = match config.light_nodes.len() {
             0 => None,
@@ -244,6 +248,7 @@ impl Cluster {
             kube,
             shutdown,
             api,
+            manager,
             kubelets: Vec::new(),
             pod_network,
             _claim: claim,
@@ -410,9 +415,9 @@ impl Cluster {
         for node in self.nodes {
             node.hub.stopped().await;
         }
-        for kubelet in self.kubelets {
+        for task in self.kubelets.into_iter().chain(self.manager) {
             // Ends with the token.
-            let _ = kubelet.await;
+            let _ = task.await;
         }
         if let Err(error) = self.api.stopped().await {
             tracing::error!(%error, "API server");

@@ -1,19 +1,28 @@
-//! Files with which a real kube-controller-manager or kube-scheduler takes over from the native ones.
+//! Files with which a real kube-controller-manager, kube-scheduler or yurt-manager takes over from the native ones.
 
 use crate::{
     cluster::LabError,
-    credentials,
+    credentials::{self, MASTERS},
     directory::{Directory, DirectoryError},
+    manager,
 };
 use yurt_pki::Ca;
 
-/// The components that may run beside the lab.
-const COMPONENTS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
+/// The components that may run beside the lab: their users and groups. What the manager may do its chart says in a real cluster.
+const COMPONENTS: [(&str, &str, &[&str]); 3] = [
+    (
+        "kube-controller-manager",
+        "system:kube-controller-manager",
+        &[],
+    ),
+    ("kube-scheduler", "system:kube-scheduler", &[]),
+    ("yurt-manager", manager::USER, &[MASTERS]),
+];
 
 /// Writes `<component>.kubeconfig` for each of them, and the key of service account tokens (`pki/sa.key`, `pki/sa.pub`).
 pub(crate) fn write(directory: &Directory, ca: &Ca, server: &str) -> Result<(), LabError> {
-    for component in COMPONENTS {
-        let user = credentials::client(ca, &format!("system:{component}"), &[])?;
+    for (component, user, groups) in COMPONENTS {
+        let user = credentials::client(ca, user, groups)?;
         directory.write(
             format!("{component}.kubeconfig"),
             &credentials::kubeconfig(ca, &user, "yurt-lab", server),

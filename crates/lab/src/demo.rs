@@ -11,6 +11,7 @@ mod upgrade;
 
 use crate::{
     cluster::{Cluster, Config, LabError},
+    controllers::Controllers,
     kube::KubeError,
     plan::Pools,
 };
@@ -21,7 +22,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
-use yurt_controlplane::{NodeMonitor, Selection};
+use yurt_controlplane::NodeMonitor;
 
 /// Flags of `yurt demo`.
 #[derive(Clone, Debug, clap::Args)]
@@ -93,7 +94,7 @@ pub async fn run(
         pools,
         port: 0,
         program,
-        controllers: Selection::default(),
+        controllers: Controllers::default(),
         node_monitor: NodeMonitor {
             period: Duration::from_secs(1),
             grace: GRACE,

@@ -27,6 +27,7 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
+use yurt_api::names::labels;
 use yurt_controller::{Change, Context, Controller, Failure, Key, Next, Watch, collections, run};
 use yurt_wire::{Gvk, patch::strategic_merge_patch};
 
@@ -171,12 +172,10 @@ impl Keeper {
             .labels
             .push(("lab.yurt.dev/light".into(), "true".into()));
         if let Some(pool) = &light.plan.pool {
+            config.labels.push((labels::NODE_POOL.into(), pool.clone()));
             config
                 .labels
-                .push(("apps.openyurt.io/nodepool".into(), pool.clone()));
-            config
-                .labels
-                .push(("openyurt.io/is-edge-worker".into(), "true".into()));
+                .push((labels::EDGE_WORKER.into(), "true".into()));
         }
         config
     }
@@ -404,7 +403,7 @@ mod tests {
         assert_eq!(nodes.len(), 23);
         let pooled = nodes
             .iter()
-            .filter(|node| node["metadata"]["labels"]["apps.openyurt.io/nodepool"] == "hangzhou");
+            .filter(|node| node["metadata"]["labels"][labels::NODE_POOL] == "hangzhou");
         assert_eq!(pooled.count(), 3);
         assert!(
             nodes

@@ -1,5 +1,5 @@
-//! Pools as objects of the cluster: the definitions of NodePool and NodeBucket, a NodePool per pool of the plan, and the identity
-//! with which a pool's leader renews the leases of nodes that are cut off. In a real cluster these are of OpenYurt's charts and manager.
+//! OpenYurt's definitions, a NodePool per pool of the plan, and the identity with which a pool's leader renews the leases of nodes that
+//! are cut off. In a real cluster these are of charts and administrators.
 
 use crate::{
     cluster::LabError,
@@ -9,31 +9,26 @@ use crate::{
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use std::{collections::BTreeSet, time::Duration};
+use yurt_api::{
+    crd::{Conversion, DEFINITIONS},
+    names::{
+        labels::NODE_POOL_TYPE,
+        objects::{LEASE_PROXY_SECRET, LEASE_PROXY_USER},
+    },
+};
 use yurt_controller::collections::{CRDS, NODE_POOLS};
 use yurt_pki::Ca;
 
-/// The definitions.
-const DEFINITIONS: [&str; 2] = [
-    include_str!("pools/nodepools.yaml"),
-    include_str!("pools/nodebuckets.yaml"),
-];
 /// How long a new definition may take to be served.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The user that renews other nodes' leases: nodes themselves may not (NodeRestriction).
-pub(crate) const LEASE_PROXY: &str = "openyurt:yurt-coordinator:node-lease-proxy-client";
-/// The secret with its certificate, in `kube-system`.
-pub(crate) const LEASE_PROXY_SECRET: &str = "yurt-coordinator-yurthub-certs";
-
-fn definitions() -> Result<Vec<Value>, serde_saphyr::Error> {
-    let parsed = DEFINITIONS.iter().map(|text| serde_saphyr::from_str(text));
-    parsed.collect()
-}
+/// Who writes the definitions.
+const OWNER: &str = "yurt-lab";
 
 /// A pool whose nodes share what they read, with one leader.
 fn node_pool(name: &str) -> Value {
     json!({
         "apiVersion": NODE_POOLS.api_version, "kind": NODE_POOLS.kind,
-        "metadata": {"name": name, "labels": {"nodepool.openyurt.io/type": "edge"}},
+        "metadata": {"name": name, "labels": {NODE_POOL_TYPE: "edge"}},
         "spec": {
             "type": "Edge",
             "interConnectivity": true,
@@ -48,15 +43,23 @@ fn node_pool(name: &str) -> Value {
     })
 }
 
-/// Creates what is missing: definitions, the NodePools of these names, the secret.
-pub(crate) async fn install(kube: &Kube, ca: &Ca, pools: &BTreeSet<&str>) -> Result<(), LabError> {
-    for definition in definitions().map_err(LabError::Definition)? {
-        kube.ensure(&CRDS.path(""), &definition).await?;
+/// Writes the definitions of OpenYurt's kinds. Older versions are converted by the webhook of the manager, where there is one.
+pub(crate) async fn define(kube: &Kube, conversion: &Conversion) -> Result<(), KubeError> {
+    for definition in DEFINITIONS {
+        let definition = definition.render(conversion);
+        let name = definition["metadata"]["name"].as_str().unwrap_or_default();
+        let path = format!("{}/{name}", CRDS.path(""));
+        kube.apply(&path, &definition, OWNER, true).await?;
     }
+    Ok(())
+}
+
+/// Creates what is missing: the NodePools of these names, the secret.
+pub(crate) async fn install(kube: &Kube, ca: &Ca, pools: &BTreeSet<&str>) -> Result<(), LabError> {
     for pool in pools {
         served(async || kube.ensure(&NODE_POOLS.path(""), &node_pool(pool)).await).await?;
     }
-    let client = credentials::client(ca, LEASE_PROXY, &["openyurt:yurt-coordinator"])?;
+    let client = credentials::client(ca, LEASE_PROXY_USER, &["openyurt:yurt-coordinator"])?;
     let secret = json!({
         "metadata": {"name": LEASE_PROXY_SECRET, "namespace": "kube-system"},
         "type": "Opaque",
@@ -94,8 +97,10 @@ mod tests {
         let stage = Stage::start("-*").await;
         let ca = Ca::new("kubernetes", 1).unwrap();
         let pools = BTreeSet::from(["a", "b"]);
+        define(&stage.kube, &Conversion::None).await.unwrap();
         install(&stage.kube, &ca, &pools).await.unwrap();
         // Again, as a later `yurt up` does.
+        define(&stage.kube, &Conversion::None).await.unwrap();
         install(&stage.kube, &ca, &pools).await.unwrap();
         let path = "/apis/apps.openyurt.io/v1beta2/nodepools/a";
         let pool = stage.kube.get(path).await.unwrap();
@@ -118,7 +123,7 @@ mod tests {
             assert_eq!(old["spec"]["type"], "Edge", "{older}");
             assert_eq!(old["status"]["nodes"], json!(["a-1"]), "{older}");
         }
-        let bucket = json!({"metadata": {"name": "a-x", "labels": {"openyurt.io/pool-name": "a"}}, "numNodes": 1, "nodes": [{"name": "a-1"}]});
+        let bucket = json!({"metadata": {"name": "a-x", "labels": {yurt_api::names::labels::POOL_NAME: "a"}}, "numNodes": 1, "nodes": [{"name": "a-1"}]});
         let bucket = stage
             .create("/apis/apps.openyurt.io/v1alpha1/nodebuckets", bucket)
             .await;

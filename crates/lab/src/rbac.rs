@@ -1,11 +1,11 @@
 //! The roles that OpenYurt and kubeadm install beside those of the API server: hubs read what a pool shares, new nodes
 //! with a bootstrap token ask for their certificates. Facts: OpenYurt's `yurt-hub` chart, kubeadm's bootstrap phases.
 
-use crate::{
-    kube::{Kube, KubeError},
-    pools::{LEASE_PROXY, LEASE_PROXY_SECRET},
-};
+use crate::kube::{Kube, KubeError};
 use serde_json::{Value, json};
+use yurt_api::names::objects::{
+    LEASE_PROXY_SECRET, LEASE_PROXY_USER, MULTIPLEXER_GROUP, MULTIPLEXER_ROLE,
+};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 /// The group of all nodes.
@@ -64,12 +64,8 @@ fn objects() -> Vec<Value> {
         cluster_role("kubeadm:get-nodes", &[rule(&[""], &["nodes"], &["get"])]),
         bind_group("yurt-hub", "yurt-hub", NODES),
         // Its rules are what pools share (`hubleaderrbac-controller`); a hub asks for it as its node.
-        bind_group(
-            "yurt-hub-multiplexer",
-            "yurt-hub-multiplexer",
-            "openyurt:multiplexer",
-        ),
-        bind_group("yurt-hub-multiplexer:nodes", "yurt-hub-multiplexer", NODES),
+        bind_group(MULTIPLEXER_ROLE, MULTIPLEXER_ROLE, MULTIPLEXER_GROUP),
+        bind_group("yurt-hub-multiplexer:nodes", MULTIPLEXER_ROLE, NODES),
         bind_group(
             "yurt-hub-bootstrap",
             "yurt-hub-bootstrap",
@@ -112,7 +108,7 @@ fn delegation() -> [Value; 4] {
     let (leases_in, secrets_in) = (Some("kube-node-lease"), Some("kube-system"));
     [
         role(leases_in, proxy, &[leases]),
-        bind(leases_in, proxy, proxy, ("User", LEASE_PROXY)),
+        bind(leases_in, proxy, proxy, ("User", LEASE_PROXY_USER)),
         role(secrets_in, reader, &[secret]),
         bind(secrets_in, reader, reader, ("Group", NODES)),
     ]

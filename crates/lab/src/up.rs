@@ -3,11 +3,12 @@
 use crate::{
     cluster::{Cluster, Config, LabError},
     control::{self, Answer, Command, ControlError, NodeStatus},
+    controllers::{self, Controllers},
     plan::{LightPool, Pools, light_count, light_nodes},
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio_util::sync::CancellationToken;
-use yurt_controlplane::{NodeMonitor, Selection, selection};
+use yurt_controlplane::NodeMonitor;
 
 /// How often hubs renew their nodes' leases by default.
 pub(crate) const HEARTBEAT_SECONDS: u32 = 10;
@@ -30,9 +31,9 @@ pub struct UpArgs {
     /// Port of the API server on 127.0.0.1 (0: the one used before, or any free one).
     #[arg(long, default_value_t = 0, value_name = "PORT")]
     pub port: u16,
-    /// Which native controllers run.
-    #[arg(long, default_value = "*", value_name = "NAME,-NAME,...", long_help = selection::HELP.as_str(), allow_hyphen_values = true)]
-    pub controllers: Selection,
+    /// Which controllers run: native ones, and the manager's.
+    #[arg(long, default_value = "*", value_name = "NAME,-NAME,...", long_help = controllers::HELP.as_str(), allow_hyphen_values = true)]
+    pub controllers: Controllers,
     /// Light nodes besides: no hub, no link, nothing to connect to; pods run there all the same. For clusters of thousands.
     #[arg(long, default_value = "0", value_name = "N", value_parser = light_count)]
     pub light_nodes: u32,

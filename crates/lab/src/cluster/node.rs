@@ -18,6 +18,7 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use yurt_api::names::labels;
 use yurt_pki::{Ca, KeyPairPem};
 
 /// One node of a running lab.
@@ -145,10 +146,10 @@ impl Cluster {
             KubeletConfig::new(&plan.name, &format!("http://{}:{PROXY_PORT}", plan.address));
         kubelet
             .labels
-            .push(("apps.openyurt.io/nodepool".into(), plan.pool.clone()));
+            .push((labels::NODE_POOL.into(), plan.pool.clone()));
         kubelet
             .labels
-            .push(("openyurt.io/is-edge-worker".into(), "true".into()));
+            .push((labels::EDGE_WORKER.into(), "true".into()));
         kubelet.address = IpAddr::V4(plan.address);
         let address = SocketAddr::from((plan.address, kubelet::PORT));
         let listener = tokio::net::TcpListener::bind(address).await;
