@@ -19,7 +19,7 @@ mod server;
 mod severable;
 mod stalling;
 
-pub use body::{Body, BoxError, CollectError, channel, chunks, collect, empty, full};
+pub use body::{Body, BoxError, CollectError, channel, chunks, collect, empty, full, next_joined};
 pub use client::{Client, ClientError, ClientOptions, ExchangeError, ResponseBody, exchange};
 pub use dial::{BoxStream, Destination, Dialer, Dialing, Stream, TcpDialer};
 pub use hop::{is_upgrade, strip_hop_by_hop};

@@ -32,8 +32,6 @@ const IDLE: Duration = Duration::from_secs(1);
 const RETRY_AFTER: u32 = 1;
 /// Largest frame: what a client has not taken can be given up, but for one frame in the hands of the connection.
 const FRAME: usize = 64 << 10;
-/// What is smaller is put together up to this: an HTTP/2 connection keeps 312 bytes for each frame that ever waited in it at one time.
-const GATHERED: usize = 16 << 10;
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -176,22 +174,13 @@ fn too_many() -> Box<Status> {
 
 /// Frames that keep nothing but themselves in memory.
 fn frames(parts: Vec<Bytes>) -> VecDeque<Bytes> {
-    let mut frames = VecDeque::new();
-    let mut gathered = Vec::new();
-    // Exactly as long as what is in it: that is what counts as held.
-    let exact = |gathered: &mut Vec<u8>| Bytes::from(std::mem::take(gathered).into_boxed_slice());
-    for part in parts {
-        if gathered.len() + part.len() > GATHERED && !gathered.is_empty() {
-            frames.push_back(exact(&mut gathered));
+    let mut frames = VecDeque::with_capacity(parts.len());
+    for part in parts.into_iter().filter(|part| !part.is_empty()) {
+        if part.len() > FRAME {
+            frames.extend(part.chunks(FRAME).map(Bytes::copy_from_slice));
+        } else {
+            frames.push_back(part);
         }
-        match part.len() {
-            ..=GATHERED => gathered.extend_from_slice(&part),
-            ..=FRAME => frames.push_back(part),
-            _ => frames.extend(part.chunks(FRAME).map(Bytes::copy_from_slice)),
-        }
-    }
-    if !gathered.is_empty() {
-        frames.push_back(exact(&mut gathered));
     }
     frames
 }
@@ -231,7 +220,7 @@ impl http_body::Body for Waiting {
             )));
         };
         held.taken = Instant::now();
-        let frame = held.parts.pop_front();
+        let frame = yurt_transport::next_joined(&mut held.parts);
         let size = frame.as_ref().map_or(0, Bytes::len);
         held.size -= size;
         let is_last = held.parts.is_empty();
@@ -286,23 +275,18 @@ mod tests {
         lists.shared.ledger().held
     }
 
-    #[test]
-    fn small_parts_are_put_together_and_large_ones_taken_apart() {
-        let lengths = [3, 0, 200, 9000, 9000, 1, 40_000, 150_000, 5, 16_384, 7];
-        let parts: Vec<Bytes> = (0_u8..)
-            .zip(lengths)
-            .map(|(n, length)| vec![n; length].into())
-            .collect();
-        let frames = frames(parts.clone());
-        assert_eq!(Vec::from(frames.clone()).concat(), parts.concat());
-        let sizes: Vec<usize> = frames.iter().map(Bytes::len).collect();
-        let cut = [65_536, 65_536, 18_928];
-        assert_eq!(sizes[..3], [9203, 9001, 40_000]);
-        assert_eq!((&sizes[3..6], &sizes[6..]), (&cut[..], &[5, 16_384, 7][..]));
-        // As a list of many small objects.
-        let many = super::frames(vec![Bytes::from_static(&[b'x'; 150]); 1000]);
-        assert_eq!(many.len(), 150_000_usize.div_ceil(GATHERED / 150 * 150));
-        assert!(super::frames(vec![Bytes::new(); 3]).is_empty());
+    #[tokio::test]
+    async fn many_small_parts_go_out_in_few_frames() {
+        let (lists, _) = lists();
+        let parts = vec![Bytes::from_static(&[b'x'; 150]); 1000];
+        let mut body = lists.admit(Response::new(parts)).await.unwrap();
+        let (mut frames, mut bytes) = (0, 0);
+        while let Some(frame) = body.body_mut().frame().await {
+            frames += 1;
+            bytes += frame.unwrap().into_data().unwrap().len();
+            assert_eq!(held(&lists), 150_000 - bytes);
+        }
+        assert_eq!((frames, bytes), (5, 150_000));
     }
 
     #[tokio::test(start_paused = true)]
