@@ -53,17 +53,14 @@ impl Stage {
     }
 
     /// [`Stage::of`] an API server that is told something.
-    pub async fn of_server(config: Config, start: impl FnOnce(&Arc<Context>)) -> Self {
+    pub async fn of_server(mut config: Config, start: impl FnOnce(&Arc<Context>)) -> Self {
         let shutdown = CancellationToken::new();
         let admin = User {
             name: "admin".into(),
             groups: vec!["system:masters".into(), "system:authenticated".into()],
             ..User::default()
         };
-        let config = Config {
-            tokens: vec![("admin".into(), admin)],
-            ..config
-        };
+        config.tokens.push(("admin".into(), admin));
         let api = ApiServer::start(config, shutdown.clone())
             .await
             .expect("API server");

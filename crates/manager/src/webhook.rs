@@ -12,6 +12,8 @@ mod endpoints;
 mod facts;
 mod fault;
 mod hooks;
+#[cfg(test)]
+mod hostile;
 mod metrics;
 mod node;
 mod nodepool;
@@ -44,8 +46,8 @@ use std::{
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 use yurt_api::names::objects::{
-    MANAGER_NAMESPACE, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS, WEBHOOK_CERTIFICATES,
-    WEBHOOK_SERVICE,
+    CONTROLLER_ACCOUNT_PREFIX, MANAGER_NAMESPACE, MUTATING_WEBHOOKS, VALIDATING_WEBHOOKS,
+    WEBHOOK_CERTIFICATES, WEBHOOK_SERVICE,
 };
 use yurt_controller::{policy::Rule, selection::Selection};
 use yurt_pki::PkiError;
@@ -129,7 +131,9 @@ impl Default for Options {
             terms: Terms::default(),
             controllers: Selection::default(),
             disabled: BTreeSet::new(),
-            conversion_account: "yurt-manager-yurt-node-conversion-controller".into(),
+            conversion_account: format!(
+                "{CONTROLLER_ACCOUNT_PREFIX}yurt-node-conversion-controller"
+            ),
             metrics: None,
         }
     }

@@ -39,6 +39,37 @@ fn a_change_through_an_old_version_keeps_the_leader_fields_of_a_pool() {
 }
 
 #[test]
+fn a_client_that_does_not_send_the_stash_back_resets_nothing() {
+    for version in ["v1beta1", "v1alpha1"] {
+        let mut anew = to(&pool(), version);
+        let kept = anew["metadata"].as_object_mut().unwrap();
+        kept.remove("annotations");
+        // In v1alpha1 the annotation is how the user says it.
+        if version == "v1alpha1" {
+            kept.insert(
+                "annotations".into(),
+                json!({"nodepool.openyurt.io/hostnetwork": "true"}),
+            );
+        }
+        anew["spec"]["labels"] = json!({"new": "label"});
+        let received = to(&anew, "v1beta2");
+        assert_ne!(received["spec"]["leaderReplicas"], 3, "it is lost");
+        let mut wanted = pool();
+        wanted["spec"]["labels"] = json!({"new": "label"});
+        let meant = restored(&pool(), received, &gv(version)).expect("converts");
+        assert_eq!(meant, wanted, "{version}");
+        // One that sends it back means the same.
+        let mut whole = to(&pool(), version);
+        whole["spec"]["labels"] = json!({"new": "label"});
+        let received = to(&whole, "v1beta2");
+        assert_eq!(
+            restored(&pool(), received, &gv(version)).expect("converts"),
+            wanted
+        );
+    }
+}
+
+#[test]
 fn a_host_network_is_said_by_field_or_annotation() {
     assert_eq!(to(&pool(), "v1beta1")["spec"]["hostNetwork"], true);
     let mut old = to(&pool(), "v1alpha1");

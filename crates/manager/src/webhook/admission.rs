@@ -57,7 +57,13 @@ pub(super) async fn decide(
             nodepool::deleted(&name, &nodes, more)
         }
         (Subject::NodePool, false) => nodepool::judged(old, &request.object),
-        (Subject::YurtAppSet, true) => Ok(Answer::of(yurtappset::completed(restored(request)?))),
+        (Subject::YurtAppSet, true) => {
+            let set = restored(request)?;
+            let written = request.written_as.as_ref();
+            let written =
+                written.and_then(|version| conversion::to_version(set.clone(), version).ok());
+            Ok(Answer::of(yurtappset::completed(set, written.as_ref())))
+        }
         (Subject::YurtAppDaemon, true) => Ok(Answer::of(yurtappdaemon::completed(new(), created))),
         (Subject::YurtStaticSet, true) => Ok(Answer::of(yurtstaticset::completed(new()))),
         (Subject::YurtAppOverrider, false) => overrider(request, facts).await,

@@ -17,7 +17,7 @@ use tokio::{
 use yurt_api::names::labels::NODE_POOL;
 use yurt_controller::{
     Collection, Context, Key, Objects,
-    collections::{NODE_POOLS, NODES, PODS},
+    collections::{NODE_POOLS, NODES, PODS, YURT_APP_DAEMONS, YURT_APP_OVERRIDERS, YURT_APP_SETS},
     condition,
     fields::{items, text},
     kube::{Kube, KubeError},
@@ -31,19 +31,6 @@ const NAMED: usize = 3;
 /// Pods of one Endpoints or EndpointSlice that are asked for, and how many at once.
 const PODS_ASKED: usize = 1000;
 const AT_ONCE: usize = 32;
-
-const OVERRIDERS: Collection = Collection::namespaced(
-    "apps.openyurt.io/v1alpha1",
-    "yurtappoverriders",
-    "YurtAppOverrider",
-);
-const SETS: Collection =
-    Collection::namespaced("apps.openyurt.io/v1beta1", "yurtappsets", "YurtAppSet");
-const DAEMONS: Collection = Collection::namespaced(
-    "apps.openyurt.io/v1alpha1",
-    "yurtappdaemons",
-    "YurtAppDaemon",
-);
 
 /// A question that was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +111,7 @@ impl Facts {
 
     /// The YurtAppOverriders of a namespace.
     pub(super) async fn overriders(&self, namespace: &str) -> Result<Vec<Value>, Unanswered> {
-        let list = self.ask(&OVERRIDERS.path(namespace)).await?;
+        let list = self.ask(&YURT_APP_OVERRIDERS.path(namespace)).await?;
         Ok(items(&list["items"]).cloned().collect())
     }
 
@@ -136,8 +123,8 @@ impl Facts {
         name: &str,
     ) -> Result<bool, Unanswered> {
         let collection = match kind {
-            "YurtAppSet" => &SETS,
-            "YurtAppDaemon" => &DAEMONS,
+            "YurtAppSet" => &YURT_APP_SETS,
+            "YurtAppDaemon" => &YURT_APP_DAEMONS,
             _ => return Ok(false),
         };
         if name.is_empty() {

@@ -155,7 +155,7 @@ impl Hook {
         let (policy, patience) = if self.ignores_failures() {
             ("Ignore", 3)
         } else {
-            ("Fail", 10)
+            ("Fail", 5)
         };
         let mut entry = json!({
             "name": self.name, "clientConfig": client, "failurePolicy": policy, "timeoutSeconds": patience,

@@ -22,8 +22,12 @@ use yurt_api::{
         taints,
     },
 };
-use yurt_apiserver::{Config, ServiceResolver};
-use yurt_controller::{collections::CRDS, kube::KubeError};
+use yurt_apiserver::{Config, ServiceResolver, authn::User};
+use yurt_controller::{
+    collections::CRDS,
+    kube::{Kube, KubeError},
+    policy::Rule,
+};
 use yurt_controlplane::stage::Stage;
 
 const POOLS: &str = "/apis/apps.openyurt.io/v1beta2/nodepools";
@@ -35,6 +39,33 @@ const DAY: i64 = 24 * 3600;
 struct Manager {
     webhooks: Webhooks,
     _shutdown: DropGuard,
+}
+
+/// Lets the user `hooks` do what the webhooks say that they need, and no more.
+async fn permit(stage: &Stage) {
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let rules = |rules: &[Rule]| rules.iter().map(Rule::to_json).collect::<Value>();
+    let subject =
+        json!([{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "hooks"}]);
+    for (prefix, path, namespace, rules) in [
+        ("Cluster", rbac.to_owned(), Value::Null, rules(super::RULES)),
+        (
+            "",
+            format!("{rbac}/namespaces/kube-system"),
+            "kube-system".into(),
+            rules(super::NAMESPACED_RULES),
+        ),
+    ] {
+        let kind = format!("{prefix}Role");
+        let plural = format!("{}s", kind.to_lowercase());
+        let metadata = json!({"name": "hooks", "namespace": namespace});
+        let role = json!({"metadata": metadata, "rules": rules});
+        stage.create(&format!("{path}/{plural}"), role).await;
+        let binding = json!({"metadata": metadata, "subjects": subject,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": "hooks"}});
+        let plural = plural.replace("roles", "rolebindings");
+        stage.create(&format!("{path}/{plural}"), binding).await;
+    }
 }
 
 /// An API server with OpenYurt's definitions as they are shipped.
@@ -56,9 +87,14 @@ impl Scene {
                 let known = *resolve.lock().expect("no panic");
                 Some(known.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 1))))
             })),
+            tokens: vec![(
+                "hooks".into(),
+                User::new("hooks", &["system:authenticated"]),
+            )],
             ..Config::default()
         };
         let stage = Stage::of_server(config, |_| {}).await;
+        permit(&stage).await;
         for definition in crd::DEFINITIONS {
             let rendered = definition.render(&crd::Conversion::default());
             stage.create(&CRDS.path(""), rendered).await;
@@ -86,7 +122,10 @@ impl Scene {
             ..options
         };
         let shutdown = CancellationToken::new();
-        let context = Context::new(self.stage.kube.clone(), shutdown.clone());
+        // Caches are the manager's; what webhooks ask and write, they do as themselves.
+        let call = self.stage.api().in_process().into_call();
+        let own = Kube::in_process(call, "hooks", Duration::from_secs(30));
+        let context = Context::new(self.stage.kube.clone(), shutdown.clone()).writing_as(own);
         let ahead = self.ahead.clone();
         let clock: Clock =
             Arc::new(move || Timestamp::now().as_second() + ahead.load(Ordering::Relaxed));
@@ -624,4 +663,85 @@ async fn without_a_manager_nodes_pods_and_endpoints_are_written() {
         .refused(POOLS, &json!({"apiVersion": "apps.openyurt.io/v1beta2", "kind": "NodePool", "metadata": {"name": "a"}}))
         .await;
     assert!(why.contains("failed calling webhook"), "{why}");
+}
+
+/// Sends something to a manager, as an API server would; the code and the text of the answer.
+async fn send(manager: &Manager, method: &str, path: &str, body: String) -> (u16, String) {
+    let bundle = manager
+        .webhooks
+        .certificate
+        .borrow()
+        .clone()
+        .expect("ready");
+    let tls = yurt_pki::client_config(&bundle.authorities, None, &["http/1.1"]).expect("TLS");
+    let name = "yurt-manager-webhook-service.kube-system.svc:443";
+    let options = yurt_transport::ClientOptions::default();
+    let client = yurt_transport::Client::at(name, manager.webhooks.address(), Some(tls), options);
+    let request = http::Request::builder()
+        .method(method)
+        .uri(path)
+        .body(yurt_transport::full(body))
+        .expect("a request");
+    let patience = Duration::from_secs(20);
+    let response = client.send(request, patience).await.expect("an answer");
+    let code = response.status().as_u16();
+    let body = yurt_transport::collect(response.into_body(), 1 << 20)
+        .await
+        .expect("a body");
+    (code, String::from_utf8(body.to_vec()).expect("text"))
+}
+
+#[tokio::test]
+async fn what_is_no_review_gets_a_code_and_reviews_are_counted() {
+    let scene = Scene::start().await;
+    let metrics = yurt_telemetry::Metrics::new("yurt-manager");
+    let options = Options {
+        metrics: Some(metrics.clone()),
+        ..Options::default()
+    };
+    let manager = scene.served(options).await;
+    let pods = "/mutate-core-openyurt-io-v1-pod";
+    let review = |version: &str| {
+        json!({"apiVersion": format!("admission.k8s.io/{version}"), "kind": "AdmissionReview",
+        "request": {"uid": "u", "operation": "CREATE", "object": {"metadata": {}}}})
+    };
+    for (method, path, body, code) in [
+        ("POST", "/", String::new(), 404),
+        (
+            "POST",
+            "/mutate-core-openyurt-io-v1-secret",
+            String::new(),
+            404,
+        ),
+        ("GET", pods, String::new(), 405),
+        ("POST", pods, String::new(), 400),
+        ("POST", pods, "{}".into(), 400),
+        ("POST", pods, "[".repeat(100_000), 400),
+        ("POST", pods, review("v2").to_string(), 400),
+        ("POST", "/convert", "{}".into(), 400),
+        ("POST", pods, " ".repeat((16 << 20) + 1), 413),
+        ("POST", pods, review("v1").to_string(), 200),
+        ("POST", pods, review("v1beta1").to_string(), 200),
+    ] {
+        let (answered, text) = send(&manager, method, path, body).await;
+        assert_eq!(answered, code, "{method} {path}: {text}");
+        if code == 200 {
+            let answer: Value = serde_json::from_str(&text).expect("JSON");
+            assert_eq!(answer["response"], json!({"uid": "u", "allowed": true}));
+        }
+    }
+    let (shown, _) = metrics.render();
+    for line in [
+        format!("controller_runtime_webhook_requests_total{{webhook=\"{pods}\",code=\"200\"}} 2"),
+        format!("controller_runtime_webhook_requests_total{{webhook=\"{pods}\",code=\"413\"}} 1"),
+        format!("controller_runtime_webhook_latency_seconds_count{{webhook=\"{pods}\"}} "),
+        "controller_runtime_webhook_requests_in_flight 0".into(),
+        "webhook_certificate_expiration_timestamp_seconds ".into(),
+    ] {
+        assert!(shown.contains(&line), "{line} is missing in\n{shown}");
+    }
+    assert!(
+        !shown.contains("webhook=\"/\""),
+        "a label for what anybody asks"
+    );
 }

@@ -5,9 +5,13 @@ use super::{
     review::{Answer, Denial},
     workload, yurtappset,
 };
+use crate::yurtappset::render::Owner;
 use serde_json::{Value, json};
 use yurt_api::apps::yurtappdaemon::YurtAppDaemonSpec;
-use yurt_controller::fields::{labels, text};
+use yurt_controller::{
+    collections::YURT_APP_DAEMONS,
+    fields::{labels, text},
+};
 
 /// What is made of a daemon that somebody writes: its template selects what the daemon selects.
 pub(super) fn completed(mut daemon: Value, created: bool) -> Value {
@@ -90,8 +94,12 @@ fn findings(daemon: &Value) -> Findings {
                 template.spec = json!({});
             }
             template.spec["selector"] = daemon["spec"]["selector"].clone();
-            let base = yurtappset::rendered(kind, &template, &text(&daemon["metadata"]["name"]));
-            workload::workload(kind, &base, at, &mut found);
+            let labels = labels(&daemon["spec"]["selector"]["matchLabels"]);
+            let owner = Owner::of(&YURT_APP_DAEMONS, daemon, Some(labels));
+            match yurtappset::rendered(&owner, kind, &template, &[]) {
+                Ok(base) => workload::workload(kind, &base, at, &mut found),
+                Err(why) => found.fault(at, why),
+            }
         }
         None => {}
     }
@@ -145,7 +153,6 @@ mod tests {
                 json!([]),
                 "containers",
             ),
-            ("/metadata/name", json!("a".repeat(60)), "metadata.name"),
         ] {
             let mut wrong = daemon();
             *wrong.pointer_mut(pointer).expect(pointer) = value;

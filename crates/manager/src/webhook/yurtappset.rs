@@ -5,27 +5,44 @@ use super::{
     review::{Answer, Denial},
     workload,
 };
-use serde_json::{Value, json};
-use yurt_api::{
-    apps::{
-        workload::{Template, WorkloadTemplate},
-        yurtappset::{Patch, Tweaks, WorkloadTweak, YurtAppSetSpec},
-    },
-    names::labels,
+use crate::yurtappset::{
+    pools::{Pool, Tweak},
+    render::{Blueprint, LONGEST_LABEL, Owner},
 };
-use yurt_controller::fields::{items, text};
-use yurt_wire::patch::json_patch;
+use serde_json::{Value, json};
+use yurt_api::apps::{
+    workload::{Template, WorkloadTemplate},
+    yurtappset::{Patch, WorkloadTweak, YurtAppSetSpec},
+};
+use yurt_controller::{
+    collections::YURT_APP_SETS,
+    fields::items,
+};
 
-/// A set is named in a label of its workloads, and its revisions (`NAME-HASH`) in another.
-const LONGEST_NAME: usize = 52;
-/// What stands for a pool where its name is needed.
+/// The pool for which workloads are rendered to look at them.
 const POOL: &str = "pool";
-const TOKEN: &str = "{{nodepool-name}}";
+const KINDS: [(&str, &str); 2] = [
+    ("Deployment", "deploymentTemplate"),
+    ("StatefulSet", "statefulSetTemplate"),
+];
 
-/// What is made of a set that somebody writes.
-pub(super) fn completed(mut set: Value) -> Value {
+/// What is made of a set that somebody writes. `written` is the set in the older version that it was written in, if it was: there
+/// the selector is beside the template.
+pub(super) fn completed(mut set: Value, written: Option<&Value>) -> Value {
     if set["spec"].is_object() && set["spec"]["revisionHistoryLimit"].is_null() {
         set["spec"]["revisionHistoryLimit"] = 10.into();
+    }
+    let selector = written.map(|written| &written["spec"]["selector"]);
+    if let Some(selector) = selector.filter(|selector| selector.is_object()) {
+        for (_, field) in KINDS {
+            let spec = format!("/spec/workload/workloadTemplate/{field}/spec");
+            if let Some(Value::Object(spec)) = set.pointer_mut(&spec) {
+                let own = spec.entry("selector").or_insert(Value::Null);
+                if own.is_null() {
+                    *own = selector.clone();
+                }
+            }
+        }
     }
     set
 }
@@ -34,27 +51,23 @@ pub(super) fn completed(mut set: Value) -> Value {
 pub(super) fn judged(old: Option<&Value>, new: &Value) -> Result<Answer, Denial> {
     let mut found = findings(new);
     let template = |set: &Value| set["spec"]["workload"]["workloadTemplate"].clone();
-    match old {
-        None => name(&text(&new["metadata"]["name"]), &mut found),
-        Some(old) => unchanged(
+    if let Some(old) = old {
+        unchanged(
             &template(old),
             &template(new),
             "spec.workload.workloadTemplate",
             &mut found,
-        ),
+        );
     }
     found.verdict(old.map(findings))
 }
 
-/// The name of a set that renders workloads per pool.
+/// What is told of the name of a set that renders workloads per pool.
 pub(super) fn name(name: &str, found: &mut Findings) {
-    if name.len() > LONGEST_NAME {
-        found.fault(
-            "metadata.name",
-            format!(
-                "must be no more than {LONGEST_NAME} characters: with the hash of a revision it is a label of the workloads, which has 63 at most"
-            ),
-        );
+    if name.len() > LONGEST_LABEL {
+        found.warning(format!(
+            "metadata.name has more than the {LONGEST_LABEL} characters of a label: workloads refer to it by a shortened one"
+        ));
     }
 }
 
@@ -84,11 +97,8 @@ pub(super) fn unchanged(old: &Value, new: &Value, at: &str, found: &mut Findings
 }
 
 fn field_of(kind: &str) -> &'static str {
-    if kind == "Deployment" {
-        "deploymentTemplate"
-    } else {
-        "statefulSetTemplate"
-    }
+    let known = KINDS.iter().find(|(known, _)| *known == kind);
+    known.map_or("", |(_, field)| *field)
 }
 
 /// The one template, or what is wrong with it.
@@ -107,88 +117,46 @@ pub(super) fn only<'t>(
     only
 }
 
-/// The workload of a pool before any tweak, with what controllers add to it.
-pub(super) fn rendered(kind: &str, template: &Template, set: &str) -> Value {
-    let mut workload = json!({"apiVersion": "apps/v1", "kind": kind,
-        "metadata": template.metadata, "spec": template.spec});
-    if !workload["metadata"].is_object() {
-        workload["metadata"] = json!({});
-    }
-    workload["metadata"]["name"] = format!("{set}-{POOL}").into();
-    for path in [
-        &["metadata", "annotations"][..],
-        &["metadata", "labels"],
-        &["spec", "selector", "matchLabels"],
-        &["spec", "template", "metadata", "labels"],
-        &["spec", "template", "spec", "nodeSelector"],
-    ] {
-        let mut at = Some(&mut workload);
-        for field in path {
-            at = at.and_then(Value::as_object_mut).map(|object| {
-                let value = object.entry(*field).or_insert(Value::Null);
-                if value.is_null() {
-                    *value = json!({});
-                }
-                value
-            });
-        }
-        let Some(Value::Object(map)) = at else {
-            continue;
-        };
-        match path {
-            [.., "nodeSelector"] => map.insert(labels::NODE_POOL.into(), POOL.into()),
-            [.., "annotations"] => None,
-            _ => map.insert(labels::WORKLOAD_POOL.into(), POOL.into()),
-        };
-    }
-    workload
-}
-
-/// A value with the name of the pool in it.
-fn filled(value: &Value) -> Value {
-    match value {
-        Value::String(text) => text.replace(TOKEN, POOL).into(),
-        Value::Array(values) => values.iter().map(filled).collect(),
-        Value::Object(fields) => {
-            let fields = fields
-                .iter()
-                .map(|(name, value)| (name.clone(), filled(value)));
-            Value::Object(fields.collect())
-        }
-        other => other.clone(),
-    }
-}
-
-/// Replicas and images.
-fn tweak(workload: &mut Value, tweaks: &Tweaks) {
-    if let (Some(replicas), Some(spec)) = (tweaks.replicas, workload["spec"].as_object_mut()) {
-        spec.insert("replicas".into(), replicas.into());
-    }
-    let Some(pods) = workload.pointer_mut("/spec/template/spec") else {
-        return;
+/// The workload of a pool with these tweaks, as the controller renders it.
+pub(super) fn rendered(
+    owner: &Owner,
+    kind: &'static str,
+    template: &Template,
+    tweaks: &[WorkloadTweak],
+) -> Result<Value, String> {
+    let aimed = |tweak: &WorkloadTweak| WorkloadTweak {
+        nodepool_selector: None,
+        pools: vec![POOL.into()],
+        tweaks: tweak.tweaks.clone(),
     };
-    for kind in ["containers", "initContainers"] {
-        let containers = pods.get_mut(kind).and_then(Value::as_array_mut);
-        for container in containers.into_iter().flatten() {
-            let image = tweaks
-                .container_images
-                .iter()
-                .rev()
-                .find(|image| container["name"] == image.name.as_str());
-            if let (Some(image), Some(container)) = (image, container.as_object_mut()) {
-                container.insert("image".into(), image.target_image.as_str().into());
-            }
-        }
+    let aimed: Vec<WorkloadTweak> = tweaks.iter().map(aimed).collect();
+    let blueprint = Blueprint {
+        owner,
+        kind,
+        template,
+        tweaks: Tweak::all(&aimed).map_err(|error| error.to_string())?,
+    };
+    let pool = Pool {
+        name: POOL.into(),
+        ..Pool::default()
+    };
+    let rendered = blueprint
+        .render(&pool, POOL, None)
+        .map_err(|error| error.to_string())?;
+    let mut workload = rendered.object;
+    workload["metadata"]["name"] = format!("{}-{POOL}", owner.name).into();
+    if let Some(replicas) = rendered.replicas {
+        workload["spec"]["replicas"] = replicas.into();
     }
+    Ok(workload)
 }
 
-/// Applies a patch; otherwise what is wrong with it.
-fn patch(workload: &mut Value, patch: &Patch) -> Result<(), String> {
-    let mut operation = json!({"op": patch.operation, "path": patch.path});
-    if patch.operation != "remove" {
-        operation["value"] = filled(&patch.value);
+/// A number of pods.
+fn replicas(said: &Value, at: &str, found: &mut Findings) {
+    let good = |n: i64| (0..=i64::from(i32::MAX)).contains(&n);
+    if !said.is_null() && !said.as_i64().is_some_and(good) {
+        found.fault(at, format!("{said} is no number of pods"));
     }
-    json_patch(workload, &json!([operation])).map_err(|error| error.to_string())
 }
 
 fn findings(set: &Value) -> Findings {
@@ -213,21 +181,20 @@ fn findings(set: &Value) -> Findings {
     let Some((kind, template)) = only(&spec.workload.workload_template, at, &mut found) else {
         return found;
     };
-    let base = rendered(kind, template, &text(&set["metadata"]["name"]));
     let before = found.faults.len();
-    let selector = &template.spec["selector"];
-    let selects = |field: &str| match &selector[field] {
-        Value::Object(labels) => !labels.is_empty(),
-        Value::Array(expressions) => !expressions.is_empty(),
-        _ => false,
-    };
-    if !selects("matchLabels") && !selects("matchExpressions") {
-        found.fault(
-            format!("{at}.{}.spec.selector", field_of(kind)),
-            "is needed: without one the workloads of all sets in a pool would take each other's pods",
-        );
+    let at = format!("{at}.{}", field_of(kind));
+    let owner = Owner::of(&YURT_APP_SETS, set, None);
+    name(&owner.name, &mut found);
+    selects(&template.spec["selector"], &at, &mut found);
+    replicas(
+        &template.spec["replicas"],
+        &format!("{at}.spec.replicas"),
+        &mut found,
+    );
+    match rendered(&owner, kind, template, &[]) {
+        Ok(base) => workload::workload(kind, &base, &at, &mut found),
+        Err(why) => found.fault(&at, why),
     }
-    workload::workload(kind, &base, &format!("{at}.{}", field_of(kind)), &mut found);
     let template_is_good = found.faults.len() == before;
     let raw = &set["spec"]["workload"]["workloadTweaks"];
     for (i, said) in spec.workload.workload_tweaks.iter().enumerate() {
@@ -241,12 +208,38 @@ fn findings(set: &Value) -> Findings {
             ));
         }
         pool_names(&said.pools, &format!("{at}.pools"), &mut found);
-        images(&base, said, &at, &mut found);
+        images(&template.spec, said, &at, &mut found);
+        if template_is_good {
+            let upto = &spec.workload.workload_tweaks[..=i];
+            tweaked(
+                &owner,
+                kind,
+                template,
+                upto,
+                &format!("{at}.tweaks"),
+                &mut found,
+            );
+        }
     }
-    if template_is_good {
-        tweaked(kind, &base, &spec.workload.workload_tweaks, &mut found);
+    if let Some(rollout) = &spec.rollout {
+        pool_names(&rollout.order, "spec.rollout.order", &mut found);
     }
     found
+}
+
+/// A selector that selects by something.
+fn selects(selector: &Value, at: &str, found: &mut Findings) {
+    let some = |field: &str| match &selector[field] {
+        Value::Object(labels) => !labels.is_empty(),
+        Value::Array(expressions) => !expressions.is_empty(),
+        _ => false,
+    };
+    if !some("matchLabels") && !some("matchExpressions") {
+        found.fault(
+            format!("{at}.spec.selector"),
+            "is needed: without one the workloads of all sets in a pool would take each other's pods",
+        );
+    }
 }
 
 fn pool_names(pools: &[String], at: &str, found: &mut Findings) {
@@ -260,8 +253,8 @@ fn pool_names(pools: &[String], at: &str, found: &mut Findings) {
     }
 }
 
-fn images(base: &Value, tweak: &WorkloadTweak, at: &str, found: &mut Findings) {
-    let pods = &base["spec"]["template"]["spec"];
+fn images(spec: &Value, tweak: &WorkloadTweak, at: &str, found: &mut Findings) {
+    let pods = &spec["template"]["spec"];
     let named = |name: &str| {
         ["containers", "initContainers"]
             .iter()
@@ -281,62 +274,43 @@ fn images(base: &Value, tweak: &WorkloadTweak, at: &str, found: &mut Findings) {
     }
 }
 
-/// Looks at what each tweak makes of the workload, alone and after those before it: whether both of two meet in a pool depends on
-/// the pools, so a patch is only wrong if it applies in neither case.
-fn tweaked(kind: &str, base: &Value, tweaks: &[WorkloadTweak], found: &mut Findings) {
-    let mut together = base.clone();
-    for said in tweaks {
-        tweak(&mut together, &said.tweaks);
-    }
-    for (i, said) in tweaks.iter().enumerate() {
-        let at = format!("spec.workload.workloadTweaks[{i}].tweaks");
-        if said.tweaks.replicas.is_some_and(|replicas| replicas < 0) {
-            found.fault(format!("{at}.replicas"), "must not be negative");
-            continue;
+/// Looks at what the last of these tweaks makes of the workload, alone and after those before it: whether two of them meet in a
+/// pool depends on the pools, so one is only wrong if it does not apply in either case.
+fn tweaked(
+    owner: &Owner,
+    kind: &'static str,
+    template: &Template,
+    tweaks: &[WorkloadTweak],
+    at: &str,
+    found: &mut Findings,
+) {
+    let [.., last] = tweaks else {
+        return;
+    };
+    replicas(
+        &json!(last.tweaks.replicas),
+        &format!("{at}.replicas"),
+        found,
+    );
+    for (i, Patch { path, value, .. }) in last.tweaks.patches.iter().enumerate() {
+        if path == "/spec/replicas" {
+            replicas(value, &format!("{at}.patches[{i}].value"), found);
         }
-        let mut alone = base.clone();
-        tweak(&mut alone, &said.tweaks);
-        let mut applied = [true, true];
-        for (j, operation) in said.tweaks.patches.iter().enumerate() {
-            let outcomes = [
-                patch(&mut alone, operation),
-                patch(&mut together, operation),
-            ];
-            if let [Err(why), Err(_)] = &outcomes {
+    }
+    let alone = rendered(owner, kind, template, std::slice::from_ref(last));
+    match alone.or_else(|why| rendered(owner, kind, template, tweaks).map_err(|_| why)) {
+        Ok(workload) => {
+            let base = rendered(owner, kind, template, &[]);
+            if base.is_ok_and(|base| base["spec"]["selector"] != workload["spec"]["selector"]) {
                 found.fault(
-                    format!("{at}.patches[{j}]"),
-                    format!(
-                        "{} {} does not apply: {why}",
-                        operation.operation, operation.path
-                    ),
+                    at,
+                    "changes the selector, which tells the pods of this set from others",
                 );
             }
-            for (applied, outcome) in applied.iter_mut().zip(&outcomes) {
-                *applied &= outcome.is_ok();
-            }
+            let at = format!("{at} makes a workload whose");
+            workload::workload(kind, &workload, &at, found);
         }
-        let result = match applied {
-            [true, _] => &alone,
-            [false, true] => &together,
-            [false, false] => continue,
-        };
-        let mut after = Findings::default();
-        workload::workload(
-            kind,
-            result,
-            &format!("{at} makes a workload whose"),
-            &mut after,
-        );
-        found.faults.extend(after.faults);
-        let labels = &result["spec"]["template"]["metadata"]["labels"];
-        if labels[labels::WORKLOAD_POOL] != POOL
-            || result["spec"]["selector"] != base["spec"]["selector"]
-        {
-            found.fault(
-                at,
-                "changes the selector, or the label of the template that tells the pods of one pool from another's",
-            );
-        }
+        Err(why) => found.fault(at, why),
     }
 }
 

@@ -158,3 +158,73 @@ fn what_is_of_no_use_is_made_anew_at_once() {
     assert_eq!(count(&next.authorities), 2);
     assert!(serves(&next, now()));
 }
+
+/// A bundle as OpenYurt's manager makes it: RSA, PKCS#1, twenty years.
+fn openyurts() -> Bundle {
+    let text = str::to_owned;
+    Bundle {
+        authorities: text(include_str!("openyurt/ca-cert.pem")),
+        authority_key: text(include_str!("openyurt/ca-key.pem")),
+        own: KeyPairPem {
+            cert: text(include_str!("openyurt/cert.pem")),
+            key: text(include_str!("openyurt/key.pem")),
+        },
+    }
+}
+
+#[test]
+fn what_openyurt_made_is_taken_over() {
+    // The time of the fixture, whatever the clock says.
+    let at = Span::of(&openyurts().own.cert).expect("a span").from + DAY;
+    assert!(serves(&openyurts(), at));
+    assert_eq!(after(Some(&openyurts()), at), None);
+    // Its CA signs the next, when it is time: half a year before the end.
+    assert_eq!(after(Some(&openyurts()), at + 7000 * DAY), None);
+    let next = after(Some(&openyurts()), at + 7200 * DAY).expect("another certificate");
+    assert_eq!(next.authorities, openyurts().authorities);
+    assert!(serves(&next, now()));
+    // In another namespace it is of no use, but its CA is.
+    let options = Options {
+        namespace: "edge".into(),
+        ..Options::default()
+    };
+    let next = renewed(Some(&openyurts()), &Names::of(&options), &terms(), at)
+        .expect("no failure")
+        .expect("another certificate");
+    assert_eq!(next.authorities, openyurts().authorities);
+    assert_ne!(next.own.cert, openyurts().own.cert);
+}
+
+#[tokio::test]
+async fn a_directory_keeps_what_only_we_may_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let root = std::env::temp_dir().join(format!("yurt-certificates-{}", fastrand::u64(..)));
+    let store = || Store::Directory(root.join("certs"));
+    let clock: Clock = Arc::new(now);
+    let keeper = Keeper::new(store(), names(), terms(), clock.clone()).expect("a keeper");
+    keeper.tend().await.expect("made");
+    let made = keeper.bundle().borrow().clone().expect("served");
+    for name in [
+        "ca-key.pem",
+        "ca-cert.pem",
+        "tls.key",
+        "key.pem",
+        "tls.crt",
+        "cert.pem",
+    ] {
+        let mode = std::fs::metadata(root.join("certs").join(name))
+            .expect(name)
+            .permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600, "{name}");
+    }
+    let again = Keeper::new(store(), names(), terms(), clock).expect("a keeper");
+    again.tend().await.expect("read");
+    assert_eq!(again.bundle().borrow().clone().expect("served"), made);
+    // Half of it is lost.
+    for name in ["tls.key", "key.pem"] {
+        std::fs::remove_file(root.join("certs").join(name)).expect(name);
+    }
+    again.tend().await.expect("made anew");
+    assert_ne!(again.bundle().borrow().clone().expect("served"), made);
+    std::fs::remove_dir_all(root).expect("removed");
+}

@@ -31,9 +31,9 @@ const TWEAK: &str = "/spec/workload/workloadTweaks/0";
 fn a_documented_set_is_good() {
     assert_eq!(judged(None, &set()), Ok(Answer::default()));
     assert_eq!(judged(Some(&set()), &set()), Ok(Answer::default()));
-    assert_eq!(completed(set())["spec"]["revisionHistoryLimit"], 10);
+    assert_eq!(completed(set(), None)["spec"]["revisionHistoryLimit"], 10);
     let own = with("/spec/revisionHistoryLimit", json!(3));
-    assert_eq!(completed(own.clone()), own);
+    assert_eq!(completed(own.clone(), None), own);
 }
 
 #[test]
@@ -102,17 +102,17 @@ fn what_pools_would_get_is_checked() {
                 "/spec/template/spec/containers/7/image",
                 json!("x"),
             ),
-            "does not apply",
+            "patch ",
         ),
         (
             patches.clone(),
             patch("remove", "/spec/nothing", Value::Null),
-            "does not apply",
+            "patch ",
         ),
         (
             patches.clone(),
             patch("add", "no pointer", json!(1)),
-            "patches[0]",
+            "patch add no pointer",
         ),
         (
             patches.clone(),
@@ -133,18 +133,25 @@ fn what_pools_would_get_is_checked() {
             patch(
                 "replace",
                 "/spec/template/metadata/labels",
-                json!({"app": "web"}),
+                json!({"app": "other"}),
             ),
-            "selector",
+            "does not match",
         ),
         (
             patches.clone(),
-            patch(
-                "replace",
-                "/spec/selector/matchLabels",
-                json!({"app": "web"}),
-            ),
+            patch("replace", "/spec/selector/matchLabels", json!({})),
             "changes the selector",
+        ),
+        (
+            patches.clone(),
+            patch("replace", "/spec/replicas", json!("five")),
+            "patches[0].value: \"five\" is no number of pods",
+        ),
+        (format!("{spec}/replicas"), json!(-2), "replicas: -2 is no"),
+        (
+            "/spec/rollout".into(),
+            json!({"order": ["a", "B"]}),
+            "spec.rollout.order[1]",
         ),
     ];
     for (pointer, value, why) in wrong {
@@ -183,10 +190,9 @@ fn a_patch_may_build_on_the_one_before() {
 
 #[test]
 fn names_and_kinds_and_selectors() {
-    let long = with("/metadata/name", json!("a".repeat(53)));
-    assert!(judged(None, &long).is_err());
-    assert!(judged(Some(&long), &long).is_ok(), "it is there already");
-    assert!(judged(None, &with("/metadata/name", json!("a".repeat(52)))).is_ok());
+    let long = with("/metadata/name", json!("a".repeat(64)));
+    let warned = judged(None, &long).expect("allowed").warnings;
+    assert!(warned[0].contains("shortened"), "{warned:?}");
     let template = set().pointer(TEMPLATE).expect("there").clone();
     let other = with(
         TEMPLATE,
@@ -224,4 +230,24 @@ fn what_has_no_effect_is_told() {
     let mut nowhere = with("/spec/pools", json!([]));
     nowhere["spec"]["nodepoolSelector"] = Value::Null;
     assert!(warned(&nowhere).contains("no pool gets the workload"));
+}
+
+#[test]
+fn an_older_set_selects_beside_its_template() {
+    let mut bare = set();
+    let spec = format!("{TEMPLATE}/deploymentTemplate/spec");
+    bare.pointer_mut(&spec)
+        .and_then(Value::as_object_mut)
+        .expect("a spec")
+        .remove("selector");
+    assert!(judged(None, &completed(bare.clone(), None)).is_err());
+    let written = json!({"spec": {"selector": {"matchLabels": {"app": "web"}}}});
+    let made = completed(bare, Some(&written));
+    assert_eq!(
+        made.pointer(&spec).expect("a spec")["selector"],
+        written["spec"]["selector"]
+    );
+    assert_eq!(judged(None, &made), Ok(Answer::default()));
+    let other = json!({"spec": {"selector": {"matchLabels": {"app": "other"}}}});
+    assert_eq!(completed(made.clone(), Some(&other)), made, "its own stays");
 }
