@@ -161,7 +161,10 @@ impl Engine {
         let choice = match Choice::of(spec) {
             Ok(choice) => choice,
             Err(bad) => {
-                report.fault = Some(("InvalidSelector", format!("{bad}; its workloads stay as they are")));
+                report.fault = Some((
+                    "InvalidSelector",
+                    format!("{bad}; its workloads stay as they are"),
+                ));
                 return Ok(Next::Done);
             }
         };
@@ -196,11 +199,17 @@ impl Engine {
         };
         let target = good.as_ref().unwrap_or(&history.current).clone();
         let target = revision::name(&target);
-        let template = workload.workload_template.only().map_or(template, |(_, t)| t);
+        let template = workload
+            .workload_template
+            .only()
+            .map_or(template, |(_, t)| t);
         let tweaks = match Tweak::all(workload.workload_tweaks.iter().chain(&overrides)) {
             Ok(tweaks) => tweaks,
             Err(bad) => {
-                report.fault = Some(("InvalidSelector", format!("{bad}; its workloads stay as they are")));
+                report.fault = Some((
+                    "InvalidSelector",
+                    format!("{bad}; its workloads stay as they are"),
+                ));
                 return Ok(Next::Done);
             }
         };
@@ -230,14 +239,17 @@ impl Engine {
             .collect();
 
         let now = Timestamp::now();
+        let told = &subject.object["status"];
         let differences: Vec<Difference> = places
             .iter()
-            .map(|place| place.difference(|child, rendered| self.writer.is_settled(child, rendered)))
+            .map(|place| {
+                place.difference(|child, rendered| self.writer.is_settled(child, rendered))
+            })
             .collect();
         let stages: BTreeMap<&str, _> = pools
             .iter()
             .zip(places.iter().zip(&differences))
-            .map(|(pool, (place, difference))| (&*pool.name, place.stage(*difference, target)))
+            .map(|(pool, (place, difference))| (&*pool.name, place.stage(*difference, told)))
             .collect();
         // What goes back goes back at once.
         let rollout = spec.rollout.as_ref().filter(|_| good.is_none());
@@ -252,7 +264,10 @@ impl Engine {
         let mut troubles = Troubles::default();
         let deleted = self.writer.delete(context, &going).await;
         tell_deleted(subject, context, &going, &deleted, report, &mut troubles);
-        let done = self.writer.write(context, kind, owner, &places, &acts, target, now).await;
+        let done = self
+            .writer
+            .write(context, kind, owner, &places, &acts, target, now)
+            .await;
         let mut created = 0;
         let mut updated = 0;
         for (((place, act), difference), done) in
@@ -293,17 +308,29 @@ impl Engine {
                 *difference,
                 trouble,
                 turn.held.as_ref(),
+                told,
             ));
         }
         for (count, what) in [(created, "CreateWorkload"), (updated, "UpdateWorkload")] {
             if count > 0 {
                 let verb = what.trim_end_matches("Workload");
-                subject.event(context, &format!("Successful {what}"), &format!("{verb} {count} {kind}"));
+                subject.event(
+                    context,
+                    &format!("Successful {what}"),
+                    &format!("{verb} {count} {kind}"),
+                );
             }
         }
         report.held = turn.held.clone();
         let settled = self
-            .settle(subject, context, &mut history, &turn.failed, &stages, report)
+            .settle(
+                subject,
+                context,
+                &mut history,
+                &turn.failed,
+                &stages,
+                report,
+            )
             .await;
         if let Some(good) = &good {
             report.rolled_back = Some((report.revision.clone(), revision::name(good).to_owned()));
@@ -313,7 +340,9 @@ impl Engine {
             .filter_map(|place| place.child.as_ref()?.revision())
             .chain([target])
             .collect();
-        let truncated = history.truncate(context, spec.revision_history_limit, &used).await;
+        let truncated = history
+            .truncate(context, spec.revision_history_limit, &used)
+            .await;
         settled?;
         truncated?;
         match troubles.next()? {
@@ -345,7 +374,9 @@ impl Engine {
             subject.warn(context, "RolloutFailed", &message);
             return Ok(());
         }
-        let all_settled = stages.values().all(|stage| *stage == rollout::Stage::Settled);
+        let all_settled = stages
+            .values()
+            .all(|stage| *stage == rollout::Stage::Settled);
         let all_ready = report.pools.iter().all(|pool| pool.phase == "Ready");
         if all_settled && all_ready && !report.pools.is_empty() {
             history.mark(context, Mark::Complete).await?;
@@ -379,7 +410,10 @@ impl Engine {
                 if !is_alive {
                     // Who is being deleted adopts nobody; the server knows better than the cache.
                     let key = Key::of(&subject.object);
-                    let live = context.kube().get(&subject.collection.object_path(&key)).await?;
+                    let live = context
+                        .kube()
+                        .get(&subject.collection.object_path(&key))
+                        .await?;
                     if live["metadata"]["uid"] != *owner.uid || pod::is_deleting(&live) {
                         return Err(Failure::Object(format!("{key} is being deleted")));
                     }
@@ -419,10 +453,14 @@ fn overrides(
     pools: &[Pool],
 ) -> (Vec<WorkloadTweak>, Option<String>) {
     let kind = &*subject.collection.kind;
-    let mut overriders = context.objects(&YURT_APP_OVERRIDERS).list(&subject.owner.namespace);
+    let mut overriders = context
+        .objects(&YURT_APP_OVERRIDERS)
+        .list(&subject.owner.namespace);
     overriders.retain(|overrider| {
         let about = &overrider["subject"];
-        about["kind"] == kind && about["name"] == *subject.owner.name && !pod::is_deleting(overrider)
+        about["kind"] == kind
+            && about["name"] == *subject.owner.name
+            && !pod::is_deleting(overrider)
     });
     let oldest = overriders.iter().min_by_key(|overrider| {
         let created = overrider["metadata"]["creationTimestamp"].as_str();
@@ -449,21 +487,31 @@ fn tell_deleted(
     for ((child, reason), done) in going.iter().zip(deleted) {
         match done {
             Done::Failed(error) => {
-                report.deleting.push(format!("{}: {}", child.name(), error.message()));
+                report
+                    .deleting
+                    .push(format!("{}: {}", child.name(), error.message()));
                 troubles.add(error.clone());
             }
             Done::Postponed => report.deleting.push(format!("{}: later", child.name())),
             Done::Nothing | Done::Written(_) => {
                 gone += 1;
                 if *reason == Reason::Duplicate {
-                    let message = format!("{} is not the only one of pool {}", child.name(), child.pool);
+                    let message = format!(
+                        "{} is not the only one of pool {}",
+                        child.name(),
+                        child.pool
+                    );
                     subject.warn(context, "DuplicateWorkload", &message);
                 }
             }
         }
     }
     if gone > 0 {
-        subject.event(context, "Successful DeleteWorkload", &format!("Delete {gone} {}", report.kind));
+        subject.event(
+            context,
+            "Successful DeleteWorkload",
+            &format!("Delete {gone} {}", report.kind),
+        );
     }
 }
 
@@ -513,7 +561,10 @@ impl Subject {
         }
         let patch = json!({"metadata": {"uid": self.object["metadata"]["uid"]}, "status": status});
         let key = Key::of(&self.object);
-        match context.merge(&self.collection, &key, "status", &patch).await {
+        match context
+            .merge(&self.collection, &key, "status", &patch)
+            .await
+        {
             Ok(_) => {}
             Err(error) if error.is_not_found() => return Ok(()),
             Err(error) => return Err(error.into()),
@@ -557,10 +608,12 @@ pub(crate) fn watch_workloads(
         let owned = Watch::owned(collection.clone(), kind).concerns;
         let concerns = move |change: &Change| {
             let mut keys = owned(change);
-            let orphan = change.new.as_deref().filter(|object| controller_of(object).is_none());
-            let said = |object: &Value| {
-                Some(object["metadata"]["labels"][label?].as_str()?.to_owned())
-            };
+            let orphan = change
+                .new
+                .as_deref()
+                .filter(|object| controller_of(object).is_none());
+            let said =
+                |object: &Value| Some(object["metadata"]["labels"][label?].as_str()?.to_owned());
             if let Some(object) = orphan
                 && let Some(name) = said(object)
             {
@@ -611,7 +664,10 @@ impl Controller for YurtAppSets {
             watch_overriders("YurtAppSet"),
             watch_revisions("YurtAppSet"),
         ];
-        watches.extend(watch_workloads("YurtAppSet", Some(labels::REF_YURT_APP_SET)));
+        watches.extend(watch_workloads(
+            "YurtAppSet",
+            Some(labels::REF_YURT_APP_SET),
+        ));
         watches
     }
 

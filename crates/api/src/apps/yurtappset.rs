@@ -132,7 +132,7 @@ types! {
         updated_replicas: Option<i32>,
         /// The revision that its template is of.
         revision: Option<String>,
-        /// Ready, NotReady, Updating, Waiting (for its turn), Deleting or Failed.
+        /// Ready, NotReady (any more), Updating (not ready yet), Waiting (for its turn), Deleting or Failed.
         phase: String,
         /// Why.
         message: Option<String>,

@@ -262,7 +262,10 @@ pub(crate) fn fitted(rendered: &Rendered, live: &Value, keep_pods: bool) -> Valu
         let (wanted, there) = (list(pods), list(kept));
         let of_taint = |t: &&Value| !own.contains(t);
         if wanted.iter().all(|t| there.contains(t))
-            && there.iter().filter(of_taint).all(|t| t["operator"] == "Exists")
+            && there
+                .iter()
+                .filter(of_taint)
+                .all(|t| t["operator"] == "Exists")
             && !there.is_empty()
         {
             pods["tolerations"] = there.into();

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use yurt_api::names::labels;
+use yurt_controller::fields::items;
 
 /// What is to be done in a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +52,7 @@ pub(crate) enum Difference {
 }
 
 impl Place {
-    /// How its workload differs. `is_settled` says that the server knows no difference, whatever it looks like.
+    /// How its workload differs. `is_settled` says that the server knows no difference of the spec, whatever it looks like.
     pub(crate) fn difference(&self, is_settled: impl Fn(&Child, &Rendered) -> bool) -> Difference {
         let (Some(child), Ok(rendered)) = (&self.child, &self.rendered) else {
             return Difference::None;
@@ -71,11 +72,11 @@ impl Place {
         };
         let as_written = || {
             let wanted = fitted(rendered, &child.object, true);
-            covers(&child.object, &labelled(wanted, &record.revision))
+            let wanted = labelled(wanted, &record.revision);
+            covers(&child.object["metadata"], &wanted["metadata"])
+                && (covers(&child.object["spec"], &wanted["spec"]) || is_settled(child, rendered))
         };
-        let same = record.workload == rendered.workload
-            && sized
-            && (as_written() || is_settled(child, rendered));
+        let same = record.workload == rendered.workload && sized && as_written();
         if same {
             Difference::None
         } else {
@@ -83,19 +84,19 @@ impl Place {
         }
     }
 
-    /// How far it is in the rollout of a revision.
-    pub(crate) fn stage(&self, difference: Difference, revision: &str) -> Stage {
+    /// How far it is, by what the status told of it last: a pool that was ready since its pods were replaced is not waited for when
+    /// it is not any more.
+    pub(crate) fn stage(&self, difference: Difference, told: &Value) -> Stage {
         let Some(child) = &self.child else {
             return Stage::Settled;
         };
-        let since = child.record.as_ref().and_then(|record| {
-            let of_revision = record.revision == revision;
-            let since = record.since.filter(|_| of_revision)?;
-            Timestamp::from_second(since).ok()
-        });
+        let since = child.record.as_ref().and_then(|record| record.since);
+        let since = since.and_then(|since| Timestamp::from_second(since).ok());
         match (difference, since) {
             (Difference::Pods, _) => Stage::Behind,
-            (_, Some(since)) if !child.is_healthy() => Stage::Underway(since),
+            (_, Some(since)) if !child.is_healthy() && !was_ready(child, told) => {
+                Stage::Underway(since)
+            }
             _ => Stage::Settled,
         }
     }
@@ -123,9 +124,20 @@ impl Place {
 }
 
 fn labelled(mut wanted: Value, revision: &str) -> Value {
+    wanted["metadata"]["labels"][labels::CONTROLLER_REVISION_HASH] = revision.into();
     wanted["spec"]["template"]["metadata"]["labels"][labels::CONTROLLER_REVISION_HASH] =
         revision.into();
     wanted
+}
+
+/// Whether a status told of a workload that it was ready with the template that it has.
+pub(crate) fn was_ready(child: &Child, told: &Value) -> bool {
+    let entry = items(&told["pools"]).find(|entry| entry["pool"] == *child.pool);
+    entry.is_some_and(|entry| {
+        let phase = entry["phase"].as_str();
+        entry["revision"].as_str() == child.revision()
+            && matches!(phase, Some("Ready" | "NotReady"))
+    })
 }
 
 /// The merge patch of [`Act::Scale`].

@@ -129,11 +129,7 @@ pub(crate) fn shares<'p>(
             .iter()
             .any(|tweak| tweak.sizes() && tweak.holds(pool))
     };
-    let tweaked: BTreeSet<&str> = pools
-        .iter()
-        .filter(sized)
-        .map(|pool| &*pool.name)
-        .collect();
+    let tweaked: BTreeSet<&str> = pools.iter().filter(sized).map(|pool| &*pool.name).collect();
     let free: BTreeSet<&str> = pools
         .iter()
         .map(|pool| &*pool.name)

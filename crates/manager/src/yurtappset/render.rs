@@ -121,6 +121,8 @@ pub(crate) struct Rendered {
     pub(crate) workload: String,
     /// How many pods are wanted; none: it is not the set's business.
     pub(crate) replicas: Option<i64>,
+    /// Changes with anything of `object`.
+    pub(crate) whole: String,
     /// Of a daemon: the tolerations besides those of the taints of the pool.
     pub(crate) tolerations: Option<Vec<Value>>,
 }
@@ -194,6 +196,7 @@ impl Blueprint<'_> {
         Ok(Rendered {
             template: hash(&bare["spec"]["template"]),
             workload: hash(&bare),
+            whole: hash(&object),
             tolerations: self.owner.daemon.as_ref().map(|_| {
                 let tolerations = &bare["spec"]["template"]["spec"]["tolerations"];
                 tolerations.as_array().cloned().unwrap_or_default()
@@ -227,7 +230,9 @@ impl Blueprint<'_> {
         let pods = part(&mut workload, &POD_SPEC, name)?;
         if self.owner.daemon.is_some() {
             pods.insert("nodeSelector".into(), json!({labels::NODE_POOL: name}));
-            if let Some(affinity) = pods.get_mut("affinity").and_then(|a| a.get_mut("nodeAffinity"))
+            if let Some(affinity) = pods
+                .get_mut("affinity")
+                .and_then(|a| a.get_mut("nodeAffinity"))
                 && let Some(affinity) = affinity.as_object_mut()
             {
                 affinity.remove("requiredDuringSchedulingIgnoredDuringExecution");
@@ -235,14 +240,18 @@ impl Blueprint<'_> {
             if !taints.is_empty() {
                 let tolerations = pods.entry("tolerations").or_insert(Value::Null);
                 let mut list = tolerations.as_array().cloned().unwrap_or_default();
-                list.extend(taints.iter().map(|(key, effect)| {
-                    json!({"key": key, "operator": "Exists", "effect": effect})
-                }));
+                list.extend(taints.iter().map(
+                    |(key, effect)| json!({"key": key, "operator": "Exists", "effect": effect}),
+                ));
                 *tolerations = list.into();
             }
         } else {
-            part(&mut workload, &[&POD_SPEC[..], &["nodeSelector"]].concat(), name)?
-                .insert(labels::NODE_POOL.into(), name.into());
+            part(
+                &mut workload,
+                &[&POD_SPEC[..], &["nodeSelector"]].concat(),
+                name,
+            )?
+            .insert(labels::NODE_POOL.into(), name.into());
         }
         self.tweak(&mut workload, pool)?;
         // Patches may replace whole maps; whose it is stays.
@@ -285,7 +294,9 @@ impl Blueprint<'_> {
                     let containers = pods.get_mut(list).and_then(Value::as_array_mut);
                     for container in containers.into_iter().flatten() {
                         if let Some(container) = container.as_object_mut()
-                            && container.get("name").is_some_and(|name| *name == image.name)
+                            && container
+                                .get("name")
+                                .is_some_and(|name| *name == image.name)
                         {
                             container.insert("image".into(), image.target_image.clone().into());
                         }

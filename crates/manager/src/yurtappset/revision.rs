@@ -5,12 +5,10 @@ use serde_json::{Map, Value, json};
 use std::{collections::BTreeSet, sync::Arc};
 use yurt_api::names::{annotations::ROLLOUT, labels};
 use yurt_controller::{
-    Collection, Context, Failure, Key, Scope,
-    collections::CONTROLLER_REVISIONS,
-    controller_of, pod,
-    revision::number,
-    template_hash,
+    Collection, Context, Failure, Key, Scope, collections::CONTROLLER_REVISIONS, controller_of,
+    pod, revision::number, template_hash,
 };
+use yurt_wire::quantity::Quantity;
 
 pub(crate) use yurt_controller::revision::name;
 
@@ -76,17 +74,31 @@ fn plain(value: &Value) -> Value {
     match value {
         Value::Object(fields) => {
             let fields = fields.iter().filter(|(field, _)| *field != "$patch");
-            let fields = fields.map(|(field, value)| (field, plain(value)));
+            let fields = fields.map(|(field, value)| match (&**field, value) {
+                ("limits" | "requests", Value::Object(quantities)) => {
+                    let quantities = quantities.iter().map(|(name, q)| (name.clone(), amount(q)));
+                    (field, Value::Object(quantities.collect()))
+                }
+                _ => (field, plain(value)),
+            });
             let said = |(field, value): &(&String, Value)| {
                 let is_empty = value.as_object().is_some_and(Map::is_empty);
                 !value.is_null() && (!is_empty || field.to_lowercase().ends_with("selector"))
             };
-            let fields = fields.filter(said).map(|(field, value)| (field.clone(), value));
+            let fields = fields
+                .filter(said)
+                .map(|(field, value)| (field.clone(), value));
             Value::Object(fields.collect())
         }
         Value::Array(values) => values.iter().map(plain).collect(),
         other => other.clone(),
     }
+}
+
+/// A quantity, the same however it is written.
+fn amount(value: &Value) -> Value {
+    let quantity = value.as_str().and_then(Quantity::parse);
+    quantity.map_or_else(|| value.clone(), |quantity| quantity.milli().into())
 }
 
 /// The revisions of one owner.
@@ -126,7 +138,10 @@ fn new(owner: &Owner, object: &Value, number: i64, collisions: Option<i32>) -> V
     // The name becomes the value of a label.
     let room = LONGEST_LABEL - 1 - hash.len();
     let prefix: String = owner.name.chars().take(room).collect();
-    let mut labels = object["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    let mut labels = object["metadata"]["labels"]
+        .as_object()
+        .cloned()
+        .unwrap_or_default();
     if let Some((key, value)) = &owner.label {
         labels.insert((*key).into(), value.clone().into());
     }
@@ -173,9 +188,12 @@ pub(crate) async fn history(
                     Err(error) if error.code() == Some(409) => {}
                     Err(error) => return Err(error.into()),
                 }
-                let there = context.kube().get(&of.object_path(&Key::of(&revision))).await?;
-                let ours = controller_of(&there)
-                    .is_some_and(|reference| reference["uid"] == *owner.uid);
+                let there = context
+                    .kube()
+                    .get(&of.object_path(&Key::of(&revision)))
+                    .await?;
+                let ours =
+                    controller_of(&there).is_some_and(|reference| reference["uid"] == *owner.uid);
                 if ours && plain(&there["data"]) == plain(&revision["data"]) {
                     break Arc::new(there);
                 }
@@ -283,7 +301,10 @@ mod tests {
             revisions[0]["metadata"]["labels"][labels::REF_YURT_APP_SET],
             "web"
         );
-        assert_eq!(revisions[0]["data"]["spec"]["workload"]["$patch"], "replace");
+        assert_eq!(
+            revisions[0]["data"]["spec"]["workload"]["$patch"],
+            "replace"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is told of a set: conditions, counts, and how each pool is. Always written, also when something failed.
 
 use super::{
-    plan::{Act, Difference, Place, some, waits},
+    plan::{Act, Difference, Place, some, waits, was_ready},
     rollout::Held,
 };
 use jiff::Timestamp;
@@ -25,13 +25,14 @@ pub(crate) struct PoolReport {
 }
 
 impl PoolReport {
-    /// Of a place after what was done in it; `trouble`: why that failed.
+    /// Of a place after what was done in it; `trouble`: why that failed; `told`: the status before.
     pub(crate) fn of(
         place: &Place,
         act: Act,
         difference: Difference,
         trouble: Option<String>,
         held: Option<&Held>,
+        told: &Value,
     ) -> Self {
         let child = place.child.as_ref();
         let is_current = trouble.is_none()
@@ -49,8 +50,8 @@ impl PoolReport {
             }
             (None, Some(_)) if !is_current => ("Waiting", waits(held)),
             (None, Some(child)) if child.is_healthy() => ("Ready", String::new()),
-            (None, Some(child)) if !child.is_updated() => ("Updating", String::new()),
-            (None, Some(_)) => ("NotReady", String::new()),
+            (None, Some(child)) if was_ready(child, told) => ("NotReady", String::new()),
+            (None, Some(_)) => ("Updating", String::new()),
         };
         Self {
             pool: place.pool.name.clone(),
@@ -139,7 +140,11 @@ impl Report {
             }
             (_, count) => {
                 let names: Vec<String> = self.pools.iter().map(|p| p.pool.clone()).collect();
-                (true, "FindPools", format!("{count} pools: {}", some(&names)))
+                (
+                    true,
+                    "FindPools",
+                    format!("{count} pools: {}", some(&names)),
+                )
             }
         }
     }
@@ -224,9 +229,7 @@ impl Report {
     /// The conditions of a YurtAppDaemon.
     fn of_daemon(&self) -> [(&'static str, Told); 3] {
         let made = match self.found() {
-            (true, ..) => {
-                Self::done(&self.creating, "AllWorkloadsCreated", "CreateWorkloadError")
-            }
+            (true, ..) => Self::done(&self.creating, "AllWorkloadsCreated", "CreateWorkloadError"),
             none => none,
         };
         let errors: Vec<String> = [&self.creating, &self.updating, &self.deleting]
@@ -254,11 +257,17 @@ impl Report {
         let pools: Vec<Value> = self.pools.iter().map(PoolReport::to_json).collect();
         let mut status = self.common(object, &self.of_set(), now);
         status.extend([
-            ("totalWorkloads".into(), count(|p| p.workload.is_some()).into()),
+            (
+                "totalWorkloads".into(),
+                count(|p| p.workload.is_some()).into(),
+            ),
             ("readyWorkloads".into(), count(|p| p.is_ready).into()),
             ("updatedWorkloads".into(), count(|p| p.is_updated).into()),
             ("replicas".into(), replicas.into()),
-            ("selector".into(), self.selector(object).map_or(Value::Null, Value::String)),
+            (
+                "selector".into(),
+                self.selector(object).map_or(Value::Null, Value::String),
+            ),
             ("pools".into(), pools.into()),
         ]);
         Value::Object(status)
@@ -294,7 +303,10 @@ impl Report {
             None => known["collisionCount"].clone(),
         };
         Map::from_iter([
-            ("observedGeneration".into(), object["metadata"]["generation"].clone()),
+            (
+                "observedGeneration".into(),
+                object["metadata"]["generation"].clone(),
+            ),
             ("currentRevision".into(), revision.into()),
             ("collisionCount".into(), collisions),
             ("conditions".into(), conditions(known, told, now).into()),
@@ -314,7 +326,9 @@ impl Report {
             .collect();
         for expression in items(&selector["matchExpressions"]) {
             let key = expression["key"].as_str()?;
-            let values: Vec<&str> = items(&expression["values"]).filter_map(Value::as_str).collect();
+            let values: Vec<&str> = items(&expression["values"])
+                .filter_map(Value::as_str)
+                .collect();
             terms.push(match expression["operator"].as_str()? {
                 "In" => format!("{key} in ({})", values.join(",")),
                 "NotIn" => format!("{key} notin ({})", values.join(",")),
@@ -324,7 +338,11 @@ impl Report {
             });
         }
         if !self.sized.is_empty() {
-            terms.push(format!("{} notin ({})", labels::WORKLOAD_POOL, self.sized.join(",")));
+            terms.push(format!(
+                "{} notin ({})",
+                labels::WORKLOAD_POOL,
+                self.sized.join(",")
+            ));
         }
         Some(terms.join(","))
     }
@@ -333,7 +351,9 @@ impl Report {
 /// The conditions, in order, behind those of others; a time changes with the status only.
 fn conditions(known: &Value, told: &[(&'static str, Told)], now: Timestamp) -> Vec<Value> {
     let ours = |condition: &&Value| told.iter().any(|(kind, _)| condition["type"] == *kind);
-    let others = items(&known["conditions"]).filter(|condition| !ours(condition)).cloned();
+    let others = items(&known["conditions"])
+        .filter(|condition| !ours(condition))
+        .cloned();
     let told = told.iter().map(|(kind, (holds, reason, message))| {
         let status = if *holds { "True" } else { "False" };
         let mut next = condition::new(kind, status, reason, message, now);
@@ -362,14 +382,21 @@ pub(crate) fn news(known: &Value, status: &Value) -> Vec<(String, String)> {
             "False"
         };
         // Waiting is no trouble.
-        let quiet = ["NotAllWorkloadsReady", "NoWorkloadFound", "RolloutInProgress", "RolloutPaused"];
+        let quiet = [
+            "NotAllWorkloadsReady",
+            "NoWorkloadFound",
+            "RolloutInProgress",
+            "RolloutPaused",
+        ];
         condition["status"] == bad && !quiet.iter().any(|reason| condition["reason"] == *reason)
     };
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let is_new = |next: &Value| {
         let before = condition::find(known, next["type"].as_str().unwrap_or_default());
         before.is_none_or(|before| {
-            ["status", "reason", "message"].iter().any(|field| before[field] != next[field])
+            ["status", "reason", "message"]
+                .iter()
+                .any(|field| before[field] != next[field])
         })
     };
     let mut news = Vec::new();

@@ -85,7 +85,8 @@ pub(crate) enum Done {
 #[derive(Debug)]
 pub(crate) struct Writer {
     manager: &'static str,
-    /// By UID: the generation of a workload at which the server found no difference to what is rendered, and what that was.
+    /// By UID: the generation of a workload at which the server found no difference of its spec to what is rendered, and what that
+    /// was.
     settled: Mutex<HashMap<String, (i64, String)>>,
 }
 
@@ -98,11 +99,11 @@ impl Writer {
         }
     }
 
-    /// Whether the server found no difference, however it looks here (quantities, say, are written in many ways).
+    /// Whether the server found no difference of the spec, however it looks here (quantities, say, are written in many ways).
     pub(crate) fn is_settled(&self, child: &Child, rendered: &Rendered) -> bool {
         let settled = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
-        settled.get(child.uid()).is_some_and(|(generation, workload)| {
-            *generation == child.generation() && *workload == rendered.workload
+        settled.get(child.uid()).is_some_and(|(generation, whole)| {
+            *generation == child.generation() && *whole == rendered.whole
         })
     }
 
@@ -117,7 +118,7 @@ impl Writer {
         if settled.len() >= REMEMBERED {
             settled.clear();
         }
-        settled.insert(uid.to_owned(), (generation, rendered.workload.clone()));
+        settled.insert(uid.to_owned(), (generation, rendered.whole.clone()));
     }
 
     /// Deletes workloads with what they made.
@@ -170,9 +171,7 @@ impl Writer {
                     }
                     (Act::Scale(replicas), Some(child)) => {
                         let patch = scaling(child.record.as_ref()?, replicas);
-                        context
-                            .merge(of, &Key::of(&child.object), "", &patch)
-                            .await
+                        context.merge(of, &Key::of(&child.object), "", &patch).await
                     }
                     _ => return None,
                 };
@@ -272,8 +271,7 @@ impl Writer {
             }
             if Some(replicas) != Some(rendered.replicas) {
                 // Not to set back what was scaled meanwhile.
-                object["metadata"]["resourceVersion"] =
-                    live["metadata"]["resourceVersion"].clone();
+                object["metadata"]["resourceVersion"] = live["metadata"]["resourceVersion"].clone();
             }
             Rendered::finish(object, child.name(), record)
         };
@@ -287,7 +285,8 @@ impl Writer {
                 object = Some(kept);
             }
         }
-        let object = object.unwrap_or_else(|| config(false, &record(revision, Some(now.as_second()))));
+        let object =
+            object.unwrap_or_else(|| config(false, &record(revision, Some(now.as_second()))));
         let written = context.apply(of, object, self.manager, true).await?;
         self.remember(&written, rendered);
         Ok(written)
