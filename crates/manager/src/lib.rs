@@ -20,6 +20,7 @@ mod told;
 pub mod webhook;
 mod yurtappdaemon;
 mod yurtappset;
+mod yurt_static_set;
 
 pub use process::{Config, ManagerArgs, ManagerError, run};
 pub use registry::{CONTROLLERS, Entry, names, start_in};

@@ -1,6 +1,10 @@
 //! Every controller there is.
 
 use crate::{Context, Controller, Settings};
+use crate::{
+    Context, Controller, Settings, daemon_pod_updater, delegate_lease, hubleader, image_preheat,
+    nodepool, pod_binding, yurt_static_set,
+};
 use std::{fmt, sync::Arc};
 use yurt_controller::{
     policy::Rule,
@@ -66,6 +70,15 @@ pub const CONTROLLERS: &[Entry] = &[
     crate::yurtappset::ENTRY,
     crate::yurtappdaemon::ENTRY,
     crate::pod_binding::ENTRY,
+    nodepool::ENTRY,
+    hubleader::ENTRY,
+    hubleader::config::ENTRY,
+    hubleader::rbac::ENTRY,
+    delegate_lease::ENTRY,
+    daemon_pod_updater::ENTRY,
+    image_preheat::ENTRY,
+    pod_binding::ENTRY,
+    yurt_static_set::ENTRY,
 ];
 
 /// The names of all.

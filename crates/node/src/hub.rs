@@ -1,7 +1,7 @@
 //! The node's hub: its admin endpoints, and its Unix socket.
 
 use bytes::Bytes;
-use http::{Method, Request, StatusCode};
+use http::{HeaderValue, Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
 use std::{path::Path, time::Duration};
 use tokio::net::UnixStream;
@@ -56,6 +56,7 @@ pub enum HubError {
 pub(crate) struct Hub {
     client: Client,
     authority: String,
+    token: Option<HeaderValue>,
 }
 
 impl Hub {
@@ -73,7 +74,14 @@ impl Hub {
         Ok(Self {
             client: Client::new(&authority, None, options),
             authority,
+            token: None,
         })
+    }
+
+    /// The same, asked with a token; one that no header can hold is none.
+    pub(crate) fn bearing(self, token: Option<&str>) -> Self {
+        let token = token.and_then(|token| format!("Bearer {token}").parse().ok());
+        Self { token, ..self }
     }
 
     async fn ask(&self, method: Method, path: &str, body: String) -> Result<Bytes, HubError> {
@@ -82,6 +90,10 @@ impl Hub {
         *request.uri_mut() = path
             .parse()
             .map_err(|_| HubError::Address(path.to_owned()))?;
+        if let Some(token) = &self.token {
+            let headers = request.headers_mut();
+            headers.insert(http::header::AUTHORIZATION, token.clone());
+        }
         let response = self
             .client
             .send(request, WAIT)

@@ -7,6 +7,7 @@ mod filter;
 mod hub;
 mod pool;
 mod render;
+mod static_pod;
 mod upgrade;
 
 use clap::{Args, Subcommand, ValueEnum};
@@ -37,6 +38,9 @@ enum NodeCommand {
     /// Upgrade a pod, or see to upgrades that wait, as the owner of the node. Exits with 0 when what was asked for is done or kept, 1
     /// when it is refused or failed, 2 when the hub cannot be asked.
     Upgrade(upgrade::UpgradeArgs),
+    /// Replace the manifest of a static pod and go back when its new pod does not become ready: what workers of a YurtStaticSet run.
+    /// Exits with 0 when it is upgraded, 1 when all is as before, 2 when somebody has to look.
+    StaticPodUpgrade(static_pod::StaticPodUpgradeArgs),
 }
 
 /// What can be asked of the hub, beside running it.
@@ -143,6 +147,7 @@ pub async fn run(args: NodeArgs, shutdown: CancellationToken) -> Outcome {
         NodeCommand::Doctor(args) => doctor(&args).await,
         NodeCommand::Drill(args) => drill(&args, &shutdown).await,
         NodeCommand::Upgrade(args) => upgrade::run(&args).await,
+        NodeCommand::StaticPodUpgrade(args) => Ok(static_pod::run(&args).await),
     };
     ended.unwrap_or_else(|error| {
         eprintln!("yurt node: {error}");

@@ -96,10 +96,12 @@ enum Bench {
     ApiServer(yurt_lab::bench::apiserver::BenchApiServerArgs),
 }
 
-/// Names of this program that mean a command: OpenYurt's units and manifests call the first two so, kubectl its plugins the last.
-const NAMES: [(&str, &str); 3] = [
+/// Names of this program that mean a command: OpenYurt's units, manifests and workers call the first three so, kubectl its plugins
+/// the last.
+const NAMES: [(&str, &str); 4] = [
     ("yurthub", "hub"),
     ("yurt-manager", "manager"),
+    ("node-servant", "node"),
     ("kubectl-yurt", "kubectl"),
 ];
 
@@ -248,6 +250,7 @@ mod tests {
         let line = |words: &[&str]| arguments(words.iter().map(OsString::from));
         assert_eq!(line(&["/usr/local/bin/yurthub", "--v=2"])[1], "hub");
         assert_eq!(line(&["/yurt-manager", "--v=2"])[1], "manager");
+        assert_eq!(line(&["/usr/local/bin/node-servant", "x"])[1], "node");
         assert_eq!(line(&["yurt", "hub"]), ["yurt", "hub"]);
         assert!(line(&[]).is_empty());
         let plugin =

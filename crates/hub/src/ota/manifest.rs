@@ -22,6 +22,8 @@ use std::{
 const MOST_BYTES: u64 = 1 << 20;
 /// Longest name of a manifest.
 const MOST_NAME: usize = 200;
+/// The most files that are looked through.
+const MOST_FILES: usize = 1000;
 
 /// The config map of a static set.
 pub fn config_map_of(set: &str) -> String {
@@ -269,6 +271,32 @@ impl Place {
     pub fn holds(&self, wanted: &str) -> Result<bool, PlaceError> {
         let current = self.read(&self.name)?;
         Ok(current.is_some_and(|(bytes, _)| digest(&bytes) == wanted))
+    }
+
+    /// Where there is no such file, another one of the same pod becomes it: a manifest that was renamed. There is one file of the pod
+    /// at any time.
+    pub fn adopt(&self, namespace: &str, set: &str) -> Result<(), PlaceError> {
+        if self.read(&self.name)?.is_some() {
+            return Ok(());
+        }
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        let entries = std::fs::read_dir(directory).map_err(|error| self.failed(error))?;
+        for entry in entries.take(MOST_FILES) {
+            let name = entry.map_err(|error| self.failed(error))?.file_name();
+            let Some(name) = name.to_str().filter(|name| !name.starts_with('.')) else {
+                continue;
+            };
+            // What cannot be read is none of this pod's.
+            let Ok(Some((bytes, _))) = self.read(name) else {
+                continue;
+            };
+            if unfit(&String::from_utf8_lossy(&bytes), namespace, set, None).is_none() {
+                renameat(&self.directory, name, &self.directory, &self.name)
+                    .map_err(|error| self.failed(error))?;
+                return rustix::fs::fsync(&self.directory).map_err(|error| self.failed(error));
+            }
+        }
+        Ok(())
     }
 
     /// Puts a manifest in the place of the one of the same pod, which is kept beside it. Again is as once.
