@@ -28,6 +28,7 @@ pub mod revision;
 mod runner;
 pub mod selection;
 pub mod share;
+pub mod signing_request;
 pub mod taint;
 pub mod template_hash;
 

@@ -28,9 +28,7 @@ mod volumes;
 pub use selection::Selection;
 pub use settings::{NodeMonitor, Settings};
 
-use certificates::{
-    approving::Approving, cleaning::Cleaning, hubs::HubApproving, signing::Signing,
-};
+use certificates::{approving::Approving, cleaning::Cleaning, signing::Signing};
 use endpoints::{legacy::Endpoints, mirroring::Mirroring, slices::EndpointSlices};
 use resource_quota::ResourceQuotas;
 use std::sync::Arc;
@@ -97,7 +95,6 @@ pub(crate) const CONTROLLERS: &[Entry] = &[
     Entry::of::<ClaimProtection>(),
     Entry::of::<VolumeProtection>(),
     Entry::of::<Approving>(),
-    Entry::of::<HubApproving>(),
     Entry::new(Signing::NAME, |context, settings| {
         if let Some(signing) = Signing::new(settings.signing.as_ref()) {
             run(context, signing);

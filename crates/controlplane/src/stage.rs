@@ -10,6 +10,9 @@ use yurt_controller::{Context, kube::Kube};
 /// How long a test waits for what must come. Generous: it only shows when it does not come.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A node, and the token by which it is known to the API server.
+pub const NODE: &str = "n";
+
 /// An API server with some controllers.
 pub struct Stage {
     /// The administrator.
@@ -60,7 +63,14 @@ impl Stage {
             groups: vec!["system:masters".into(), "system:authenticated".into()],
             ..User::default()
         };
-        config.tokens.push(("admin".into(), admin));
+        let node = User {
+            name: format!("system:node:{NODE}"),
+            groups: vec!["system:nodes".into(), "system:authenticated".into()],
+            ..User::default()
+        };
+        config
+            .tokens
+            .extend([("admin".into(), admin), (NODE.into(), node)]);
         let api = ApiServer::start(config, shutdown.clone())
             .await
             .expect("API server");

@@ -3,6 +3,7 @@
 //! Each controller is a module with a pure core (a plan computed from values) and a thin [`yurt_controller::Controller`] around
 //! it; its [`Entry`] says its names, what it may do, and how it starts. [`CONTROLLERS`] lists them all.
 
+mod csr_approver;
 mod daemon_pod_updater;
 mod delegate_lease;
 mod hubleader;

@@ -1,6 +1,9 @@
 //! `certificatesigningrequest-approving-controller`: client certificates of kubelets, for those who may ask for them.
 
-use super::{is_open, parse, rules, usages, with_condition};
+use super::{
+    rules,
+    signing_request::{is_open, parse, usages, with_condition},
+};
 use crate::{Context, Controller, Failure, Key, Next, Watch, collections::CSRS};
 use jiff::Timestamp;
 use serde_json::{Value, json};

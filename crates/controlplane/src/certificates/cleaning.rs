@@ -1,6 +1,6 @@
 //! `certificatesigningrequest-cleaner-controller`: requests that nobody needs any more.
 
-use super::{condition, is_issued};
+use super::signing_request::{condition, is_issued};
 use crate::{Context, Controller, Failure, Key, Next, Watch, collections::CSRS, pod::instant};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::{SignedDuration, Timestamp};

@@ -1,19 +1,10 @@
 //! What the built-in signers sign. Pure.
 
-use std::collections::BTreeSet;
+use super::signing_request::are;
+pub(super) use super::signing_request::{CLIENT, KUBELET_CLIENT, KUBELET_SERVING};
 use yurt_pki::SigningRequest;
 
-pub(super) const CLIENT: &str = "kubernetes.io/kube-apiserver-client";
-pub(super) const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
-pub(super) const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
 pub(super) const LEGACY: &str = "kubernetes.io/legacy-unknown";
-
-/// Whether usages are these, with or without `key encipherment`, which only RSA keys need.
-fn are(usages: &[&str], what: &str) -> bool {
-    let mut usages: BTreeSet<&str> = usages.iter().copied().collect();
-    usages.remove("key encipherment");
-    usages == BTreeSet::from(["digital signature", what])
-}
 
 fn did_not_match(what: &str) -> String {
     let mut all = [what, "digital signature", "key encipherment"];

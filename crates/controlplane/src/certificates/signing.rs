@@ -1,6 +1,9 @@
 //! `certificatesigningrequest-signing-controller`: signs what has been approved, for the built-in signers.
 
-use super::{condition, is_issued, parse, rules, usages, with_condition};
+use super::{
+    rules,
+    signing_request::{condition, is_issued, parse, usages, with_condition},
+};
 use crate::{Context, Controller, Failure, Key, Next, Watch, collections::CSRS};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use jiff::Timestamp;

@@ -1,4 +1,4 @@
-use super::{approving::Approving, hubs::HubApproving, rules, signing::Signing};
+use super::{approving::Approving, rules, signing::Signing, signing_request::condition};
 use crate::{Controller, Settings, stage::Stage};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
@@ -83,36 +83,10 @@ async fn what_a_signer_does_not_sign_fails_with_a_reason() {
         .await
         .expect("approved");
     let failed = stage
-        .until(&path, |csr| super::condition(csr, "Failed").is_some())
+        .until(&path, |csr| condition(csr, "Failed").is_some())
         .await;
-    let condition = super::condition(&failed, "Failed").expect("there");
+    let condition = condition(&failed, "Failed").expect("there");
     assert_eq!(condition["reason"], "SignerValidationFailure");
     assert_eq!(condition["message"], "DNS or IP subjectAltName is required");
     assert!(failed["status"]["certificate"].is_null());
-}
-
-#[tokio::test]
-async fn a_hubs_request_by_somebody_else_is_denied() {
-    let stage = Stage::start(HubApproving::NAME).await;
-    // Everything here is asked by an administrator, who is no node.
-    let hub = Profile {
-        organizations: vec!["openyurt:yurthub".into(), "system:nodes".into()],
-        ..node()
-    };
-    let usages = ["digital signature", "key encipherment", "client auth"];
-    stage
-        .create(CSRS, csr("hub", rules::CLIENT, &hub, &usages))
-        .await;
-    let denied = stage
-        .until(&format!("{CSRS}/hub"), |csr| {
-            super::condition(csr, "Denied").is_some()
-        })
-        .await;
-    let condition = super::condition(&denied, "Denied").expect("there");
-    assert_eq!(condition["reason"], "NotEntitled");
-    let message = condition["message"].as_str().expect("text");
-    assert!(
-        message.contains("system:node:n") && message.contains("not admin"),
-        "{message}"
-    );
 }
