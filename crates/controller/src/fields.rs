@@ -28,3 +28,18 @@ pub fn text(value: &Value) -> String {
 pub fn items(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
+
+/// Whether an object has all of this, whatever else it has; of a list, every item in any place.
+pub fn has_all(object: &Value, wanted: &Value) -> bool {
+    match (object, wanted) {
+        (Value::Object(object), Value::Object(wanted)) => wanted.iter().all(|(field, wanted)| {
+            object
+                .get(field)
+                .is_some_and(|value| has_all(value, wanted))
+        }),
+        (Value::Array(list), Value::Array(wanted)) => wanted
+            .iter()
+            .all(|wanted| list.iter().any(|value| has_all(value, wanted))),
+        (value, wanted) => value == wanted,
+    }
+}

@@ -8,6 +8,7 @@ mod daemon_pod_updater;
 mod delegate_lease;
 mod hubleader;
 mod image_preheat;
+mod load_balancer_set;
 mod node_bucket;
 mod nodepool;
 mod pod_binding;

@@ -59,6 +59,7 @@ impl Entry {
 pub const CONTROLLERS: &[Entry] = &[
     crate::nodepool::ENTRY,
     crate::node_bucket::ENTRY,
+    crate::load_balancer_set::ENTRY,
     crate::csr_approver::ENTRY,
     crate::service_topology::ENDPOINTS,
     crate::service_topology::SLICES,

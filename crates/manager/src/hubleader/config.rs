@@ -4,7 +4,7 @@ use super::{address, elects, has_hub};
 use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
     collections::{CONFIG_MAPS, NODE_POOLS, NODES},
-    fields::items,
+    fields::{has_all, items},
     nodepool::{is_ready, members, watch_members},
     pod,
 };
@@ -141,19 +141,6 @@ fn map(pool: &Value, members: &[Arc<Value>], before: &Value, key: &Key) -> Value
         metadata["labels"] = json!({CONFIG_MAP_NAME: key.name});
     }
     json!({"metadata": metadata, "data": data(pool, members, before)})
-}
-
-/// Whether a map has all of this, whatever else it has.
-fn has_all(map: &Value, wanted: &Value) -> bool {
-    match (map, wanted) {
-        (Value::Object(map), Value::Object(wanted)) => wanted
-            .iter()
-            .all(|(field, wanted)| map.get(field).is_some_and(|value| has_all(value, wanted))),
-        (Value::Array(list), Value::Array(wanted)) => wanted
-            .iter()
-            .all(|wanted| list.iter().any(|value| has_all(value, wanted))),
-        (value, wanted) => value == wanted,
-    }
 }
 
 impl Controller for HubLeaderConfig {
