@@ -177,7 +177,7 @@ pub(crate) enum Phase {
     /// Old pods are being replaced.
     Updating,
     /// It does not come further.
-    Stuck,
+    Failed,
     /// Pods are not ready.
     NotReady,
     /// No pod is wanted.
@@ -204,7 +204,7 @@ impl Phase {
         } else if !is_current {
             Self::Waiting
         } else if stuck {
-            Self::Stuck
+            Self::Failed
         } else if workload["spec"]["paused"] == true && updated < desired {
             Self::Paused
         } else if !seen || updated < desired {
@@ -216,6 +216,20 @@ impl Phase {
         } else {
             Self::Ready
         }
+    }
+
+    /// As the manager says it of a set that it looks after.
+    fn said(pool: &Value) -> Option<Self> {
+        Some(match pool["phase"].as_str()? {
+            "Ready" if pool["replicas"] == 0 => Self::Empty,
+            "Ready" => Self::Ready,
+            "NotReady" => Self::NotReady,
+            "Updating" => Self::Updating,
+            "Waiting" => Self::Waiting,
+            "Deleting" => Self::Deleting,
+            "Failed" => Self::Failed,
+            _ => return None,
+        })
     }
 
     fn is_well(self) -> bool {
@@ -323,6 +337,8 @@ impl AppObserved {
         let current = self.object["status"]["currentRevision"]
             .as_str()
             .unwrap_or_default();
+        let told = self.object["status"]["pools"].as_array();
+        let said = |pool: &str| told.and_then(|told| told.iter().find(|said| said["pool"] == pool));
         let owned = |workload: &&Value| {
             let mut owners = workload["metadata"]["ownerReferences"]
                 .as_array()
@@ -344,11 +360,23 @@ impl AppObserved {
                 images,
                 ..
             } = Workload::of(workload);
-            let phase = Phase::of(workload, revision == current || current.is_empty());
+            let said = said(pool);
+            let phase = said
+                .and_then(Phase::said)
+                .unwrap_or_else(|| Phase::of(workload, revision == current || current.is_empty()));
+            let message = said
+                .and_then(|said| said["message"].as_str())
+                .unwrap_or_default();
             let problem = match (exists, phase) {
                 (None, _) => "the set does not select this pool any more".to_owned(),
                 (_, phase) if phase.is_well() => String::new(),
-                _ => self.problem(workload),
+                _ => match (message, self.problem(workload)) {
+                    ("", problem) => problem,
+                    (message, problem) if problem.is_empty() || message.contains(&problem) => {
+                        message.to_owned()
+                    }
+                    (message, problem) => format!("{message}; {problem}"),
+                },
             };
             rows.push(InPool {
                 pool: pool.to_owned(),
@@ -375,7 +403,10 @@ impl AppObserved {
                 Phase::NoPool
             },
             problem: if exists {
-                "no workload yet: see the conditions, and events of the set".into()
+                let message = said(&pool).and_then(|said| said["message"].as_str());
+                message
+                    .unwrap_or("no workload yet: see the conditions, and events of the set")
+                    .to_owned()
             } else {
                 format!("there is no NodePool {pool}")
             },

@@ -2,7 +2,7 @@
 
 use crate::{
     View,
-    node::{Leases, ago, name},
+    node::{ago, name},
     pools::{Counts, PoolLine, PoolsObserved, counted, rows, unseen},
     table::{plain, span, table},
     why::{Finding, Level, render},
@@ -389,6 +389,7 @@ impl View for Status {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::Leases;
     use crate::pools::tests::{lease, node, now, pool};
     use serde_json::json;
 

@@ -25,7 +25,6 @@ use std::{
     time::Duration,
 };
 use tokio_util::sync::CancellationToken;
-use yurt_api::crd::Conversion;
 use yurt_apiserver::{Kubelets, authn::User};
 use yurt_controller::Context;
 use yurt_controlplane::{NodeMonitor, Settings};
@@ -41,6 +40,8 @@ pub const ADMIN_PORT: u16 = 10267;
 pub const POOL_PORT: u16 = 10269;
 /// Claimed on `127.<subnet>.0.1`, so that two labs on one machine never share addresses.
 const CLAIM_PORT: u16 = 10260;
+/// How long the manager may take to serve.
+const MANAGER_PATIENCE: Duration = Duration::from_secs(30);
 /// What to start.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -112,6 +113,9 @@ pub enum LabError {
         /// How many did.
         registered: usize,
     },
+    /// The manager does not serve.
+    #[error("the manager is not ready after {0:?}: another program may have its ports")]
+    Manager(Duration),
     /// Control socket.
     #[error("control socket: {0}")]
     Control(std::io::Error),
@@ -131,10 +135,31 @@ pub struct Cluster {
     kube: Kube,
     shutdown: CancellationToken,
     api: yurt_apiserver::Running,
-    manager: Option<tokio::task::JoinHandle<()>>,
+    manager: Option<Manager>,
     kubelets: Vec<tokio::task::JoinHandle<()>>,
     pod_network: Arc<PodNetwork>,
     _claim: TcpListener,
+}
+
+/// The manager at work.
+#[derive(Debug)]
+struct Manager {
+    at: manager::Address,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Manager {
+    /// Waits until it serves: what it completes, checks and converts is not to depend on who is first.
+    async fn ready(&self, kube: &Kube) -> Result<(), LabError> {
+        let deadline = tokio::time::Instant::now() + MANAGER_PATIENCE;
+        while !self.at.is_ready(kube).await? {
+            if tokio::time::Instant::now() >= deadline {
+                return Err(LabError::Manager(MANAGER_PATIENCE));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
 }
 
 impl Cluster {
@@ -214,13 +239,20 @@ impl Cluster {
             .iter()
             .filter_map(|light| light.pool.as_deref());
         let pools = config.pools.iter().map(|(pool, _)| pool).chain(light_pools);
-        crate::pools::define(&kube, &Conversion::None).await?;
+        crate::pools::define(&kube).await?;
         let call = api.in_process().into_call();
         let manager = config.controllers.have_manager().then(|| {
             let kube = Kube::in_process(call.clone(), &manager_token, Duration::from_secs(10));
-            let (controllers, shutdown) = (config.controllers.clone(), shutdown.clone());
-            tokio::spawn(async move { manager::keep(kube, &controllers, shutdown).await })
+            let at = manager::Address(Ipv4Addr::new(127, subnet, 0, 1).into());
+            let keep = at.keep(kube, config.controllers.clone(), shutdown.clone());
+            Manager {
+                at,
+                task: tokio::spawn(keep),
+            }
         });
+        if let Some(manager) = &manager {
+            manager.ready(&kube).await?;
+        }
         crate::pools::install(&kube, &ca, &pools.collect()).await?;
         crate::control_plane::write(&directory, &ca, &server)?;
         let settings = Settings {
@@ -415,7 +447,11 @@ impl Cluster {
         for node in self.nodes {
             node.hub.stopped().await;
         }
-        for task in self.kubelets.into_iter().chain(self.manager) {
+        for task in self
+            .kubelets
+            .into_iter()
+            .chain(self.manager.map(|manager| manager.task))
+        {
             // Ends with the token.
             let _ = task.await;
         }

@@ -1,8 +1,9 @@
 //! `yurt demo`: the product's story in one command, each step checked, the figures measured on the way.
 //!
-//! Three chapters after the beginning: a [`pool`] that coordinates itself, a site that is [`cut_off`] altogether, an [`upgrade`] decided
-//! by a node's owner. [`scene`] is what they are told with.
+//! Chapters after the beginning: [`apps`] that are different from pool to pool, a [`pool`] that coordinates itself, an update past a node
+//! that is away, a site that is [`cut_off`] altogether, an [`upgrade`] decided by a node's owner. [`scene`] is what they are told with.
 
+mod apps;
 mod cut_off;
 mod pool;
 mod report;
@@ -13,7 +14,7 @@ use crate::{
     cluster::{Cluster, Config, LabError},
     controllers::Controllers,
     kube::KubeError,
-    plan::Pools,
+    plan::{Pools, light_nodes},
 };
 use report::Report;
 use scene::{PODS, Scene, items};
@@ -63,6 +64,8 @@ pub enum DemoError {
 /// Where the story is, and the other pool.
 const POOL: &str = "hangzhou";
 const ELSEWHERE: &str = "beijing-1";
+/// A node in no pool, without a hub, that joins one.
+const JOINS: &str = "light-1";
 /// How often hubs renew their nodes' leases, seconds; and after which silence a node counts as lost. Shorter than usual: nobody wants
 /// to wait for a minute to see that nothing happens.
 const HEARTBEAT_SECONDS: u32 = 1;
@@ -82,10 +85,10 @@ pub async fn run(
     let data_dir = args
         .data_dir
         .unwrap_or_else(|| std::env::temp_dir().join(format!("yurt-demo-{}", std::process::id())));
-    let mut report = Report::new(14);
+    let mut report = Report::new(18);
     report.title("Yurt demo: edge nodes that outlive their cloud link");
     let began = Instant::now();
-    report.step("a cluster: API server, pools hangzhou (3 nodes) and beijing (1), a hub and a kubelet on each");
+    report.step("a cluster: API server, manager, pools hangzhou (3 nodes) and beijing (1), a hub and a kubelet on each");
     let pools: Pools = "hangzhou=3,beijing=1"
         .parse()
         .map_err(|e: crate::plan::PlanError| DemoError::Refused(e.to_string()))?;
@@ -100,7 +103,7 @@ pub async fn run(
             grace: GRACE,
             ..NodeMonitor::default()
         },
-        light_nodes: Vec::new(),
+        light_nodes: light_nodes(1, &[]),
         heartbeat_seconds: HEARTBEAT_SECONDS,
     };
     let cluster = Cluster::start(&config, &mut |line| report.say(line)).await?;
@@ -140,14 +143,17 @@ async fn tell(cluster: &Cluster, report: &mut Report, began: Instant) -> Result<
                 .iter()
                 .filter(|p| p["status"]["phase"] == "Running")
                 .count();
-            (running == cluster.nodes().len()).then_some(list)
+            (running == cluster.nodes().len() + 1).then_some(list)
         })
         .await?;
     scene.say(&format!(
         "{} pods Running: made by the controller, bound by the scheduler, started by their nodes' kubelets",
         items(&online).len()
     ));
+    apps::tell(&mut scene).await?;
+    apps::loses_a_node(&mut scene).await?;
     pool::tell(&mut scene).await?;
+    apps::rolls_past_it(&mut scene).await?;
     cut_off::tell(&mut scene).await?;
     upgrade::tell(&mut scene).await?;
     let memory = scene.hub_memory().await;

@@ -43,10 +43,13 @@ fn node_pool(name: &str) -> Value {
     })
 }
 
-/// Writes the definitions of OpenYurt's kinds. Older versions are converted by the webhook of the manager, where there is one.
-pub(crate) async fn define(kube: &Kube, conversion: &Conversion) -> Result<(), KubeError> {
+/// Writes the definitions of OpenYurt's kinds. How versions are converted is left to the manager, where there is one.
+pub(crate) async fn define(kube: &Kube) -> Result<(), KubeError> {
     for definition in DEFINITIONS {
-        let definition = definition.render(conversion);
+        let mut definition = definition.render(&Conversion::None);
+        if let Some(spec) = definition["spec"].as_object_mut() {
+            spec.remove("conversion");
+        }
         let name = definition["metadata"]["name"].as_str().unwrap_or_default();
         let path = format!("{}/{name}", CRDS.path(""));
         kube.apply(&path, &definition, OWNER, true).await?;
@@ -97,10 +100,10 @@ mod tests {
         let stage = Stage::start("-*").await;
         let ca = Ca::new("kubernetes", 1).unwrap();
         let pools = BTreeSet::from(["a", "b"]);
-        define(&stage.kube, &Conversion::None).await.unwrap();
+        define(&stage.kube).await.unwrap();
         install(&stage.kube, &ca, &pools).await.unwrap();
         // Again, as a later `yurt up` does.
-        define(&stage.kube, &Conversion::None).await.unwrap();
+        define(&stage.kube).await.unwrap();
         install(&stage.kube, &ca, &pools).await.unwrap();
         let path = "/apis/apps.openyurt.io/v1beta2/nodepools/a";
         let pool = stage.kube.get(path).await.unwrap();

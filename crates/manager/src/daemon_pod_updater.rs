@@ -9,7 +9,7 @@ mod rolling;
 use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
     collections::{CONTROLLER_REVISIONS, DAEMON_SETS, NODES, PODS},
-    condition, controller_of, pod, revision,
+    condition, controller_of, pod, revision, taint,
     told::Told,
 };
 use jiff::Timestamp;
@@ -18,6 +18,7 @@ use std::{sync::Arc, time::Duration};
 use yurt_api::names::{
     annotations::{TEMPLATE_GENERATION, UPDATE_STRATEGY},
     conditions::{POD_NEED_UPGRADE, REVISION_PREFIX},
+    taints::UNSCHEDULABLE,
 };
 use yurt_controller::{pod_control::PodControl, policy::Rule};
 
@@ -166,7 +167,7 @@ impl DaemonPodUpdater {
             is_current: &|p| is_current(set, hash, p),
             is_ready: &|node| {
                 let node = nodes.get(&Key::new("", node));
-                node.is_some_and(|node| condition::holds(&node["status"], "Ready"))
+                node.is_some_and(|node| is_here(&node))
             },
             now: Timestamp::now(),
         };
@@ -202,6 +203,12 @@ impl DaemonPodUpdater {
     }
 }
 
+/// Whether a node can be told to replace a pod: ready by its own word. One that its pool vouches for is ready too, but it would not hear
+/// of the deletion, and the pod would be missed until it is back.
+fn is_here(node: &Value) -> bool {
+    condition::holds(&node["status"], "Ready") && !taint::has(node, UNSCHEDULABLE, "NoSchedule")
+}
+
 impl Controller for DaemonPodUpdater {
     const NAME: &'static str = "daemon-pod-updater-controller";
 
@@ -209,10 +216,7 @@ impl Controller for DaemonPodUpdater {
         let pods = context.objects(&PODS);
         // A node that is ready again may be updated now, and counts again.
         let nodes = Watch::of(NODES, move |change| {
-            let ready = |node: &Option<Arc<Value>>| {
-                let node = node.as_deref()?;
-                Some(condition::holds(&node["status"], "Ready"))
-            };
+            let ready = |node: &Option<Arc<Value>>| Some(is_here(node.as_deref()?));
             if change.old.is_none() || ready(&change.old) == ready(&change.new) {
                 return Vec::new();
             }

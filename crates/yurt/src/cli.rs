@@ -91,6 +91,8 @@ enum Bench {
     Hub(yurt_lab::bench::BenchHubArgs),
     /// A pool of hubs: what it takes from the cloud, take-overs, memory of coordination.
     Pool(yurt_lab::bench::pool::BenchPoolArgs),
+    /// The manager in a large cluster: time to converge, single changes, memory, requests.
+    Manager(yurt_lab::bench::manager::BenchManagerArgs),
     /// The embedded API server: reads, writes, watches and memory, beside another API server where one is given.
     #[command(name = "apiserver")]
     ApiServer(yurt_lab::bench::apiserver::BenchApiServerArgs),
@@ -194,6 +196,7 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
             let held = match what {
                 Bench::Hub(args) => yurt_lab::bench::run(args).await?.held(),
                 Bench::Pool(args) => yurt_lab::bench::pool::run(args).await?.held(),
+                Bench::Manager(args) => yurt_lab::bench::manager::run(args).await?.held(),
                 Bench::ApiServer(args) => yurt_lab::bench::apiserver::run(args).await?.held(),
             };
             return Ok(if held {

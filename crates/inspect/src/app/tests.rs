@@ -74,7 +74,7 @@ YurtAppSet shop/web
 POOL   WORKLOAD    DESIRED   READY   UPDATED   REVISION   PHASE      IMAGES
 a      web-a-x     2         2       2         1          Waiting    web:a
 b      web-b-x     3         1       3         2          NotReady   web:b
-c      web-c-x     1         0       1         2          Stuck      web:c
+c      web-c-x     1         0       1         2          Failed     web:c
 d      -           0         0       0         -          Missing    -
 gone   -           0         0       0         -          NoPool     -
 old    web-old-x   1         1       1         1          Waiting    web:old
@@ -88,6 +88,24 @@ old: the set does not select this pool any more
 AppReady=False NotAllWorkloadsReady: 1 of 4
 "
     );
+}
+
+#[test]
+fn what_the_manager_says_of_a_pool_counts() {
+    let mut observed = observed();
+    observed.object["status"]["pools"] = json!([
+        {"pool": "a", "phase": "Ready", "replicas": 2},
+        {"pool": "c", "phase": "Waiting", "message": "after pool b"},
+        {"pool": "d", "phase": "Failed", "message": "patch 0: no such path"}]);
+    let text = observed.judge().text();
+    for part in [
+        "a      web-a-x     2         2       2         1          Ready ",
+        "c: after pool b; ReplicaSet",
+        "d: patch 0: no such path",
+        "b: 1 pod on nodes",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
 }
 
 #[test]
@@ -111,9 +129,15 @@ fn phases_follow_what_a_workload_says() {
 #[test]
 fn what_is_on_every_node_is_told_by_the_pools_of_the_nodes() {
     let mut due = pod("agent-1", "b-1", "b", "True", "web:1");
-    add(&mut due, json!({"type": "PodNeedUpgrade", "status": "True"}));
+    add(
+        &mut due,
+        json!({"type": "PodNeedUpgrade", "status": "True"}),
+    );
     let mut new = pod("agent-2", "b-2", "b", "True", "web:2");
-    add(&mut new, json!({"type": "PodNeedUpgrade", "status": "False"}));
+    add(
+        &mut new,
+        json!({"type": "PodNeedUpgrade", "status": "False"}),
+    );
     let app = AppObserved {
         kind: Kind::DaemonSet,
         object: json!({"metadata": {"namespace": "kube-system", "name": "agent", "uid": "u",

@@ -214,7 +214,10 @@ fn a_daemons_pod_is_told_how_it_is_upgraded() {
 fn a_node_of_the_edge() {
     let mut edge = node("a-1", "a", "True");
     edge["metadata"]["annotations"] = json!({annotations::AUTONOMY_DURATION: "0"});
-    add(&mut edge, json!({"type": "Autonomy", "status": "False", "message": "not cached: secret d/a"}));
+    add(
+        &mut edge,
+        json!({"type": "Autonomy", "status": "False", "message": "not cached: secret d/a"}),
+    );
     edge["spec"]["unschedulable"] = json!(true);
     let mut observed = of_node(edge);
     if let Some(pool) = &mut observed.pool {

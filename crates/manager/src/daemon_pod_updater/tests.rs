@@ -89,6 +89,16 @@ fn the_newest_revision_decides_once_it_is_of_this_template() {
     assert!(is_current(&set, "a", &p) && !is_current(&set, "a", &json!({})));
 }
 
+#[test]
+fn a_node_that_others_vouch_for_is_away() {
+    let mut node = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    assert!(is_here(&node));
+    node["spec"]["taints"] =
+        json!([{"key": UNSCHEDULABLE, "value": "true", "effect": "NoSchedule"}]);
+    assert!(!is_here(&node));
+    assert!(!is_here(&json!({})));
+}
+
 /// Sets whether a node is ready.
 async fn set_ready(stage: &Stage, node: &str, ready: bool) {
     let status = if ready { "True" } else { "Unknown" };

@@ -8,6 +8,7 @@ mod durability;
 mod faults;
 mod hub;
 mod link_cut;
+mod manager;
 mod ota;
 mod peers;
 mod pool;

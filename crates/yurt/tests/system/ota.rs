@@ -31,13 +31,13 @@ spec:
 }
 
 /// The admin port of a node, and the token of its owner.
-struct Owner {
+pub(crate) struct Owner {
     address: String,
     token: String,
 }
 
 impl Owner {
-    fn of(lab: &Lab, node: &str) -> Self {
+    pub(crate) fn of(lab: &Lab, node: &str) -> Self {
         let address = lab.lab(&["status", node])[0]["address"]
             .as_str()
             .unwrap()
@@ -62,11 +62,11 @@ impl Owner {
         (code.unwrap_or_default(), body.to_owned())
     }
 
-    fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
         self.call("GET", path, &self.token)
     }
 
-    fn post(&self, path: &str) -> (u16, String) {
+    pub(crate) fn post(&self, path: &str) -> (u16, String) {
         self.call("POST", path, &self.token)
     }
 }
