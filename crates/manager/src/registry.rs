@@ -1,10 +1,6 @@
 //! Every controller there is.
 
 use crate::{Context, Controller, Settings};
-use crate::{
-    Context, Controller, Settings, daemon_pod_updater, delegate_lease, hubleader, image_preheat,
-    nodepool, pod_binding, yurt_static_set,
-};
 use std::{fmt, sync::Arc};
 use yurt_controller::{
     policy::Rule,
@@ -72,15 +68,7 @@ pub const CONTROLLERS: &[Entry] = &[
     crate::yurtappset::ENTRY,
     crate::yurtappdaemon::ENTRY,
     crate::pod_binding::ENTRY,
-    nodepool::ENTRY,
-    hubleader::ENTRY,
-    hubleader::config::ENTRY,
-    hubleader::rbac::ENTRY,
-    delegate_lease::ENTRY,
-    daemon_pod_updater::ENTRY,
-    image_preheat::ENTRY,
-    pod_binding::ENTRY,
-    yurt_static_set::ENTRY,
+    crate::yurt_static_set::ENTRY,
 ];
 
 /// The names of all.
