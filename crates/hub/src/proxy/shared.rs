@@ -3,7 +3,7 @@
 use super::{Call, Hub, text};
 use crate::{
     caller::Caller,
-    metrics::Aggregated,
+    metrics::{Aggregated, InFlight},
     offline::LocalWatch,
     pool::{
         Role,
@@ -14,15 +14,14 @@ use crate::{
     tee::Counted,
 };
 use bytes::Bytes;
+use futures_util::stream;
 use http::{HeaderName, HeaderValue, Method, Response, header};
-use http_body_util::BodyExt;
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::mpsc;
-use yurt_transport::{Body, BoxError, Unhurried};
+use yurt_transport::Body;
 use yurt_wire::{Reason, RequestInfo, Status, Verb, request::ListOptions, status::Cause};
 
-/// Frames that may wait for a client.
-const QUEUE: usize = 32;
 /// How long this node's own callers wait for a feed to begin before they go to the cloud, and other nodes before they are told to
 /// come again.
 const OWN_WAIT: Duration = Duration::from_secs(10);
@@ -178,6 +177,8 @@ impl Hub {
         }))
     }
 
+    /// The frames of a watch, made when the connection asks for them: who takes nothing is the connection's to mind, and what it has
+    /// not taken when it falls behind is not held for it.
     fn stream(
         self: &Arc<Self>,
         call: &Call,
@@ -186,8 +187,17 @@ impl Hub {
     ) -> Result<Response<Body>, Box<Status>> {
         let content_type = HeaderValue::from_str(watch.content_type())
             .map_err(|error| Box::new(Status::new(Reason::InternalError, error.to_string())))?;
-        let (client, body) = yurt_transport::channel(QUEUE);
-        let mut response = Response::new(body);
+        let told = Box::new(Watched {
+            hub: self.clone(),
+            watch,
+            in_flight: call.in_flight.clone(),
+            _aggregated: aggregated,
+        });
+        let frames = stream::unfold(told, |mut told| async move {
+            let bytes = told.next().await?;
+            Some((Ok(Frame::data(bytes)), told))
+        });
+        let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, content_type);
         let no_cache = HeaderValue::from_static("no-cache, private");
@@ -195,44 +205,28 @@ impl Hub {
         if matches!(call.identity.caller, Caller::Peer(_)) && call.options.allow_watch_bookmarks {
             headers.insert(BOOKMARKS, BOOKMARK_SECONDS);
         }
-        response.extensions_mut().insert(Unhurried);
-        let (hub, in_flight) = (self.clone(), call.in_flight.clone());
-        self.tasks.spawn(async move {
-            let _aggregated = aggregated;
-            let given = |bytes| {
-                in_flight.sent(bytes);
-                hub.metrics.pool().given(bytes);
-            };
-            pump(&hub, watch, client, given).await;
-        });
         Ok(response)
     }
 }
 
-/// Gives a watch's frames to its client, until one of the two or the hub ends.
-async fn pump(
-    hub: &Hub,
-    mut watch: LocalWatch,
-    client: mpsc::Sender<Result<Bytes, BoxError>>,
-    given: impl Fn(usize),
-) {
-    loop {
+/// A watch under way.
+struct Watched {
+    hub: Arc<Hub>,
+    watch: LocalWatch,
+    in_flight: InFlight,
+    _aggregated: Aggregated,
+}
+
+impl Watched {
+    /// The next frame; `None` when the watch or the hub ends.
+    async fn next(&mut self) -> Option<Bytes> {
         let frame = tokio::select! {
-            frame = watch.next() => frame,
-            () = client.closed() => return,
-            () = hub.shutdown.cancelled() => return,
+            frame = self.watch.next() => frame?,
+            () = self.hub.shutdown.cancelled() => return None,
         };
-        let Some(frame) = frame else { return };
         let bytes = frame.bytes.len();
-        let sent = client.send(Ok(frame.bytes));
-        match tokio::time::timeout(hub.bounds.stalled_client, sent).await {
-            Ok(Ok(())) => given(bytes),
-            Ok(Err(_)) => return,
-            Err(_) => {
-                hub.metrics.watches_cut().inc();
-                tracing::warn!("watch cut: its client takes nothing any more");
-                return;
-            }
-        }
+        self.in_flight.sent(bytes);
+        self.hub.metrics.pool().given(bytes);
+        Some(frame.bytes)
     }
 }

@@ -444,3 +444,30 @@ async fn a_watch_ends_when_its_client_wants() {
     assert_eq!(watch.next().await, Came::End);
     pool.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_takes_nothing_of_a_watch_loses_it_and_hurts_nobody() {
+    let pool = Pool::start(1).await;
+    pool.led_by(&[1]).await;
+    pool.until_shared(1).await;
+    let node = pool.node(1);
+    let target = format!("{SERVICES}?watch=true&resourceVersion=0");
+    let stalled = node.watch(&target, &[JSON]).await;
+    let mut live = node.watch(&target, &[JSON]).await;
+    tell_next(&mut live, "ADDED", "kubernetes").await;
+    let cut = async || node.metric("node_yurthub_clients_cut_total").await >= 1.0;
+    // More than sockets on the way hold, and than the feed keeps for who is slow.
+    let padding = "x".repeat(200 << 10);
+    pool.create("big", json!({})).await;
+    tell_next(&mut live, "ADDED", "big").await;
+    for number in 0..80 {
+        let annotations = json!({"number": number.to_string(), "padding": padding});
+        let revision = pool.change("big", annotations).await;
+        assert_eq!(told(&mut live).await.2, revision);
+    }
+    eventually("the stalled one is cut", cut).await;
+    pool.create("after", json!({})).await;
+    tell_next(&mut live, "ADDED", "after").await;
+    drop(stalled);
+    pool.stop().await;
+}

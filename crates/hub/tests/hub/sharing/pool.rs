@@ -272,6 +272,7 @@ impl Pool {
             bounds: Bounds {
                 pool_silence: self.silence,
                 pool_behind: Duration::from_secs(1),
+                stalled_client: Duration::from_secs(3),
                 ..Bounds::default()
             },
             node_certificate: Some(pair("own", &client)),
