@@ -10,7 +10,8 @@ mod takeover;
 use super::{
     BenchError, PATIENCE, Report, Row, Unit,
     dataset::{self, NAMESPACE, Shape},
-    load, processes, say,
+    load::{self, Target},
+    processes, say,
     watching::{MERGE_PATCH, WatchList},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -247,8 +248,22 @@ async fn churn(site: &Site, scale: Scale, shared: bool) -> Result<Measured, Benc
 /// A watch of a path at every hub, in their order.
 async fn open(site: &Site, path: &str) -> Result<Vec<WatchList>, BenchError> {
     let opening = site.hubs.iter().map(site::Hub::target);
-    let opening = opening.map(|target| async move { WatchList::open(&target, path).await });
+    let opening = opening.map(|target| async move { open_at(&target, path).await });
     stream::iter(opening).buffered(OPENED).try_collect().await
+}
+
+/// Opens a watch as any client does: again when it is told to come later.
+async fn open_at(target: &Target, path: &str) -> Result<WatchList, BenchError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match WatchList::open(target, path).await {
+            Err(error) if Instant::now() < deadline => {
+                tracing::debug!(%error, "a watch is opened again");
+                sleep(Duration::from_millis(200)).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// Of the largest hub, when what the churn needed has been given back.
