@@ -260,7 +260,7 @@ pub const RULES: &[Rule] = &[
     .named(CONVERTED),
     // What decisions need to be exact about.
     Rule::new("", &["nodes"], &["list"]),
-    Rule::new("", &["pods"], &["get"]),
+    Rule::new("", &["pods"], &["list"]),
     Rule::new("apps.openyurt.io", &["nodepools"], &["get"]),
     Rule::new(
         "apps.openyurt.io",

@@ -9,6 +9,7 @@ use super::{
     yurtappdaemon, yurtappoverrider, yurtappset, yurtstaticset,
 };
 use serde_json::Value;
+use std::sync::Arc;
 use yurt_api::conversion;
 use yurt_controller::fields::text;
 
@@ -16,7 +17,7 @@ use yurt_controller::fields::text;
 pub(super) async fn decide(
     hook: &Hook,
     request: &Request,
-    facts: &Facts,
+    facts: &Arc<Facts>,
 ) -> Result<Answer, Denial> {
     if request.is_going() {
         return Ok(Answer::default());
@@ -32,7 +33,7 @@ pub(super) async fn decide(
             if silent.is_empty() {
                 return Ok(Answer::default());
             }
-            let alive = facts.alive(silent).await;
+            let alive = facts.alive(silent, &endpoints::ready(&request.old)).await;
             Ok(Answer::of(endpoints::completed(new(), &alive)))
         }
         (Subject::Node, true) => Ok(completed_node(old, &request.object, facts).await),
@@ -41,7 +42,7 @@ pub(super) async fn decide(
             &request.old,
             &request.object,
             &request.user,
-            &facts.converter,
+            &facts.converters,
         ),
         (Subject::Pod, true) => Ok(Answer::of(pod::completed(new()))),
         (Subject::NodePool, true) => {

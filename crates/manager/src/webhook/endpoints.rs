@@ -50,6 +50,14 @@ pub(super) fn lives(node: &Value, witness: bool, now: Timestamp) -> bool {
     }
 }
 
+/// Whether the cloud hears of a leader of the pool other than this node. `is_ready` says it of a node by its name.
+pub(super) fn has_witness(pool: &Value, node: &str, is_ready: impl Fn(&str) -> bool) -> bool {
+    let mut leaders =
+        items(&pool["status"]["leaderEndpoints"]).filter_map(|leader| leader["nodeName"].as_str());
+    pool["spec"]["enableLeaderElection"] == true
+        && leaders.any(|leader| leader != node && is_ready(leader))
+}
+
 /// Whether a pod was ready when its node was last heard of. That the node is silent changes its condition `Ready`, and no other.
 pub(super) fn was_ready(pod: &Value) -> bool {
     let status = &pod["status"];
@@ -84,6 +92,15 @@ pub(super) fn silent(object: &Value) -> BTreeMap<Key, String> {
     let addresses = items(&object["subsets"]).flat_map(|s| items(&s["notReadyAddresses"]));
     let endpoints = items(&object["endpoints"]).filter(|endpoint| is_silent(endpoint));
     addresses.chain(endpoints).filter_map(target).collect()
+}
+
+/// The pods that are ready by an Endpoints or EndpointSlice.
+pub(super) fn ready(object: &Value) -> BTreeSet<Key> {
+    let addresses = items(&object["subsets"]).flat_map(|s| items(&s["addresses"]));
+    let endpoints =
+        items(&object["endpoints"]).filter(|endpoint| endpoint["conditions"]["ready"] != false);
+    let targets = addresses.chain(endpoints).filter_map(target);
+    targets.map(|(pod, _)| pod).collect()
 }
 
 /// The object with these pods taken for ready.
@@ -202,6 +219,24 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn a_leader_that_is_heard_of_is_a_witness() {
+        let pool = |enabled: bool| {
+            json!({"spec": {"enableLeaderElection": enabled},
+            "status": {"leaderEndpoints": [{"nodeName": "a"}, {"nodeName": "b"}]}})
+        };
+        let heard = |name: &str| name == "a";
+        assert!(has_witness(&pool(true), "n1", heard));
+        assert!(has_witness(&pool(true), "b", heard));
+        assert!(!has_witness(&pool(true), "a", heard), "nobody is his own");
+        assert!(
+            !has_witness(&pool(true), "n1", |_| false),
+            "the whole pool is cut off"
+        );
+        assert!(!has_witness(&pool(false), "n1", heard));
+        assert!(!has_witness(&json!({}), "n1", heard));
+    }
+
     fn running(conditions: Value) -> Value {
         json!({"metadata": {"name": "p"}, "status": {"phase": "Running", "conditions": conditions}})
     }
@@ -243,6 +278,7 @@ mod tests {
             {"notReadyAddresses": [address("a"), address("b"), {"ip": "10.0.0.9"}], "ports": [{"port": 80}]},
             {"addresses": [address("c")], "notReadyAddresses": [address("a")]}, "odd"]});
         assert_eq!(silent(&endpoints).len(), 2);
+        assert_eq!(ready(&endpoints), BTreeSet::from([Key::new("d", "c")]));
         assert_eq!(
             completed(endpoints.clone(), &alive),
             json!({"subsets": [
@@ -268,6 +304,7 @@ mod tests {
             {"addresses": ["10.0.0.1"], "conditions": {"ready": false}}, 7]});
         let made = completed(slice.clone(), &alive);
         assert_eq!(silent(&slice).len(), 2);
+        assert_eq!(ready(&made), alive);
         let conditions = |i: usize| made["endpoints"][i]["conditions"].clone();
         assert_eq!(
             conditions(0),

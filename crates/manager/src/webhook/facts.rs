@@ -1,12 +1,12 @@
 //! What webhooks know besides the objects that they are shown: read from the caches of the manager, or asked for where it must be
-//! exact. A question that is not answered in time leaves a node, pod or endpoint as it is.
+//! exact; only by names that are names, as anybody may ask the webhooks. A question that is not answered in time leaves a node, pod or endpoint as it is.
 
-use super::{Options, endpoints, hooks::Subject};
+use super::{Options, endpoints, fault::is_subdomain, hooks::Subject};
 use jiff::Timestamp;
 use serde_json::Value;
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -14,7 +14,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, timeout, timeout_at},
 };
-use yurt_api::names::labels::NODE_POOL;
+use yurt_api::names::{labels::NODE_POOL, objects::MANAGER};
 use yurt_controller::{
     Collection, Context, Key, Objects,
     collections::{NODE_POOLS, NODES, PODS, YURT_APP_DAEMONS, YURT_APP_OVERRIDERS, YURT_APP_SETS},
@@ -28,9 +28,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How many nodes are named that keep a pool.
 const NAMED: usize = 3;
 
-/// Pods of one Endpoints or EndpointSlice that are asked for, and how many at once.
-const PODS_ASKED: usize = 1000;
-const AT_ONCE: usize = 32;
+/// Nodes whose pods are asked for at once.
+const AT_ONCE: usize = 16;
+/// How long is known which pods on a node were ready, and of how many nodes.
+const KEPT: Duration = Duration::from_secs(15);
+const NODES_KEPT: usize = 4096;
+
+/// Pods that were ready.
+type Ready = BTreeSet<Key>;
 
 /// A question that was not answered.
 #[derive(Debug, thiserror::Error)]
@@ -48,8 +53,9 @@ pub(super) struct Facts {
     pools: Arc<Objects>,
     /// Where endpoints are looked at.
     nodes: Option<Arc<Objects>>,
-    /// The user that converts nodes.
-    pub(super) converter: String,
+    ready: Mutex<HashMap<String, (Instant, Arc<Ready>)>>,
+    /// The users that convert nodes: the controller, or the manager where controllers have no accounts of their own.
+    pub(super) converters: [String; 2],
 }
 
 impl Facts {
@@ -61,10 +67,9 @@ impl Facts {
                 .iter()
                 .any(|subject| subject.is_enabled(options))
                 .then(|| context.objects(&NODES)),
-            converter: format!(
-                "system:serviceaccount:{}:{}",
-                options.namespace, options.conversion_account
-            ),
+            ready: Mutex::default(),
+            converters: [&options.conversion_account, MANAGER]
+                .map(|account| format!("system:serviceaccount:{}:{account}", options.namespace)),
         }
     }
 
@@ -89,13 +94,18 @@ impl Facts {
     ) -> Result<Option<Arc<Value>>, Unanswered> {
         let key = Key::new("", name);
         match self.pools.get(&key) {
-            None if surely => Ok(self.find(&NODE_POOLS, &key).await?.map(Arc::new)),
+            None if surely && is_subdomain(name) => {
+                Ok(self.find(&NODE_POOLS, &key).await?.map(Arc::new))
+            }
             known => Ok(known),
         }
     }
 
     /// The names of some nodes of a pool, and whether there are more.
     pub(super) async fn members(&self, pool: &str) -> Result<(Vec<String>, bool), Unanswered> {
+        if !is_subdomain(pool) {
+            return Ok((Vec::new(), false));
+        }
         let path = format!(
             "{}?labelSelector={NODE_POOL}%3D{pool}&limit={}",
             NODES.path(""),
@@ -111,6 +121,9 @@ impl Facts {
 
     /// The YurtAppOverriders of a namespace.
     pub(super) async fn overriders(&self, namespace: &str) -> Result<Vec<Value>, Unanswered> {
+        if !is_subdomain(namespace) {
+            return Ok(Vec::new());
+        }
         let list = self.ask(&YURT_APP_OVERRIDERS.path(namespace)).await?;
         Ok(items(&list["items"]).cloned().collect())
     }
@@ -127,45 +140,73 @@ impl Facts {
             "YurtAppDaemon" => &YURT_APP_DAEMONS,
             _ => return Ok(false),
         };
-        if name.is_empty() {
+        if !is_subdomain(name) || !is_subdomain(namespace) {
             return Ok(false);
         }
         let found = self.find(collection, &Key::new(namespace, name)).await?;
         Ok(found.is_some_and(|object| object["metadata"]["deletionTimestamp"].is_null()))
     }
 
-    /// Which of these pods, of which the cloud hears nothing, are to be taken for ready: their node lives, and they were ready.
-    pub(super) async fn alive(&self, silent: BTreeMap<Key, String>) -> BTreeSet<Key> {
+    /// Which of these pods, of which the cloud hears nothing, are to be taken for ready: their node lives, and they were ready when
+    /// it was last heard of; if that cannot be found out in time, those that were ready by what is replaced (`before`).
+    pub(super) async fn alive(
+        self: &Arc<Self>,
+        silent: BTreeMap<Key, String>,
+        before: &BTreeSet<Key>,
+    ) -> BTreeSet<Key> {
         let now = Timestamp::now();
-        let mut nodes: BTreeMap<String, bool> = BTreeMap::new();
-        let mut asked: JoinSet<Option<Key>> = JoinSet::new();
-        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        let mut pods: BTreeMap<String, Vec<Key>> = BTreeMap::new();
         for (pod, node) in silent {
-            let lives = match nodes.get(&node) {
-                Some(lives) => *lives,
-                None => {
-                    let lives = self.lives_on(&node, now);
-                    nodes.insert(node, lives);
-                    lives
-                }
-            };
-            if !lives || asked.len() >= PODS_ASKED {
-                continue;
-            }
-            let (kube, turns) = (self.kube.clone(), turns.clone());
+            pods.entry(node).or_default().push(pod);
+        }
+        pods.retain(|node, _| self.lives_on(node, now));
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        let mut asked: JoinSet<Option<(String, Arc<Ready>)>> = JoinSet::new();
+        for node in pods.keys().cloned() {
+            let (facts, turns) = (self.clone(), turns.clone());
             asked.spawn(async move {
                 let _turn = turns.acquire().await.ok()?;
-                let path = format!("{}?resourceVersion=0", PODS.object_path(&pod));
-                let known = kube.get(&path).await.ok()?;
-                endpoints::was_ready(&known).then_some(pod)
+                let ready = facts.ready_on(&node).await.ok()?;
+                Some((node, ready))
             });
         }
         let (mut alive, deadline) = (BTreeSet::new(), Instant::now() + PATIENCE);
-        // Those of which nothing is known in time stay as they are.
         while let Ok(Some(answer)) = timeout_at(deadline, asked.join_next()).await {
-            alive.extend(answer.ok().flatten());
+            let Some((node, ready)) = answer.ok().flatten() else {
+                continue;
+            };
+            let known = pods.remove(&node).unwrap_or_default();
+            alive.extend(known.into_iter().filter(|pod| ready.contains(pod)));
         }
+        let unknown = pods.into_values().flatten();
+        alive.extend(unknown.filter(|pod| before.contains(pod)));
         alive
+    }
+
+    /// The pods on a node that were ready when it was last heard of. The answer is kept for a while: until the node is heard of
+    /// again it stays the same, and every service asks.
+    async fn ready_on(&self, node: &str) -> Result<Arc<Ready>, Unanswered> {
+        let known = || self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, ready)) = known().get(node)
+            && at.elapsed() < KEPT
+        {
+            return Ok(ready.clone());
+        }
+        let path = format!(
+            "{}?fieldSelector=spec.nodeName%3D{node}&resourceVersion=0",
+            PODS.path("")
+        );
+        let list = self.ask(&path).await?;
+        let ready = items(&list["items"]).filter(|pod| endpoints::was_ready(pod));
+        let ready: Arc<Ready> = Arc::new(ready.map(Key::of).collect());
+        let mut known = known();
+        if known.len() >= NODES_KEPT {
+            known.retain(|_, (at, _)| at.elapsed() < KEPT);
+        }
+        if known.len() < NODES_KEPT {
+            known.insert(node.to_owned(), (Instant::now(), ready.clone()));
+        }
+        Ok(ready)
     }
 
     fn lives_on(&self, name: &str, now: Timestamp) -> bool {
@@ -178,16 +219,9 @@ impl Facts {
         };
         let pool = node["metadata"]["labels"][NODE_POOL].as_str();
         let pool = pool.and_then(|pool| self.pools.get(&Key::new("", pool)));
-        let witness = pool.is_some_and(|pool| {
-            let mut leaders = items(&pool["status"]["leaderEndpoints"]);
-            pool["spec"]["enableLeaderElection"] == true
-                && leaders.any(|leader| {
-                    let leader = leader["nodeName"].as_str().unwrap_or_default();
-                    leader != name
-                        && get(leader)
-                            .is_some_and(|leader| condition::holds(&leader["status"], "Ready"))
-                })
-        });
+        let is_ready =
+            |name: &str| get(name).is_some_and(|node| condition::holds(&node["status"], "Ready"));
+        let witness = pool.is_some_and(|pool| endpoints::has_witness(&pool, name, is_ready));
         endpoints::lives(&node, witness, now)
     }
 }

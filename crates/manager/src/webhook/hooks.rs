@@ -220,6 +220,14 @@ mod tests {
     }
 
     #[test]
+    fn the_controllers_are_there() {
+        let known: Vec<&str> = crate::names().map(|names| names.name).collect();
+        for controller in HOOKS.iter().flat_map(|hook| hook.subject.controllers()) {
+            assert!(known.contains(controller), "{controller}");
+        }
+    }
+
+    #[test]
     fn what_is_switched_off_is_not_asked() {
         let enabled = |options: &Options| -> Vec<&str> {
             let hooks = HOOKS.iter();

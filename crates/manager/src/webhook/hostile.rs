@@ -218,6 +218,8 @@ proptest! {
             prop_assert_eq!(patched, once, "{}", i);
         }
         let _ = endpoints::silent(&object);
+        let _ = endpoints::ready(&object);
+        let _ = endpoints::has_witness(&object, "n", |_| true);
         let _ = endpoints::was_ready(&object);
         let _ = endpoints::lives(&object, true, jiff::Timestamp::UNIX_EPOCH);
         for old in [None, Some(&object)] {
@@ -235,6 +237,6 @@ proptest! {
                 prop_assert_eq!(&answer["response"]["uid"], "u");
             }
         }
-        prop_assert!(node::judged(&object, &object, &user, "").is_ok());
+        prop_assert!(node::judged(&object, &object, &user, &[]).is_ok());
     }
 }

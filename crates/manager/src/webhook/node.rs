@@ -45,12 +45,12 @@ pub(super) fn completed(old: Option<&Value>, mut node: Value, pool: Option<&Valu
     node
 }
 
-/// Judges a node that takes the place of another. `converter` is the user that converts nodes.
+/// Judges a node that takes the place of another. `converters` are the users that convert nodes.
 pub(super) fn judged(
     old: &Value,
     new: &Value,
     user: &User,
-    converter: &str,
+    converters: &[String],
 ) -> Result<Answer, Denial> {
     let name = new["metadata"]["name"].as_str().unwrap_or_default();
     let both = |key| (label(old, key), label(new, key));
@@ -81,7 +81,7 @@ pub(super) fn judged(
     };
     match both(EDGE_WORKER) {
         (before, after) if before == after => {}
-        _ if user.name == format!("system:node:{name}") || user.name == converter => {}
+        _ if user.name == format!("system:node:{name}") || converters.contains(&user.name) => {}
         (None, Some(_)) => answer.warnings.push(format!(
             "label {EDGE_WORKER} is set by hand: it must say whether a hub runs on the node"
         )),
@@ -161,6 +161,10 @@ mod tests {
             name: name.into(),
             groups: vec![group.into()],
         }
+    }
+
+    fn judged(old: &Value, new: &Value, user: &User, converter: &str) -> Result<Answer, Denial> {
+        super::judged(old, new, user, &[converter.to_owned()])
     }
 
     const CONVERTER: &str =

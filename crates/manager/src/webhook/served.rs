@@ -486,6 +486,18 @@ async fn what_api_servers_are_told_is_put_right() {
             "metadata": {"name": MUTATING_WEBHOOKS, "annotations": {"yurt-manager-template": "[]", "mine": "x"}},
             "webhooks": [hook("gone.openyurt.io"), hook("m.v1beta2.nodepool.kb.io")]}))
         .await;
+    // Another's definition with a webhook of its own.
+    let versions: Value = ["v1", "v2"]
+        .map(|name| {
+            json!({"name": name, "served": true, "storage": name == "v1", "schema": {"openAPIV3Schema": {"type": "object"}}})
+        })
+        .into_iter()
+        .collect();
+    let foreign = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "others.example.com"},
+        "spec": {"group": "example.com", "scope": "Cluster", "names": {"plural": "others", "singular": "other", "kind": "Other", "listKind": "OtherList"},
+            "versions": versions, "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+                "clientConfig": {"service": {"namespace": "default", "name": "other", "path": "/convert"}}}}}});
+    stage.create(&CRDS.path(""), foreign).await;
     let mut options = Options::default();
     options.disable("pod").expect("known");
     let _manager = scene.served(options).await;
@@ -536,11 +548,22 @@ async fn what_api_servers_are_told_is_put_right() {
             crd["spec"]["conversion"]["strategy"] == "Webhook"
         })
         .await;
+    let foreign = stage
+        .kube
+        .get(&format!("{}/others.example.com", CRDS.path("")))
+        .await
+        .expect("there");
+    let client = &foreign["spec"]["conversion"]["webhook"]["clientConfig"];
+    assert!(client["caBundle"].is_null(), "{client}");
+    assert_eq!(client["service"]["name"], "other");
 }
 
 #[tokio::test]
 async fn replicas_agree_on_one_ca() {
     let scene = Scene::start().await;
+    // As OpenYurt's chart makes it.
+    let empty = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": WEBHOOK_CERTIFICATES, "labels": {"chart": "x"}}});
+    scene.stage.create(SECRET, empty).await;
     let (a, b, c) = tokio::join!(
         scene.manager(Options::default()),
         scene.manager(Options::default()),
@@ -575,6 +598,7 @@ async fn replicas_agree_on_one_ca() {
         );
         assert_eq!(secret["data"]["tls.crt"], STANDARD.encode(&bundle.own.cert));
     }
+    assert_eq!(secret["metadata"]["labels"]["chart"], "x");
     // Whoever is asked is believed.
     scene.told(&a).await;
     for (i, manager) in [&a, &b, &c].into_iter().enumerate() {
@@ -719,7 +743,7 @@ async fn what_is_no_review_gets_a_code_and_reviews_are_counted() {
         ("POST", pods, "[".repeat(100_000), 400),
         ("POST", pods, review("v2").to_string(), 400),
         ("POST", "/convert", "{}".into(), 400),
-        ("POST", pods, " ".repeat((16 << 20) + 1), 413),
+        ("POST", pods, " ".repeat((8 << 20) + 1), 413),
         ("POST", pods, review("v1").to_string(), 200),
         ("POST", pods, review("v1beta1").to_string(), 200),
     ] {
@@ -744,4 +768,40 @@ async fn what_is_no_review_gets_a_code_and_reviews_are_counted() {
         !shown.contains("webhook=\"/\""),
         "a label for what anybody asks"
     );
+}
+
+#[tokio::test]
+async fn a_host_stands_for_the_service() {
+    let scene = Scene::start().await;
+    let host = Options {
+        host: Some("127.0.0.1".into()),
+        ..Options::default()
+    };
+    // The service leads nowhere.
+    let manager = scene.manager(host).await;
+    scene.told(&manager).await;
+    let old = POOLS.replace("v1beta2", "v1alpha1");
+    let pool = json!({"apiVersion": "apps.openyurt.io/v1alpha1", "kind": "NodePool", "metadata": {"name": "a"}, "spec": {}});
+    let pool = scene.stage.create(&old, pool).await;
+    assert_eq!(pool["metadata"]["labels"][labels::NODE_POOL_TYPE], "edge");
+    let path = format!("{}/nodepools.apps.openyurt.io", CRDS.path(""));
+    let crd = scene.stage.kube.get(&path).await.expect("there");
+    let client = &crd["spec"]["conversion"]["webhook"]["clientConfig"];
+    assert!(client["service"].is_null(), "{client}");
+    // Back to the service.
+    drop(manager);
+    let _manager = scene.served(Options::default()).await;
+    let service = "/spec/conversion/webhook/clientConfig/service/name";
+    let path = format!("{}/nodepools.apps.openyurt.io", CRDS.path(""));
+    scene
+        .stage
+        .until(&path, |crd| crd.pointer(service).is_some())
+        .await;
+    let read = scene
+        .stage
+        .kube
+        .get(&format!("{old}/a"))
+        .await
+        .expect("converted");
+    assert_eq!(read["spec"]["type"], "Edge");
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use arc_swap::ArcSwap;
 use http::{Method, Request, Response, StatusCode, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use serde_json::Value;
 use std::{
     io,
@@ -22,13 +22,15 @@ use yurt_api::conversion;
 use yurt_transport::{Body, CollectError, ServeOptions, collect, full};
 
 /// The longest list of objects that is converted at once, in bytes of JSON.
-const MAX_CONVERSION: usize = 64 << 20;
-/// The longest admission review: the object as it was and as it is to be, of which API servers take 3 MiB, and room.
-const MAX_ADMISSION: usize = 16 << 20;
-/// Admission reviews at once.
-const ADMISSIONS: usize = 64;
-/// Conversions at once: they are what may be large.
-const CONVERSIONS: usize = 4;
+const MAX_CONVERSION: usize = 32 << 20;
+/// The longest admission review: the object as it was and as it is to be, of which API servers take 3 MiB at most.
+const MAX_ADMISSION: usize = 8 << 20;
+/// Bytes of reviews that are worked on at once, of each sort.
+const MAX_AT_ONCE: usize = 32 << 20;
+/// Of what room for reviews is counted.
+const UNIT: usize = 1 << 10;
+/// How long the body of a review may take to come.
+const TRANSFER: Duration = Duration::from_secs(5);
 /// API servers wait no longer for an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -43,6 +45,8 @@ enum Refusal {
     NotAReview(String),
     #[error(transparent)]
     Body(#[from] CollectError),
+    #[error("the review did not come in {TRANSFER:?}")]
+    Late,
     #[error("too much to do at once; try again")]
     Busy,
 }
@@ -54,6 +58,7 @@ impl Refusal {
             Self::NotPosted => StatusCode::METHOD_NOT_ALLOWED,
             Self::NotAReview(_) | Self::Body(CollectError::Broken(_)) => StatusCode::BAD_REQUEST,
             Self::Body(CollectError::TooLarge(_)) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Late => StatusCode::REQUEST_TIMEOUT,
             Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -89,8 +94,8 @@ impl Server {
         Self {
             facts: Arc::new(facts),
             counts,
-            admissions: Arc::new(Semaphore::new(ADMISSIONS)),
-            conversions: Arc::new(Semaphore::new(CONVERSIONS)),
+            admissions: Arc::new(Semaphore::new(MAX_AT_ONCE / UNIT)),
+            conversions: Arc::new(Semaphore::new(MAX_AT_ONCE / UNIT)),
         }
     }
 
@@ -148,8 +153,18 @@ impl Server {
             Served::Admission(_) => (&self.admissions, MAX_ADMISSION),
             Served::Conversion => (&self.conversions, MAX_CONVERSION),
         };
-        let _turn = turns.acquire().await.map_err(|_| Refusal::Busy)?;
-        let body = collect(request.into_body(), most).await?;
+        let room = request.body().size_hint().upper();
+        let room = room
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .unwrap_or(most);
+        if room > most {
+            return Err(CollectError::TooLarge(most).into());
+        }
+        let units = u32::try_from(room.div_ceil(UNIT)).unwrap_or(u32::MAX);
+        let turn = turns.acquire_many(units).await;
+        let _turn = turn.map_err(|_| Refusal::Busy)?;
+        let body = timeout(TRANSFER, collect(request.into_body(), most));
+        let body = body.await.map_err(|_| Refusal::Late)??;
         let review: Value = serde_json::from_slice(&body)
             .map_err(|error| Refusal::NotAReview(error.to_string()))?;
         drop(body);

@@ -14,10 +14,7 @@ use yurt_api::apps::{
     workload::{Template, WorkloadTemplate},
     yurtappset::{Patch, WorkloadTweak, YurtAppSetSpec},
 };
-use yurt_controller::{
-    collections::YURT_APP_SETS,
-    fields::items,
-};
+use yurt_controller::{collections::YURT_APP_SETS, fields::items};
 
 /// The pool for which workloads are rendered to look at them.
 const POOL: &str = "pool";
