@@ -6,28 +6,28 @@
 use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch, pod,
     yurtappset::{
-        EVENT_RULE, Engine, REVISION_RULE, Subject, WORKLOAD_RULE, render::Owner, watch_overriders,
-        watch_pools, watch_revisions, watch_workloads,
+        EVENT_RULE, Engine, REVISION_RULE, Subject, WORKLOAD_RULE, watch_overriders, watch_pools,
+        watch_revisions, watch_workloads,
     },
 };
 use jiff::Timestamp;
 use std::sync::Arc;
-use yurt_api::{apps::yurtappdaemon::YurtAppDaemonSpec, translation};
-use yurt_controller::{collections::YURT_APP_DAEMONS, fields, policy::Rule, run_with};
+use yurt_api::translation;
+use yurt_controller::{collections::YURT_APP_DAEMONS, fields, policy::Rule};
 
-pub(crate) const ENTRY: Entry = Entry::new(
-    YurtAppDaemons::NAME,
+pub(crate) const ENTRY: Entry = Entry::of::<YurtAppDaemons>(
     "yurtappdaemon",
     &[
         WORKLOAD_RULE,
         REVISION_RULE,
         EVENT_RULE,
         Rule::new("apps.openyurt.io", &["yurtappdaemons/status"], &["patch"]),
+        Rule::new(
+            "apps.openyurt.io",
+            &["yurtappdaemons/finalizers"],
+            &["update"],
+        ),
     ],
-    |context, settings| {
-        let workers = settings.workers(YurtAppDaemons::NAME, YurtAppDaemons::WORKERS);
-        run_with(context, YurtAppDaemons::default(), workers);
-    },
 );
 
 /// `yurt-app-daemon-controller`.
@@ -60,16 +60,11 @@ impl Controller for YurtAppDaemons {
         let Some(object) = object.filter(|object| !pod::is_deleting(object)) else {
             return Ok(Next::Done);
         };
-        let spec: YurtAppDaemonSpec = serde_json::from_value(object["spec"].clone())
-            .map_err(|error| Failure::Object(error.to_string()))?;
         let selected = fields::labels(&object["spec"]["selector"]["matchLabels"]);
-        let subject = Subject {
-            collection: YURT_APP_DAEMONS,
-            owner: Owner::of(&YURT_APP_DAEMONS, &object, Some(selected)),
-            spec: translation::set_of(&spec),
-            object,
-            component: Self::NAME,
-        };
+        let daemon = Some(selected);
+        let subject = Subject::new(YURT_APP_DAEMONS, object, Self::NAME, daemon, |spec| {
+            serde_json::from_value(spec.clone()).map(|spec| translation::set_of(&spec))
+        });
         let (report, outcome) = self.0.look(&subject, context).await;
         let status = report.daemon_status(&subject.object, Timestamp::now());
         subject.tell(context, &status).await?;

@@ -46,9 +46,9 @@ use yurt_controller::{
         CONTROLLER_REVISIONS, DEPLOYMENTS, NODE_POOLS, STATEFUL_SETS, YURT_APP_OVERRIDERS,
         YURT_APP_SETS,
     },
-    controller_of, fields,
+    controller_of,
+    fields::{self, Labels},
     policy::Rule,
-    run_with,
 };
 use yurt_wire::selector::LabelSelector;
 
@@ -70,8 +70,7 @@ pub(crate) const REVISION_RULE: Rule = Rule::new(
 /// Events.
 pub(crate) const EVENT_RULE: Rule = Rule::new("", &["events"], &["create"]);
 
-pub(crate) const ENTRY: Entry = Entry::new(
-    YurtAppSets::NAME,
+pub(crate) const ENTRY: Entry = Entry::of::<YurtAppSets>(
     "yurtappset",
     &[
         WORKLOAD_RULE,
@@ -79,15 +78,9 @@ pub(crate) const ENTRY: Entry = Entry::new(
         EVENT_RULE,
         Rule::new("apps.openyurt.io", &["yurtappsets"], &["get"]),
         Rule::new("apps.openyurt.io", &["yurtappsets/status"], &["patch"]),
+        // Owner references that block the deletion of the owner ask for it, where that is enforced.
+        Rule::new("apps.openyurt.io", &["yurtappsets/finalizers"], &["update"]),
     ],
-    |context, settings| {
-        let controller = YurtAppSets::default();
-        run_with(
-            context,
-            controller,
-            settings.workers(YurtAppSets::NAME, YurtAppSets::WORKERS),
-        );
-    },
 );
 
 /// The kinds of workloads.
@@ -106,8 +99,8 @@ pub(crate) struct Subject {
     pub(crate) collection: Collection,
     /// It.
     pub(crate) object: Arc<Value>,
-    /// What is wanted, as a set.
-    pub(crate) spec: YurtAppSetSpec,
+    /// What is wanted, as a set; or what of it cannot be read.
+    pub(crate) spec: Result<YurtAppSetSpec, String>,
     /// Whose the workloads are.
     pub(crate) owner: Owner,
     /// The events' source.
@@ -151,7 +144,14 @@ impl Engine {
         context: &Context,
         report: &mut Report,
     ) -> Result<Next, Failure> {
-        let (owner, spec) = (&subject.owner, &subject.spec);
+        let owner = &subject.owner;
+        let spec = match &subject.spec {
+            Ok(spec) => spec,
+            Err(error) => {
+                report.fault = Some(("InvalidSpec", error.clone()));
+                return Ok(Next::Done);
+            }
+        };
         let Some((kind, template)) = spec.workload.workload_template.only() else {
             let message = "workloadTemplate must have exactly one of deploymentTemplate and statefulSetTemplate; its workloads stay as they are";
             report.fault = Some(("InvalidTemplate", message.into()));
@@ -264,9 +264,11 @@ impl Engine {
         let mut troubles = Troubles::default();
         let deleted = self.writer.delete(context, &going).await;
         tell_deleted(subject, context, &going, &deleted, report, &mut troubles);
+        let entries = fields::items(&told["pools"]).filter(|entry| entry["phase"] == "Failed");
+        let failed: BTreeSet<&str> = entries.filter_map(|entry| entry["pool"].as_str()).collect();
         let done = self
             .writer
-            .write(context, kind, owner, &places, &acts, target, now)
+            .write(context, kind, owner, &places, &acts, &failed, target, now)
             .await;
         let mut created = 0;
         let mut updated = 0;
@@ -284,15 +286,19 @@ impl Engine {
                     place.child = Some(Child::of(object, kind));
                 }
                 Done::Postponed => {
-                    trouble = Some("tried again when the API server answers".into());
+                    let message = "tried again when the API server is well";
+                    trouble = Some(("Waiting", message.into()));
                 }
                 Done::Failed(error) => {
                     let message = format!("{}: {}", place.pool.name, error.message());
-                    match act {
-                        Act::Create => report.creating.push(message),
+                    let mut phase = "Failed";
+                    match (act, &error) {
+                        (Act::Create, _) => report.creating.push(message),
+                        // It is tried again at once.
+                        (_, write::Trouble::Conflict(_)) => phase = "Waiting",
                         _ => report.updating.push(message),
                     }
-                    trouble = Some(error.message());
+                    trouble = Some((phase, error.message()));
                     troubles.add(error);
                 }
             }
@@ -361,7 +367,11 @@ impl Engine {
         stages: &BTreeMap<&str, rollout::Stage>,
         report: &Report,
     ) -> Result<(), Failure> {
-        if subject.spec.rollout.is_none() || Mark::of(&history.current).is_some() {
+        let is_gated = subject
+            .spec
+            .as_ref()
+            .is_ok_and(|spec| spec.rollout.is_some());
+        if !is_gated || Mark::of(&history.current).is_some() {
             return Ok(());
         }
         if !failed.is_empty() && history.last_good().is_some() {
@@ -393,7 +403,9 @@ impl Engine {
             let known = context.scoped(&collection, &workload_scope());
             for object in known.owned_by(&owner.uid) {
                 let ours = controller_of(&object).is_some_and(|c| c["uid"] == *owner.uid);
-                if ours && !belongs_elsewhere(owner, &object) {
+                if ours && belongs_elsewhere(owner, &object) {
+                    release(context, &collection, owner, &object).await?;
+                } else if ours {
                     children.push(Child::of(object, kind));
                 }
             }
@@ -427,12 +439,31 @@ impl Engine {
     }
 }
 
-/// Whether an owned workload says that it is of another set: then it is left to whoever said so.
+/// Whether an owned workload says that it is of another set: then it is released.
 fn belongs_elsewhere(owner: &Owner, object: &Value) -> bool {
     let labels = &object["metadata"]["labels"];
     match &owner.label {
         Some((label, value)) => labels[*label].as_str().is_some_and(|said| said != value),
         None => false,
+    }
+}
+
+async fn release(
+    context: &Context,
+    collection: &Collection,
+    owner: &Owner,
+    object: &Value,
+) -> Result<(), Failure> {
+    let patch = json!({"metadata": {"uid": object["metadata"]["uid"],
+        "ownerReferences": [{"$patch": "delete", "uid": owner.uid}]}});
+    match context
+        .patch(collection, &Key::of(object), "", &patch)
+        .await
+    {
+        Ok(_) => Ok(()),
+        // Gone, or another of that name.
+        Err(error) if matches!(error.code(), Some(404 | 409 | 422)) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -545,6 +576,23 @@ impl Troubles {
 }
 
 impl Subject {
+    /// A subject whose spec is read by `read`; of a daemon, with the labels of its selector.
+    pub(crate) fn new(
+        collection: Collection,
+        object: Arc<Value>,
+        component: &'static str,
+        daemon: Option<Labels>,
+        read: impl Fn(&Value) -> serde_json::Result<YurtAppSetSpec>,
+    ) -> Self {
+        Self {
+            owner: Owner::of(&collection, &object, daemon),
+            spec: read(&object["spec"]).map_err(|error| error.to_string()),
+            collection,
+            object,
+            component,
+        }
+    }
+
     fn event(&self, context: &Context, reason: &str, message: &str) {
         context.event(self.component, &self.object, "Normal", reason, message);
     }
@@ -676,14 +724,9 @@ impl Controller for YurtAppSets {
         let Some(object) = object.filter(|object| !pod::is_deleting(object)) else {
             return Ok(Next::Done);
         };
-        let spec = serde_json::from_value(object["spec"].clone());
-        let subject = Subject {
-            collection: YURT_APP_SETS,
-            owner: Owner::of(&YURT_APP_SETS, &object, None),
-            spec: spec.map_err(|error| Failure::Object(error.to_string()))?,
-            object,
-            component: Self::NAME,
-        };
+        let subject = Subject::new(YURT_APP_SETS, object, Self::NAME, None, |spec| {
+            serde_json::from_value(spec.clone())
+        });
         let (report, outcome) = self.0.look(&subject, context).await;
         let status = report.set_status(&subject.object, Timestamp::now());
         subject.tell(context, &status).await?;

@@ -354,3 +354,6 @@ pub(crate) fn name(owner: &Owner, pool: &str, kind: &str) -> String {
     let prefix: String = prefix.chars().take(room).collect();
     format!("{}-{hash}", prefix.trim_end_matches(['-', '.']))
 }
+
+#[cfg(test)]
+mod tests;

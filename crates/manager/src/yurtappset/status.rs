@@ -25,12 +25,12 @@ pub(crate) struct PoolReport {
 }
 
 impl PoolReport {
-    /// Of a place after what was done in it; `trouble`: why that failed; `told`: the status before.
+    /// Of a place after what was done in it; `trouble`: the phase and reason where that failed; `told`: the status before.
     pub(crate) fn of(
         place: &Place,
         act: Act,
         difference: Difference,
-        trouble: Option<String>,
+        trouble: Option<(&'static str, String)>,
         held: Option<&Held>,
         told: &Value,
     ) -> Self {
@@ -41,9 +41,10 @@ impl PoolReport {
                 (act, difference),
                 (Act::Create | Act::Update, _) | (Act::Leave, Difference::None)
             );
-        let fault = place.rendered.as_ref().err().map(ToString::to_string);
+        let fault = place.rendered.as_ref().err();
+        let fault = fault.map(|fault| ("Failed", fault.to_string()));
         let (phase, message) = match (trouble.or(fault), child) {
-            (Some(message), _) => ("Failed", message),
+            (Some(trouble), _) => trouble,
             (None, None) => ("Waiting", "its workload is not there yet".into()),
             (None, Some(child)) if child.is_deleting() => {
                 ("Deleting", "a new workload is made when it is gone".into())

@@ -4,6 +4,7 @@ mod daemon;
 mod lifecycle;
 mod rollouts;
 mod takeover;
+mod trouble;
 
 use crate::stage::Stage;
 use serde_json::{Value, json};

@@ -9,7 +9,7 @@ use crate::Context;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 use yurt_controller::{
@@ -38,7 +38,12 @@ pub(crate) enum Trouble {
 
 impl Trouble {
     fn of(error: KubeError) -> Self {
+        // An unknown field in a configuration that is applied is a bad request by what it says only.
+        let is_untyped = error
+            .message()
+            .contains("failed to create typed patch object");
         match error.code() {
+            Some(_) if is_untyped => Self::Invalid(error.message()),
             Some(400 | 415 | 422) => Self::Invalid(error.message()),
             Some(409) => Self::Conflict(Arc::new(error)),
             Some(403 | 404 | 405) => Self::Refused(error.message()),
@@ -50,8 +55,7 @@ impl Trouble {
     pub(crate) fn message(&self) -> String {
         match self {
             Self::Invalid(message) | Self::Refused(message) => message.clone(),
-            Self::Conflict(_) => "changed by somebody else at the same time".into(),
-            Self::Server(error) => error.message(),
+            Self::Conflict(error) | Self::Server(error) => error.message(),
         }
     }
 }
@@ -134,27 +138,30 @@ impl Writer {
         .await
     }
 
-    /// Does what is to be done in each place.
+    /// Does what is to be done in each place, last in the pools that `failed` before.
     #[allow(clippy::too_many_arguments)]
     pub(crate) async fn write(
         &self,
         context: &Context,
-        kind: &'static str,
+        kind: &str,
         owner: &Owner,
         places: &[Place],
         acts: &[Act],
+        failed: &BTreeSet<&str>,
         revision: &str,
         now: Timestamp,
     ) -> Vec<Done> {
         let of = &collection(kind);
         let mut done: Vec<Done> = places.iter().map(|_| Done::Nothing).collect();
-        let to_do: Vec<(usize, &Place, Act)> = places
+        let mut to_do: Vec<(usize, &Place, Act)> = places
             .iter()
             .zip(acts)
             .enumerate()
             .filter(|(_, (_, act))| matches!(act, Act::Create | Act::Update | Act::Scale(_)))
             .map(|(i, (place, act))| (i, place, *act))
             .collect();
+        // What failed before does not keep others from being tried.
+        to_do.sort_by_key(|(_, place, _)| failed.contains(&*place.pool.name));
         let results = batched(to_do.len(), |i| {
             let item = to_do.get(i).copied();
             async move {

@@ -124,6 +124,8 @@ async fn what_does_not_become_ready_is_taken_back() {
         })
         .await;
     // Another change is tried.
+    let patient = json!({"spec": {"rollout": {"progressDeadlineSeconds": 600}}});
+    change(&stage, &sets("web"), &patient).await;
     change(&stage, &sets("web"), &newer("web:3")).await;
     ready(&stage, 2).await;
     let list = stage.kube.get(&path(&DEPLOYMENTS, "")).await.expect("list");
