@@ -10,6 +10,7 @@ mod hubleader;
 mod image_preheat;
 mod load_balancer_set;
 mod node_bucket;
+mod node_conversion;
 mod nodepool;
 mod pod_binding;
 pub mod process;

@@ -67,6 +67,7 @@ pub const CONTROLLERS: &[Entry] = &[
     crate::image_preheat::ENTRY,
     crate::yurtappset::ENTRY,
     crate::yurtappdaemon::ENTRY,
+    crate::node_conversion::ENTRY,
     crate::pod_binding::ENTRY,
     crate::yurt_static_set::ENTRY,
 ];
