@@ -18,6 +18,7 @@ pub mod kubeconfig;
 pub mod limit;
 pub mod metrics;
 pub mod node_affinity;
+pub mod node_lifecycle;
 mod objects;
 pub mod pod;
 pub mod pod_control;

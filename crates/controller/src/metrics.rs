@@ -1,6 +1,7 @@
 //! What controllers, queues and clients count, under the names that controller-runtime and client-go gave it, so that dashboards and
 //! alerts made for them go on working.
 
+use crate::node_lifecycle::NodeMetrics;
 use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
@@ -71,6 +72,7 @@ pub struct Metrics {
     works: Histograms<ByQueue>,
     requests: Family<ByAnswer, Counter>,
     leading: Family<ByName, Gauge>,
+    nodes: NodeMetrics,
 }
 
 impl fmt::Debug for Metrics {
@@ -94,6 +96,7 @@ impl Default for Metrics {
             works: Family::new_with_constructor(queue_histogram),
             requests: Family::default(),
             leading: Family::default(),
+            nodes: NodeMetrics::default(),
         }
     }
 }
@@ -161,6 +164,12 @@ impl Metrics {
             "1 where this process holds the lease",
             self.leading.clone(),
         );
+        self.nodes.register(registry);
+    }
+
+    /// What is counted of nodes.
+    pub(crate) fn nodes(&self) -> &NodeMetrics {
+        &self.nodes
     }
 
     /// What the queue of a controller counts.

@@ -127,6 +127,7 @@ mod tests {
         assert!(all.includes("other-controller") && !all.includes("nodepool-controller"));
         assert_eq!(parse(&all.to_string()), Ok(all), "either order");
         let one = parse("nodepool").unwrap();
+        assert!(one.names("nodepool-controller") && !one.names("other-controller"));
         assert!(one.includes("nodepool-controller") && !one.includes("other-controller"));
         assert_eq!(parse("-*"), Ok(Selection::none()));
         assert_eq!(parse(""), Ok(Selection::none()));

@@ -1,6 +1,7 @@
 //! What controllers need to be told besides the API.
 
 use std::time::Duration;
+use yurt_controller::node_lifecycle::Times;
 use yurt_pki::KeyPairPem;
 
 /// Times of the node controllers, with kube-controller-manager's names and defaults. Shorter ones make quick labs.
@@ -23,6 +24,21 @@ impl Default for NodeMonitor {
             period: Duration::from_secs(5),
             grace: Duration::from_secs(50),
             startup_grace: Duration::from_secs(60),
+        }
+    }
+}
+
+impl From<NodeMonitor> for Times {
+    fn from(monitor: NodeMonitor) -> Self {
+        let NodeMonitor {
+            period,
+            grace,
+            startup_grace,
+        } = monitor;
+        Self {
+            period,
+            grace,
+            startup_grace,
         }
     }
 }

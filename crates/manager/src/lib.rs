@@ -11,6 +11,7 @@ mod image_preheat;
 mod load_balancer_set;
 mod node_bucket;
 mod node_conversion;
+mod node_life_cycle;
 mod nodepool;
 mod pod_binding;
 pub mod process;

@@ -267,7 +267,8 @@ impl PoolNodes {
 }
 
 impl Controller for PoolNodes {
-    const NAME: &'static str = NodePools::NAME;
+    // Counted apart.
+    const NAME: &'static str = "nodepool-controller-nodes";
 
     fn watches(&self, context: &Arc<Context>) -> Vec<Watch> {
         let (nodes, pools) = (context.objects(&NODES), context.objects(&NODE_POOLS));

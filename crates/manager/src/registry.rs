@@ -15,6 +15,8 @@ pub struct Entry {
     pub names: Names,
     /// What its service account may do. What all of them read, the base account reads.
     pub rules: &'static [Rule],
+    /// Whether only its name selects it, and `*` does not.
+    pub is_off_by_default: bool,
     /// Starts it; it ends with the context.
     pub start: fn(&Arc<Context>, &Settings),
 }
@@ -36,7 +38,25 @@ impl Entry {
         Self {
             names: Names { name, alias },
             rules,
+            is_off_by_default: false,
             start,
+        }
+    }
+
+    /// The same, only where it is named.
+    pub(crate) const fn off_by_default(self) -> Self {
+        Self {
+            is_off_by_default: true,
+            ..self
+        }
+    }
+
+    /// Whether it is to run.
+    fn is_selected(&self, selection: &Selection) -> bool {
+        let name = self.names.name;
+        match self.is_off_by_default {
+            true => selection.includes(name) && selection.names(name),
+            false => selection.includes(name),
         }
     }
 
@@ -57,6 +77,7 @@ pub const CONTROLLERS: &[Entry] = &[
     crate::node_bucket::ENTRY,
     crate::load_balancer_set::ENTRY,
     crate::csr_approver::ENTRY,
+    crate::node_life_cycle::ENTRY,
     crate::service_topology::ENDPOINTS,
     crate::service_topology::SLICES,
     crate::hubleader::ENTRY,
@@ -79,8 +100,8 @@ pub fn names() -> impl Iterator<Item = Names> {
 
 /// The selected controllers, in the order in which they start.
 pub(crate) fn selected(selection: &Selection) -> impl Iterator<Item = &'static Entry> {
-    let includes = |entry: &&Entry| selection.includes(entry.names.name);
-    CONTROLLERS.iter().filter(includes)
+    let selects = |entry: &&Entry| entry.is_selected(selection);
+    CONTROLLERS.iter().filter(selects)
 }
 
 /// Starts the selected controllers; they work until the context ends. `identity` gives each the context that it writes with.

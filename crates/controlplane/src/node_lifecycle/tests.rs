@@ -1,5 +1,9 @@
 use super::*;
-use crate::{NodeMonitor, Settings, stage::Stage};
+use crate::{NodeMonitor, condition, pod, stage::Stage, taint as taints};
+use jiff::Timestamp;
+use serde_json::json;
+use std::time::Duration;
+use yurt_controller::node_lifecycle::LEASE_NAMESPACE;
 
 /// Quick enough for a test.
 fn quick() -> Settings {
@@ -28,16 +32,6 @@ async fn heartbeat(stage: &Stage, node: &str, ready: &str) {
         .strategic(&path, &status)
         .await
         .expect("heartbeat");
-}
-
-#[test]
-fn older_labels_follow_the_newer() {
-    let node = json!({"metadata": {"labels": {"kubernetes.io/os": "linux", "kubernetes.io/arch": "arm64", "beta.kubernetes.io/arch": "arm64"}}});
-    let missing = missing_labels(&node);
-    assert_eq!(
-        Value::Object(missing),
-        json!({"beta.kubernetes.io/os": "linux"})
-    );
 }
 
 #[tokio::test]

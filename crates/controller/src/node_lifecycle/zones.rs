@@ -10,14 +10,56 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Nodes per second in a zone that is well (`--node-eviction-rate`), and in one that is down as a whole.
-const RATE: f64 = 0.1;
-/// The same in a large zone that is partly down (`--secondary-node-eviction-rate`).
-const SECONDARY_RATE: f64 = 0.01;
-/// Up to how many nodes a zone is small, and is left alone while partly down (`--large-cluster-size-threshold`).
-const SMALL: usize = 50;
-/// The share of nodes not ready from which a zone is partly down (`--unhealthy-zone-threshold`).
-const UNHEALTHY: f64 = 0.55;
+/// How fast nodes are tainted.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Nodes per second in a zone that is well, and in one that is down as a whole (`--node-eviction-rate`).
+    pub eviction: f64,
+    /// The same in a large zone that is partly down (`--secondary-node-eviction-rate`).
+    pub secondary: f64,
+    /// Up to how many nodes a zone is small, and is left alone while partly down (`--large-cluster-size-threshold`).
+    pub small: usize,
+    /// The share of nodes not ready from which a zone is partly down (`--unhealthy-zone-threshold`).
+    pub unhealthy: f64,
+}
+
+impl Default for Rates {
+    fn default() -> Self {
+        Self {
+            eviction: 0.1,
+            secondary: 0.01,
+            small: 50,
+            unhealthy: 0.55,
+        }
+    }
+}
+
+impl Rates {
+    /// How a zone is whose nodes are in these states.
+    fn judge(&self, nodes: &[Status]) -> State {
+        let ready = nodes
+            .iter()
+            .filter(|status| **status == Status::True)
+            .count();
+        let down = nodes.len() - ready;
+        #[expect(clippy::cast_precision_loss, reason = "a share of some thousands")]
+        let share = down as f64 / nodes.len().max(1) as f64;
+        match (ready, down) {
+            (0, 1..) => State::Full,
+            (_, 3..) if share >= self.unhealthy => State::Partial,
+            _ => State::Normal,
+        }
+    }
+
+    /// Nodes per second in a zone of this state and size.
+    fn of(&self, state: State, size: usize) -> f64 {
+        match state {
+            State::Initial | State::Normal | State::Full => self.eviction,
+            State::Partial if size > self.small => self.secondary,
+            State::Partial => 0.0,
+        }
+    }
+}
 
 /// How a zone is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,31 +71,6 @@ pub(super) enum State {
     Partial,
     /// No node is ready.
     Full,
-}
-
-/// How a zone is whose nodes are in these states.
-fn judge(nodes: &[Status]) -> State {
-    let ready = nodes
-        .iter()
-        .filter(|status| **status == Status::True)
-        .count();
-    let down = nodes.len() - ready;
-    #[expect(clippy::cast_precision_loss, reason = "a share of some thousands")]
-    let share = down as f64 / nodes.len().max(1) as f64;
-    match (ready, down) {
-        (0, 1..) => State::Full,
-        (_, 3..) if share >= UNHEALTHY => State::Partial,
-        _ => State::Normal,
-    }
-}
-
-/// Nodes per second in a zone of this state and size.
-fn rate(state: State, size: usize) -> f64 {
-    match state {
-        State::Initial | State::Normal | State::Full => RATE,
-        State::Partial if size > SMALL => SECONDARY_RATE,
-        State::Partial => 0.0,
-    }
 }
 
 /// What a change of the zones' states asks for, beside new rates.
@@ -81,26 +98,36 @@ struct Zone {
 
 /// All zones with the nodes that wait to be tainted.
 #[derive(Debug, Default)]
-pub(super) struct Zones(BTreeMap<String, Zone>);
+pub(super) struct Zones {
+    rates: Rates,
+    zones: BTreeMap<String, Zone>,
+}
 
 impl Zones {
+    pub(super) fn new(rates: Rates) -> Self {
+        Self {
+            rates,
+            zones: BTreeMap::new(),
+        }
+    }
+
     /// A zone is known from when a node of it is.
     pub(super) fn add(&mut self, zone: &str) {
-        if !self.0.contains_key(zone) {
+        if !self.zones.contains_key(zone) {
             let zone_state = Zone {
                 state: State::Initial,
-                rate: RATE,
+                rate: self.rates.eviction,
                 next: None,
                 waiting: VecDeque::new(),
                 marked: BTreeSet::new(),
             };
-            self.0.insert(zone.to_owned(), zone_state);
+            self.zones.insert(zone.to_owned(), zone_state);
         }
     }
 
     /// A node is to be tainted when its turn comes.
     pub(super) fn mark(&mut self, zone: &str, node: &str) {
-        if let Some(zone) = self.0.get_mut(zone)
+        if let Some(zone) = self.zones.get_mut(zone)
             && zone.marked.insert(node.to_owned())
         {
             zone.waiting.push_back(node.to_owned());
@@ -109,7 +136,7 @@ impl Zones {
 
     /// A node is not to be tainted (any more).
     pub(super) fn unmark(&mut self, node: &str) {
-        for zone in self.0.values_mut() {
+        for zone in self.zones.values_mut() {
             if zone.marked.remove(node) {
                 zone.waiting.retain(|waiting| waiting != node);
             }
@@ -119,7 +146,7 @@ impl Zones {
     /// The nodes whose turn it is.
     pub(super) fn due(&mut self, now: Instant) -> Vec<String> {
         let mut due = Vec::new();
-        for zone in self.0.values_mut() {
+        for zone in self.zones.values_mut() {
             // One at a time, without saving up: a burst of one.
             if zone.rate <= 0.0 || zone.next.is_some_and(|next| next > now) {
                 continue;
@@ -134,7 +161,10 @@ impl Zones {
 
     /// A node whose turn it was could not be tainted.
     pub(super) fn again(&mut self, node: &str) {
-        let zone = self.0.values_mut().find(|zone| zone.marked.contains(node));
+        let zone = self
+            .zones
+            .values_mut()
+            .find(|zone| zone.marked.contains(node));
         if let Some(zone) = zone {
             zone.waiting.push_back(node.to_owned());
         }
@@ -145,23 +175,23 @@ impl Zones {
         for zone in nodes.keys() {
             self.add(zone);
         }
-        self.0.retain(|name, _| nodes.contains_key(name));
+        self.zones.retain(|name, _| nodes.contains_key(name));
         let judged: BTreeMap<&String, State> = nodes
             .iter()
-            .map(|(name, nodes)| (name, judge(nodes)))
+            .map(|(name, nodes)| (name, self.rates.judge(nodes)))
             .collect();
         let all_down = judged.values().all(|state| *state == State::Full) && !judged.is_empty();
         let all_were_down =
-            self.0.values().all(|zone| zone.state == State::Full) && !self.0.is_empty();
+            self.zones.values().all(|zone| zone.state == State::Full) && !self.zones.is_empty();
         if all_down && all_were_down {
             return Consequence::Nothing;
         }
-        for (name, zone) in &mut self.0 {
+        for (name, zone) in &mut self.zones {
             let new = judged.get(name).copied().unwrap_or(State::Normal);
             if all_down {
                 zone.rate = 0.0;
             } else if zone.state != new || all_were_down {
-                zone.rate = rate(new, nodes.get(name).map_or(0, Vec::len));
+                zone.rate = self.rates.of(new, nodes.get(name).map_or(0, Vec::len));
             }
             zone.state = new;
         }
@@ -209,20 +239,20 @@ mod tests {
 
     #[test]
     fn zones_are_judged_by_the_share_of_their_nodes() {
-        assert_eq!(judge(&states(3, 0)), State::Normal);
+        assert_eq!(Rates::default().judge(&states(3, 0)), State::Normal);
         assert_eq!(
-            judge(&states(1, 2)),
+            Rates::default().judge(&states(1, 2)),
             State::Normal,
             "two nodes are no zone outage"
         );
-        assert_eq!(judge(&states(2, 3)), State::Partial);
+        assert_eq!(Rates::default().judge(&states(2, 3)), State::Partial);
         assert_eq!(
-            judge(&states(3, 3)),
+            Rates::default().judge(&states(3, 3)),
             State::Normal,
             "half is below the threshold"
         );
-        assert_eq!(judge(&states(0, 1)), State::Full);
-        assert_eq!(judge(&[]), State::Normal);
+        assert_eq!(Rates::default().judge(&states(0, 1)), State::Full);
+        assert_eq!(Rates::default().judge(&[]), State::Normal);
     }
 
     #[test]

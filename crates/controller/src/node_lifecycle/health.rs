@@ -1,14 +1,36 @@
 //! Whether a node still reports, by its heartbeats and its lease. Pure.
 
 use crate::{
-    NodeMonitor, condition,
+    condition,
     pod::{instant, stamp},
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 /// The conditions that a silent node does not vouch for any more.
 const VOUCHED: [&str; 4] = ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
+
+/// How often nodes are looked at, and how long they may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Times {
+    /// How often nodes are looked at.
+    pub period: Duration,
+    /// How long a node may be silent until it counts as not ready.
+    pub grace: Duration,
+    /// The same for a node that has only just registered.
+    pub startup_grace: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            period: Duration::from_secs(5),
+            grace: Duration::from_secs(50),
+            startup_grace: Duration::from_secs(60),
+        }
+    }
+}
 
 /// The status of a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +84,7 @@ pub(super) fn look(
     health: &mut Option<Health>,
     node: &Value,
     renewal: Option<&str>,
-    times: &NodeMonitor,
+    times: &Times,
     now: Timestamp,
 ) -> Verdict {
     let status = &node["status"];
@@ -151,7 +173,7 @@ mod tests {
 
     #[test]
     fn a_node_that_falls_silent_becomes_unknown_after_the_grace_period() {
-        let times = NodeMonitor::default();
+        let times = Times::default();
         let mut health = None;
         let mut seen = |heartbeat: &str, renewal: Option<&str>, second: i64| {
             look(&mut health, &node(heartbeat), renewal, &times, at(second))
@@ -195,7 +217,7 @@ mod tests {
     fn a_node_that_never_reported_has_its_startup_grace() {
         let new = json!({"metadata": {"name": "n", "creationTimestamp": "1970-01-01T00:10:00Z"}});
         let mut health = None;
-        let times = NodeMonitor::default();
+        let times = Times::default();
         let early = look(&mut health, &new, None, &times, at(660));
         assert_eq!((early.current, early.write.len()), (Status::Unknown, 0));
         let late = look(&mut health, &new, None, &times, at(661));
@@ -209,7 +231,7 @@ mod tests {
 
     #[test]
     fn after_a_pardon_the_clock_starts_again() {
-        let times = NodeMonitor::default();
+        let times = Times::default();
         let mut health = None;
         look(&mut health, &node("a"), None, &times, at(0));
         health.as_mut().expect("known").pardon(at(100));
