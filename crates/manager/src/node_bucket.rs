@@ -194,7 +194,7 @@ mod tests {
             max_nodes_per_bucket: 2,
             ..Settings::default()
         };
-        let stage = Stage::start_with(NodeBuckets::NAME, settings).await;
+        let stage = Stage::start_confined(NodeBuckets::NAME, settings).await;
         stage.define_pools(&["p"]).await;
         for name in ["a", "b", "c", "d", "e"] {
             let node = json!({"metadata": {"name": name, "labels": {NODE_POOL: "p"}}});

@@ -79,7 +79,7 @@ mod tests {
             },
             ..Settings::default()
         };
-        let stage = Stage::start_with(AutonomousNodes::NAME, settings).await;
+        let stage = Stage::start_confined(AutonomousNodes::NAME, settings).await;
         let now = pod::stamp(jiff::Timestamp::now());
         for (name, annotations) in [
             ("plain", json!({})),

@@ -181,7 +181,7 @@ mod tests {
     #[tokio::test]
     async fn endpoints_are_touched_when_the_topology_changes() {
         let both = [Endpoints::NAME, Slices::NAME].join(",");
-        let mut stage = Stage::start(&both).await;
+        let mut stage = Stage::start_confined(&both, crate::Settings::default()).await;
         let path = |kind: &str, name: &str| match kind {
             "endpointslices" => {
                 format!("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/{name}")

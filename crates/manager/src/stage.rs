@@ -3,6 +3,7 @@
 use crate::{CONTROLLERS, Context, Settings, names, start_in};
 use serde_json::{Value, json};
 use std::{
+    collections::HashMap,
     ops::{Deref, DerefMut},
     sync::Arc,
     time::Duration,
@@ -10,7 +11,8 @@ use std::{
 use yurt_api::crd;
 use yurt_controller::{
     collections::{CRDS, NODE_POOLS},
-    kube::KubeError,
+    kube::{KubeError, Token},
+    policy::Rule,
     selection,
 };
 use yurt_controlplane as native;
@@ -60,6 +62,46 @@ impl Stage {
         }
         let mut stage = Self(stage);
         stage.0.restart_with(starting(controllers, settings));
+        stage
+    }
+
+    /// [`Stage::start_with`] of the manager's controllers, each under an account that may do what it declares and nothing else.
+    pub(crate) async fn start_confined(controllers: &str, settings: Settings) -> Self {
+        let mut stage = Self::start_with("", Settings::default()).await;
+        let selection = selection::Selection::parse(controllers, names()).expect("known");
+        let mut tokens = HashMap::new();
+        for entry in CONTROLLERS {
+            let name = entry.names.name;
+            if !selection.names(name) {
+                continue;
+            }
+            let rules: Vec<Value> = entry.rules.iter().map(Rule::to_json).collect();
+            let role = json!({"metadata": {"name": name}, "rules": rules});
+            let binding = json!({"metadata": {"name": name},
+                "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+                "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": "kube-system"}]});
+            let rbac = "/apis/rbac.authorization.k8s.io/v1";
+            stage.create(&format!("{rbac}/clusterroles"), role).await;
+            stage
+                .create(&format!("{rbac}/clusterrolebindings"), binding)
+                .await;
+            let accounts = "/api/v1/namespaces/kube-system/serviceaccounts";
+            stage
+                .create(accounts, json!({"metadata": {"name": name}}))
+                .await;
+            let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}});
+            let granted = stage
+                .create(&format!("{accounts}/{name}/token"), request)
+                .await;
+            let token = granted["status"]["token"].as_str().expect("a token");
+            tokens.insert(name, Token::new(token));
+        }
+        stage.0.restart_with(|context| {
+            start_in(&selection, &settings, |entry| {
+                let token = tokens[entry.names.name].clone();
+                context.writing_as(context.kube().with_token(token))
+            });
+        });
         stage
     }
 

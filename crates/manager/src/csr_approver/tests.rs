@@ -34,7 +34,7 @@ async fn decided(stage: &Stage, name: &str) -> Value {
 
 #[tokio::test]
 async fn hubs_get_what_is_theirs_and_nothing_else() {
-    let stage = Stage::start(CsrApprover::NAME).await;
+    let stage = Stage::start_confined(CsrApprover::NAME, crate::Settings::default()).await;
     let node = stage
         .kube
         .with_token(Token::new(yurt_controlplane::stage::NODE));
@@ -83,7 +83,7 @@ async fn hubs_get_what_is_theirs_and_nothing_else() {
 
 #[tokio::test]
 async fn a_server_waits_until_the_addresses_are_its_nodes() {
-    let stage = Stage::start(CsrApprover::NAME).await;
+    let stage = Stage::start_confined(CsrApprover::NAME, crate::Settings::default()).await;
     let node = stage
         .kube
         .with_token(Token::new(yurt_controlplane::stage::NODE));

@@ -125,7 +125,7 @@ fn only_marked_nodes_and_those_with_hubs_lead() {
 #[tokio::test]
 async fn hubs_are_told_who_leads() {
     let controllers = "nodepool-controller,hubleader-controller,hubleaderconfig-controller,hubleaderrbac-controller";
-    let stage = Stage::start(controllers).await;
+    let stage = Stage::start_confined(controllers, crate::Settings::default()).await;
     stage.define_pools(&["p"]).await;
     for (name, last) in [("a", 1), ("b", 2)] {
         let node = node(name, true, last);

@@ -19,7 +19,7 @@ fn is(service: &Value, reason: &str) -> bool {
 
 #[tokio::test]
 async fn pools_that_fit_have_a_load_balancer_each() {
-    let stage = Stage::start(LoadBalancerSets::NAME).await;
+    let stage = Stage::start_confined(LoadBalancerSets::NAME, crate::Settings::default()).await;
     stage.define_pools(&["p", "q"]).await;
     let label = async |pool: &str, area: Value| {
         let patch = json!({"metadata": {"labels": {"area": area}}});

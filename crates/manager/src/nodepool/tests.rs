@@ -66,7 +66,7 @@ fn a_pool_counts_its_nodes_and_writes_what_is_new() {
 
 #[tokio::test]
 async fn pools_follow_their_nodes() {
-    let stage = Stage::start(NAME).await;
+    let stage = Stage::start_confined(NAME, Settings::default()).await;
     stage.define_pools(&["p", "q"]).await;
     stage
         .until(&path("p"), |p| p["status"]["nodes"] == json!([]))
@@ -97,7 +97,7 @@ async fn pools_follow_their_nodes() {
 
 #[tokio::test]
 async fn nodes_have_what_their_pool_gives_as_long_as_they_are_in_it() {
-    let mut stage = Stage::start(NAME).await;
+    let mut stage = Stage::start_confined(NAME, Settings::default()).await;
     stage.define_pools(&["p", "q"]).await;
     let gives = json!({"spec": {"labels": {"zone": "north"}, "annotations": {"who": "p"}, "hostNetwork": true,
         "taints": [{"key": "t", "value": "x", "effect": "NoSchedule"}]}});
@@ -189,7 +189,7 @@ async fn nodes_have_what_their_pool_gives_as_long_as_they_are_in_it() {
 
 #[tokio::test]
 async fn a_pool_that_is_deleted_takes_back_what_it_gave() {
-    let stage = Stage::start(NAME).await;
+    let stage = Stage::start_confined(NAME, Settings::default()).await;
     stage.define_pools(&["p"]).await;
     merged(
         &stage,
