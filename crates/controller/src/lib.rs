@@ -9,7 +9,6 @@ pub mod claim;
 pub mod collections;
 pub mod condition;
 mod context;
-pub mod duration;
 pub mod election;
 pub mod feed;
 pub mod fields;

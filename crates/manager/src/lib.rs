@@ -6,6 +6,7 @@
 mod csr_approver;
 mod daemon_pod_updater;
 mod delegate_lease;
+pub mod deploy;
 mod hubleader;
 mod image_preheat;
 mod load_balancer_set;
@@ -22,9 +23,9 @@ mod settings;
 mod stage;
 mod told;
 pub mod webhook;
+mod yurt_static_set;
 mod yurtappdaemon;
 mod yurtappset;
-mod yurt_static_set;
 
 pub use process::{Config, ManagerArgs, ManagerError, run};
 pub use registry::{CONTROLLERS, Entry, names, start_in};

@@ -281,6 +281,12 @@ pub const NAMESPACED_RULES: &[Rule] = &[
     Rule::new("", &["secrets"], &["create"]),
 ];
 
+/// Asks for what the webhooks keep of the API, as [`start`] does: to know what is to be allowed.
+pub(crate) fn ask_for_caches(options: &Options, context: &Context) {
+    Configurations::new(options, options.port, context);
+    Facts::new(context, options);
+}
+
 /// Webhooks that are served until the manager ends.
 #[derive(Debug)]
 pub struct Webhooks {

@@ -44,6 +44,8 @@ enum Command {
     Kubectl(Box<yurt_inspect::InspectArgs>),
     /// The definitions of the custom resources: `yurt crds | kubectl apply -f -`.
     Crds(crate::crds::CrdsArgs),
+    /// What to apply to a cluster: `yurt manifests | kubectl apply --server-side -f -`.
+    Manifests(crate::manifests::ManifestsArgs),
     /// Measure, beside what one would use instead.
     Bench {
         #[command(subcommand)]
@@ -135,6 +137,7 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
             "warn"
         }
         Command::Hub(hub) if cli.log == "info" && matches!(**hub, Hub::Ask(_)) => "warn",
+        Command::Manager(args) if cli.log == "info" => args.logging.level().unwrap_or("info"),
         _ => &cli.log,
     };
     yurt_telemetry::init_logging(level, cli.log_json);
@@ -192,6 +195,7 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
         }
         Command::Kubectl(args) => return Ok(yurt_inspect::run(*args).await?),
         Command::Crds(args) => crate::crds::run(&args)?,
+        Command::Manifests(args) => crate::manifests::run(&args)?,
         Command::Bench { what } => {
             let held = match what {
                 Bench::Hub(args) => yurt_lab::bench::run(args).await?.held(),

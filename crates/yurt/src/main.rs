@@ -2,6 +2,7 @@
 
 mod cli;
 mod crds;
+mod manifests;
 
 use std::process::ExitCode;
 

@@ -22,7 +22,7 @@ const MANAGER: &str = "yurt-manager/hubleaderconfig-controller";
 pub(crate) const ENTRY: Entry = Entry::new(
     HubLeaderConfig::NAME,
     "hubleaderconfig",
-    &[Rule::new("", &["configmaps"], &["create", "patch"])],
+    &[Rule::new("", &["configmaps"], &["create", "patch"]).local()],
     |context, settings| {
         let controller = HubLeaderConfig {
             namespace: settings.namespace.clone(),

@@ -2,10 +2,10 @@
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
-use yurt_controller::duration;
+use yurt_api::autonomy::parse_go_duration;
 
 fn go_duration(text: &str) -> Result<Duration, String> {
-    duration::parse(text).ok_or_else(|| "is no duration as 15s or 1m30s".into())
+    parse_go_duration(text).ok_or_else(|| "is no duration as 15s or 1m30s".into())
 }
 
 /// Flags of `yurt manager`. Names and defaults are OpenYurt's; those without a meaning any more are accepted with a warning.
@@ -62,7 +62,7 @@ pub struct ManagerArgs {
     pub webhook_port: u16,
 
     /// Work only while holding a lease, so that several managers can stand by for each other.
-    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", help_heading = "Leader election")]
+    #[arg(long, alias = "enable-leader-election", default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true", help_heading = "Leader election")]
     pub leader_elect: bool,
     /// How long others wait for a holder of the lease that says nothing.
     #[arg(long, default_value = "15s", value_parser = go_duration, value_name = "DURATION", help_heading = "Leader election")]
@@ -312,8 +312,8 @@ impl clap::FromArgMatches for WorkerArgs {
     }
 }
 
-/// klog's flags, as they may be written, and whether they need no value. Kept so that existing manifests go on working; `--log` says
-/// what is logged.
+/// klog's flags, as they may be written, and whether they need no value. Kept so that existing manifests go on working; `--log`, and
+/// `--v` where it says nothing, say what is logged.
 const LOGGING_FLAGS: &[(&str, &str, bool)] = &[
     ("add-dir-header", "add_dir_header", true),
     ("alsologtostderr", "alsologtostderr", true),
@@ -338,9 +338,25 @@ const LOGGING_FLAGS: &[(&str, &str, bool)] = &[
     ("vmodule", "vmodule", false),
 ];
 
-/// The names of klog's flags that were given.
+/// klog's flags.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LoggingArgs(pub Vec<&'static str>);
+pub struct LoggingArgs {
+    /// The names of those that were given and have no effect.
+    pub in_vain: Vec<&'static str>,
+    /// `--v`, where it is a number.
+    pub verbosity: Option<u8>,
+}
+
+impl LoggingArgs {
+    /// The level that stands for klog's verbosity; `None`: nothing is said.
+    pub fn level(&self) -> Option<&'static str> {
+        self.verbosity.map(|verbosity| match verbosity {
+            0..=4 => "info",
+            5..=7 => "debug",
+            _ => "trace",
+        })
+    }
+}
 
 impl clap::Args for LoggingArgs {
     fn augment_args(command: Command) -> Command {
@@ -367,9 +383,12 @@ impl clap::Args for LoggingArgs {
 impl clap::FromArgMatches for LoggingArgs {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = LOGGING_FLAGS.iter().map(|(flag, ..)| *flag);
-        Ok(Self(
-            given.filter(|flag| matches.contains_id(flag)).collect(),
-        ))
+        let given = given.filter(|flag| *flag != "v" && matches.contains_id(flag));
+        let verbosity = matches.get_one::<String>("v");
+        Ok(Self {
+            in_vain: given.collect(),
+            verbosity: verbosity.and_then(|text| text.parse().ok()),
+        })
     }
 
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {

@@ -16,8 +16,8 @@ use yurt_controller::{
     selection::{Names, Selection},
 };
 
-/// Controllers that come with the network across pools (Raven) and with PlatformAdmin: their names are known, so that existing
-/// lists are understood.
+/// Names without a controller: those of the network across pools (Raven) and of PlatformAdmin come with them; what overriders did is
+/// done by the controllers of sets. They are known, so that existing lists are understood.
 pub const LATER: &[Names] = &[
     later("gateway-dns-controller", "gatewaydns"),
     later(
@@ -26,7 +26,10 @@ pub const LATER: &[Names] = &[
     ),
     later("gateway-pickup-controller", "gatewaypickup"),
     later("gateway-public-service-controller", "gatewaypublicservice"),
+    later("node-life-cycle-controller", "nodelifecycle"),
     later("platform-admin-controller", "platformadmin"),
+    later("yurt-app-overrider-controller", "yurtappoverrider"),
+    later("yurt-node-conversion-controller", "yurtnodeconversion"),
 ];
 
 const fn later(name: &'static str, alias: &'static str) -> Names {
@@ -132,15 +135,19 @@ fn address(flag: &str, text: &str) -> Result<Option<SocketAddr>, ConfigError> {
 }
 
 fn selection(given: &[String]) -> Result<Selection, ConfigError> {
-    let known = registry::names().chain(LATER.iter().copied());
-    let selection = Selection::parse(&given.join(","), known)
+    let runs = |name: &str| registry::names().any(|names| names.name == name);
+    let idle = LATER.iter().copied().filter(|names| !runs(names.name));
+    let known = registry::names().chain(idle.clone());
+    // A value of the chart that is left empty says nothing.
+    let given = match given.join(",") {
+        text if text.trim().is_empty() => "*".to_owned(),
+        text => text,
+    };
+    let selection = Selection::parse(&given, known)
         .map_err(|unknown| refuse("controllers", unknown.to_string()))?;
-    for names in LATER {
+    for names in idle {
         if selection.names(names.name) {
-            tracing::warn!(
-                controller = names.name,
-                "comes with a later release and does not run"
-            );
+            tracing::warn!(controller = names.name, "there is no such controller yet");
         }
     }
     Ok(selection)
@@ -293,8 +300,8 @@ impl TryFrom<ManagerArgs> for Config {
             return Err(refuse("rest-config-burst", "must be at least 1"));
         }
         feature_gates(&args.feature_gates)?;
-        if !args.logging.0.is_empty() {
-            tracing::info!(flags = %args.logging.0.join(", "), "have no effect: --log says what is logged");
+        if !args.logging.in_vain.is_empty() {
+            tracing::info!(flags = %args.logging.in_vain.join(", "), "have no effect: --log says what is logged");
         }
         let controllers = selection(&args.controllers)?;
         Ok(Self {

@@ -75,6 +75,23 @@ fn the_charts_command_line_is_understood() {
 }
 
 #[test]
+fn verbosity_stands_for_a_level() {
+    let level = |words: &[&str]| {
+        let line = std::iter::once("manager").chain(words.iter().copied());
+        Line::try_parse_from(line)
+            .expect("a line")
+            .args
+            .logging
+            .level()
+    };
+    assert_eq!(level(&[]), None);
+    assert_eq!(level(&["--v=4"]), Some("info"));
+    assert_eq!(level(&["-v", "5"]), Some("debug"));
+    assert_eq!(level(&["--v=9", "--alsologtostderr"]), Some("trace"));
+    assert_eq!(level(&["--v=loud"]), None);
+}
+
+#[test]
 fn what_comes_later_is_known_by_name() {
     assert!(parse(&["--controllers=gatewaypickup,platform-admin-controller,nodepool"]).is_ok());
 }
@@ -105,5 +122,8 @@ fn what_makes_no_sense_is_refused() {
         parse(&["--metrics-addr=0"]).map(|config| config.metrics),
         Ok(None)
     );
+    for all in ["--controllers=", "--controllers=*"] {
+        assert!(parse(&[all]).is_ok_and(|config| config.controllers == Selection::default()));
+    }
     assert!(parse(&["--leader-elect=false"]).is_ok_and(|config| config.election.is_none()));
 }

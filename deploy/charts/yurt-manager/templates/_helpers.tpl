@@ -1,0 +1,3 @@
+{{- define "yurt-manager.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
