@@ -396,3 +396,43 @@ impl clap::FromArgMatches for LoggingArgs {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Args;
+
+    /// A row per flag, as `--help` has them.
+    fn table() -> String {
+        let command = ManagerArgs::augment_args(Command::new("manager"));
+        let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+        let row = |arg: &Arg| {
+            let default = arg.get_default_values().first();
+            let default = default.map_or(String::new(), |text| format!("`{}`", text.display()));
+            let help = arg
+                .get_help()
+                .map(ToString::to_string)
+                .unwrap_or_default()
+                .replace('|', "\\|");
+            let flag = arg.get_long().unwrap_or_default();
+            format!("| `--{flag}` | {default} | {help} |\n")
+        };
+        let rows: String = shown.map(row).collect();
+        format!("| flag | default | what |\n|---|---|---|\n{rows}")
+    }
+
+    #[test]
+    fn the_documentation_has_all_flags() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/manager.md");
+        let text = std::fs::read_to_string(file).expect("docs/manager.md");
+        let written = text
+            .split_once("<!-- flags: made of --help, kept true by a test -->\n")
+            .and_then(|(_, rest)| rest.split_once("<!-- end of flags -->"))
+            .map(|(table, _)| table);
+        let table = table();
+        assert!(
+            written == Some(table.as_str()),
+            "docs/manager.md should have these flags:\n{table}"
+        );
+    }
+}
