@@ -9,7 +9,9 @@ mod rolling;
 use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
     collections::{CONTROLLER_REVISIONS, DAEMON_SETS, NODES, PODS},
-    condition, controller_of, pod, revision, taint,
+    condition, controller_of,
+    delegate_lease::is_here,
+    pod, revision,
     told::Told,
 };
 use jiff::Timestamp;
@@ -18,7 +20,6 @@ use std::{sync::Arc, time::Duration};
 use yurt_api::names::{
     annotations::{TEMPLATE_GENERATION, UPDATE_STRATEGY},
     conditions::{POD_NEED_UPGRADE, REVISION_PREFIX},
-    taints::UNSCHEDULABLE,
 };
 use yurt_controller::{pod_control::PodControl, policy::Rule};
 
@@ -201,12 +202,6 @@ impl DaemonPodUpdater {
             (None, None) => Ok(Next::Done),
         }
     }
-}
-
-/// Whether a node can be told to replace a pod: ready by its own word. One that its pool vouches for is ready too, but it would not hear
-/// of the deletion, and the pod would be missed until it is back.
-fn is_here(node: &Value) -> bool {
-    condition::holds(&node["status"], "Ready") && !taint::has(node, UNSCHEDULABLE, "NoSchedule")
 }
 
 impl Controller for DaemonPodUpdater {

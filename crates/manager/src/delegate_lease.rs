@@ -67,6 +67,12 @@ fn count(before: u8, lease: &Value) -> u8 {
     }
 }
 
+/// Whether a node hears of what the cloud wants: ready by its own word. One that its pool vouches for is ready too, but what is deleted or
+/// made there would be missed until it is back.
+pub(crate) fn is_here(node: &Value) -> bool {
+    condition::holds(&node["status"], "Ready") && !taint::has(node, CUT_OFF, EFFECT)
+}
+
 /// Whether the cloud has not heard of a node for so long that it is taken for lost.
 fn is_silent(node: &Value) -> bool {
     condition::find(&node["status"], "Ready").is_some_and(|ready| ready["status"] == "Unknown")

@@ -11,6 +11,7 @@ use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
     collections::{JOBS, NODE_POOLS, NODES},
     condition,
+    delegate_lease::is_here,
     fields::{items, text},
     pod,
     told::Told,
@@ -77,10 +78,6 @@ fn jobs(namespace: &str) -> Scope {
     Scope::default().within(namespace).labelled(CONVERSION_NODE)
 }
 
-fn is_ready(node: &Value) -> bool {
-    condition::holds(&node["status"], "Ready")
-}
-
 /// What of a node decides.
 fn matters(node: &Value) -> Value {
     let (labels, annotations) = (
@@ -92,7 +89,7 @@ fn matters(node: &Value) -> Value {
         labels[EDGE_WORKER],
         annotations[NODE_CONVERSION],
         annotations[NODE_CONVERSION_STATE],
-        is_ready(node),
+        is_here(node),
         condition::find(&node["status"], NODE_CONVERSION_FAILED).map(|c| &c["reason"]),
     ])
 }
@@ -121,7 +118,7 @@ fn no_room(
     running: &BTreeMap<String, String>,
     failures: usize,
 ) -> Option<&'static str> {
-    if !is_ready(node) {
+    if !is_here(node) {
         Some("the node is not ready")
     } else if failures >= MOST_FAILURES {
         Some("conversions of other nodes failed; none begins while their jobs are there")

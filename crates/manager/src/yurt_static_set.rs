@@ -13,6 +13,7 @@ use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
     collections::{CONFIG_MAPS, CONTROLLER_REVISIONS, NODES, PODS},
     condition, controller_of,
+    delegate_lease::is_here,
     fields::{items, text},
     pod, revision,
     told::Told,
@@ -239,7 +240,7 @@ fn nodes_of(
     }
     for (name, node) in &mut found {
         let known = nodes.get(&Key::new("", name));
-        node.ready = known.is_some_and(|known| condition::holds(&known["status"], "Ready"));
+        node.ready = known.is_some_and(|known| is_here(&known));
     }
     (found, all)
 }
@@ -403,10 +404,7 @@ impl Controller for YurtStaticSets {
     fn watches(&self, context: &Arc<Context>) -> Vec<Watch> {
         let pods = context.objects(&PODS);
         let nodes = Watch::of(NODES, move |change| {
-            let ready = |node: &Option<Arc<Value>>| {
-                let node = node.as_deref()?;
-                Some(condition::holds(&node["status"], "Ready"))
-            };
+            let ready = |node: &Option<Arc<Value>>| Some(is_here(node.as_deref()?));
             if change.old.is_none() || ready(&change.old) == ready(&change.new) {
                 return Vec::new();
             }

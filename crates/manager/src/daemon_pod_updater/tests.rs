@@ -1,6 +1,7 @@
 use super::*;
 use crate::stage::Stage;
 use std::collections::BTreeMap;
+use yurt_api::names::taints::UNSCHEDULABLE;
 
 const SETS: &str = "/apis/apps/v1/namespaces/default/daemonsets";
 const PODS_PATH: &str = "/api/v1/namespaces/default/pods";
