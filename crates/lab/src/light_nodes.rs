@@ -168,9 +168,11 @@ impl Keeper {
     fn config(light: &Light) -> KubeletConfig {
         let mut config = KubeletConfig::new(&light.plan.name, "");
         config.address = light.plan.address.into();
-        config
-            .labels
-            .push(("lab.yurt.dev/light".into(), "true".into()));
+        if !light.plan.passes_for_ordinary {
+            config
+                .labels
+                .push(("lab.yurt.dev/light".into(), "true".into()));
+        }
         if let Some(pool) = &light.plan.pool {
             config.labels.push((labels::NODE_POOL.into(), pool.clone()));
             config

@@ -171,6 +171,8 @@ pub struct LightNode {
     pub address: Ipv4Addr,
     /// First three octets of its pods' addresses.
     pub pod_network: [u8; 3],
+    /// Whether it passes for an ordinary node: it lacks the label of light ones, by which they are told to have no hub.
+    pub passes_for_ordinary: bool,
 }
 
 /// Lays out light nodes: `alone` of them without a pool, and those of pools. No more than [`MOST_LIGHT`] in all.
@@ -193,6 +195,7 @@ pub fn light_nodes(alone: u32, pools: &[LightPool]) -> Vec<LightNode> {
                 pool: pool.map(str::to_owned),
                 address: Ipv4Addr::new(100, 64 + high, middle, low),
                 pod_network: [10, 128 + middle, low],
+                passes_for_ordinary: false,
             }
         })
         .collect()

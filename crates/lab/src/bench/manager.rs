@@ -269,6 +269,7 @@ impl Site {
             crate::plan::light_nodes(u32::try_from(self.scale.nodes).unwrap_or(u32::MAX), &[]);
         for (at, plan) in plans.iter_mut().enumerate() {
             plan.pool = Some(pool_name(at % self.scale.pools));
+            plan.passes_for_ordinary = true;
         }
         plans
     }

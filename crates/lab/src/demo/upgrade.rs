@@ -62,8 +62,11 @@ pub(super) async fn tell(scene: &mut Scene<'_>) -> Result<(), DemoError> {
     let (owner, stranger) = (of(token.trim()), of("yurt-ota-guessed"));
     let offered = scene
         .within("the offer at the node", async || {
-            let pods = owner.get("/pods").await.ok()?;
-            pod_on(&pods, ELSEWHERE).ok().filter(is_due)
+            // Everything on the node.
+            let mut pods = owner.get("/pods").await.ok()?;
+            let pods = pods["items"].as_array_mut()?;
+            let of_app = pods.iter().find(|pod| name(pod) == name(&before));
+            of_app.filter(|pod| is_due(pod)).cloned()
         })
         .await?;
     scene.check(

@@ -4,6 +4,8 @@ mod apps;
 mod daemons;
 mod plugin;
 mod pools;
+mod static_sets;
+mod versions;
 
 use crate::fixture::{Kubectl, Lab};
 use serde_json::Value;
