@@ -10,7 +10,7 @@ use crate::{
     cloud::Trust,
     link::Link,
     node::{Answered, Directory, Node, PATIENCE, config, eventually},
-    recorded::write,
+    recorded::{merge, write},
 };
 use bytes::Bytes;
 use http::{Method, Request, header};
@@ -102,15 +102,7 @@ impl Edge {
     }
 
     async fn patch(&self, path: &str, patch: Value) {
-        let request = Request::builder()
-            .method(Method::PATCH)
-            .uri(path)
-            .header("authorization", "Bearer admin")
-            .header("content-type", "application/merge-patch+json")
-            .body(yurt_transport::full(patch.to_string()))
-            .unwrap();
-        let response = self.cloud.call(request).await;
-        assert_eq!(response.status(), 200, "{path}");
+        merge(&self.cloud, path, patch).await;
     }
 
     async fn end(self) {

@@ -7,7 +7,7 @@ use crate::{
     node::{Answered, Directory, Node, PATIENCE, config, eventually},
 };
 use bytes::Bytes;
-use http::{Method, Request, header};
+use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -47,32 +47,45 @@ fn shape(path: &str) -> String {
 }
 
 /// Asks the cloud itself, as its administrator.
-pub(crate) async fn direct(
+async fn send(
     cloud: &Running,
     method: Method,
     path: &str,
+    content_type: &str,
     body: Option<Value>,
-) -> Value {
+) -> (StatusCode, Value) {
+    let body = body.map(|body| body.to_string()).unwrap_or_default();
     let request = Request::builder()
         .method(method)
         .uri(path)
         .header("authorization", "Bearer admin")
-        .header("content-type", "application/json")
-        .body(yurt_transport::full(
-            body.map(|body| body.to_string()).unwrap_or_default(),
-        ))
+        .header("content-type", content_type)
+        .body(yurt_transport::full(body))
         .unwrap();
     let response = cloud.call(request).await;
     let status = response.status();
     let body = yurt_transport::collect(response.into_body(), 1 << 20)
         .await
         .unwrap();
-    assert!(
-        status.is_success(),
-        "{path}: {status} {}",
-        String::from_utf8_lossy(&body)
-    );
-    serde_json::from_slice(&body).unwrap()
+    (status, serde_json::from_slice(&body).unwrap())
+}
+
+pub(crate) async fn direct(
+    cloud: &Running,
+    method: Method,
+    path: &str,
+    body: Option<Value>,
+) -> Value {
+    let (status, answer) = send(cloud, method, path, "application/json", body).await;
+    assert!(status.is_success(), "{path}: {status} {answer}");
+    answer
+}
+
+pub(crate) async fn merge(cloud: &Running, path: &str, patch: Value) -> Value {
+    let content_type = "application/merge-patch+json";
+    let (status, answer) = send(cloud, Method::PATCH, path, content_type, Some(patch)).await;
+    assert_eq!(status, 200, "{path}: {answer}");
+    answer
 }
 
 pub(crate) async fn write(cloud: &Running, method: Method, path: &str, body: Value) {

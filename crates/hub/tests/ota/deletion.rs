@@ -31,6 +31,11 @@ fn status(code: u16, reason: &str) -> String {
     json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": format!("said {reason}"), "reason": reason, "code": code}).to_string()
 }
 
+/// From now on these are the pods.
+fn has(cloud: &Cloud, pods: &[Value]) {
+    cloud.answer(Method::GET, PODS, 200, JSON, list(pods));
+}
+
 struct Edge {
     cloud: Cloud,
     node: Node,
@@ -41,13 +46,7 @@ struct Edge {
 async fn edge() -> Edge {
     let (trust, directory) = (Trust::new(), Directory::new());
     let cloud = Cloud::start(&trust).await;
-    cloud.answer(
-        Method::GET,
-        PODS,
-        200,
-        JSON,
-        list(&[pod("agent", "old", "7")]),
-    );
+    has(&cloud, &[pod("agent", "old", "7")]);
     cloud.answer(Method::GET, "/api/v1/pods", 200, JSON, list(&[]));
     cloud.answer(
         Method::POST,
@@ -82,6 +81,10 @@ impl Edge {
             .collect()
     }
 
+    async fn tried_again(&self) {
+        eventually("it is tried again", async || self.deletions().len() >= 2).await;
+    }
+
     async fn state(&self) -> (String, String) {
         let jobs = self.node.admin(UPGRADES).await.json();
         let job = jobs["items"]
@@ -100,14 +103,8 @@ async fn a_deletion_means_the_pod_as_it_was_read_and_is_repeated_while_others_ch
         .answer(Method::DELETE, POD, 409, JSON, status(409, "Conflict"));
     let asking = async { edge.node.admin_call(Method::POST, UPGRADE, "").await };
     let scripting = async {
-        eventually("it is tried again", async || edge.deletions().len() >= 2).await;
-        edge.cloud.answer(
-            Method::GET,
-            PODS,
-            200,
-            JSON,
-            list(&[pod("agent", "old", "8")]),
-        );
+        edge.tried_again().await;
+        has(&edge.cloud, &[pod("agent", "old", "8")]);
         eventually("as it is now", async || {
             edge.deletions()
                 .last()
@@ -145,15 +142,9 @@ async fn a_server_in_trouble_is_asked_again_and_a_refusal_is_final() {
         .answer(Method::DELETE, POD, 500, JSON, status(500, "InternalError"));
     let asking = async { edge.node.admin_call(Method::POST, UPGRADE, "").await };
     let scripting = async {
-        eventually("it is tried again", async || edge.deletions().len() >= 2).await;
+        edge.tried_again().await;
         // It was carried out all the same: another pod has the name.
-        edge.cloud.answer(
-            Method::GET,
-            PODS,
-            200,
-            JSON,
-            list(&[pod("agent", "another", "9")]),
-        );
+        has(&edge.cloud, &[pod("agent", "another", "9")]);
     };
     let (answer, ()) = tokio::join!(asking, scripting);
     assert_eq!(answer.status, 200, "{}", answer.text());

@@ -4,7 +4,7 @@ use crate::{
     cloud::Trust,
     link::Link,
     node::{Directory, Node, config, eventually},
-    recorded::{direct, write},
+    recorded::{direct, merge, write},
 };
 use http::Method;
 use serde_json::{Value, json};
@@ -123,28 +123,21 @@ impl Pool {
     }
 
     async fn prepare(&self, count: usize) {
-        self.allow(
-            "yurt-hub",
-            "",
-            &["configmaps", "services"],
-            json!({"kind": "Group", "name": "system:nodes"}),
-        )
-        .await;
+        let nodes = json!({"kind": "Group", "name": "system:nodes"});
+        let reader = json!({"kind": "User", "name": "reader"});
         let custom = ["nodepools", "widgets", "endpointslices"];
-        self.allow(
-            "custom",
-            "*",
-            &custom,
-            json!({"kind": "Group", "name": "system:nodes"}),
-        )
-        .await;
-        self.allow(
-            "reader",
-            "",
-            &["services"],
-            json!({"kind": "User", "name": "reader"}),
-        )
-        .await;
+        for (name, group, resources, to) in [
+            (
+                "yurt-hub",
+                "",
+                &["configmaps", "services"][..],
+                nodes.clone(),
+            ),
+            ("custom", "*", &custom, nodes),
+            ("reader", "", &["services"], reader.clone()),
+        ] {
+            self.allow(name, group, resources, to).await;
+        }
         let role = json!({"metadata": {"name": "impersonator"}, "rules": [{"apiGroups": [""], "resources": ["users"], "verbs": ["impersonate"]}]});
         write(
             &self.cloud,
@@ -153,20 +146,18 @@ impl Pool {
             role,
         )
         .await;
-        self.bind(
-            "clusterrolebindings",
-            "impersonator",
-            "impersonator",
-            json!({"kind": "User", "name": "reader"}),
-        )
-        .await;
-        self.bind(
-            "namespaces/default/rolebindings",
-            "local",
-            "reader",
-            json!({"kind": "User", "name": "local"}),
-        )
-        .await;
+        let local = json!({"kind": "User", "name": "local"});
+        for (bindings, name, role, to) in [
+            (
+                "clusterrolebindings",
+                "impersonator",
+                "impersonator",
+                reader,
+            ),
+            ("namespaces/default/rolebindings", "local", "reader", local),
+        ] {
+            self.bind(bindings, name, role, to).await;
+        }
         self.define_in(
             "apps.openyurt.io",
             "v1beta2",
@@ -336,19 +327,7 @@ impl Pool {
     }
 
     pub(crate) async fn merge(&self, path: &str, patch: Value) -> Value {
-        let request = http::Request::builder()
-            .method(Method::PATCH)
-            .uri(path)
-            .header("authorization", "Bearer admin")
-            .header("content-type", "application/merge-patch+json")
-            .body(yurt_transport::full(patch.to_string()))
-            .unwrap();
-        let response = self.cloud.call(request).await;
-        assert_eq!(response.status(), 200, "{path}");
-        let body = yurt_transport::collect(response.into_body(), 1 << 20)
-            .await
-            .unwrap();
-        serde_json::from_slice(&body).unwrap()
+        merge(&self.cloud, path, patch).await
     }
 
     pub(crate) async fn create(&self, name: &str, labels: Value) {
