@@ -10,6 +10,8 @@ pub(super) const VERSIONS: [&str; 2] = ["v1", "v1beta1"];
 /// What an API server shows of our warnings; more, and longer ones, are cut.
 const WARNINGS: usize = 16;
 const WARNING: usize = 256;
+/// The longest message of a denial, in characters: it may quote what users wrote.
+const MESSAGE: usize = 4096;
 
 /// What is done to an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,6 +197,7 @@ impl Denial {
             Self::Forbidden(why) => (403, "Forbidden", why.clone()),
             Self::Unknown(why) => (500, "InternalError", why.clone()),
         };
+        let message: String = message.chars().take(MESSAGE).collect();
         json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "code": code, "reason": reason, "message": message})
     }

@@ -28,7 +28,7 @@ use yurt_controller::{
     kube::{Kube, KubeError},
     policy::Rule,
 };
-use yurt_controlplane::stage::Stage;
+use yurt_controlplane::{self as native, stage::Stage};
 
 const POOLS: &str = "/apis/apps.openyurt.io/v1beta2/nodepools";
 const SECRET: &str = "/api/v1/namespaces/kube-system/secrets";
@@ -468,6 +468,82 @@ async fn endpoints_of_a_node_that_is_spoken_for_stay_ready() {
     let subset = &made["subsets"][0];
     assert_eq!(subset["addresses"][0]["ip"], "10.0.0.1", "{made}");
     assert_eq!(subset["notReadyAddresses"][0]["ip"], "10.0.0.2", "{made}");
+}
+
+#[tokio::test]
+async fn a_service_keeps_the_pods_of_an_autonomous_node_that_falls_silent() {
+    let mut scene = Scene::start().await;
+    let _manager = scene.served(Options::default()).await;
+    let settings = native::Settings {
+        nodes: native::NodeMonitor {
+            period: Duration::from_millis(100),
+            grace: Duration::from_secs(3),
+            startup_grace: Duration::from_secs(3),
+        },
+        ..native::Settings::default()
+    };
+    let controllers = "node-lifecycle-controller,endpointslice-controller,endpoints-controller";
+    let controllers: native::Selection = controllers.parse().expect("known controllers");
+    scene
+        .stage
+        .restart_with(|context| native::start_in(&controllers, &settings, context));
+    let stage = &scene.stage;
+    let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 80}]}});
+    stage
+        .create("/api/v1/namespaces/default/services", service)
+        .await;
+    let pods = "/api/v1/namespaces/default/pods";
+    for (name, ip, autonomy) in [("kept", "10.0.0.1", "1h"), ("lost", "10.0.0.2", "")] {
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "annotations": {annotations::AUTONOMY_DURATION: autonomy}}});
+        stage.create("/api/v1/nodes", node).await;
+        let now = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+        let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": now, "lastTransitionTime": now}]}});
+        stage
+            .kube
+            .merge(&format!("/api/v1/nodes/{name}/status"), &ready)
+            .await
+            .expect("reported");
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "web"}},
+            "spec": {"nodeName": name, "containers": [{"name": "a", "image": "a"}]}});
+        stage.create(pods, pod).await;
+        let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}], "conditions": [
+            {"type": "Ready", "status": "True", "lastTransitionTime": now}, {"type": "ContainersReady", "status": "True", "lastTransitionTime": now}]}});
+        stage
+            .kube
+            .merge(&format!("{pods}/{name}/status"), &status)
+            .await
+            .expect("reported");
+    }
+    // The nodes fall silent: nobody reports any more, and their pods are taken for not ready.
+    for name in ["kept", "lost"] {
+        stage
+            .until(&format!("{pods}/{name}"), |pod| {
+                let ready = yurt_controller::condition::find(&pod["status"], "Ready");
+                ready.is_some_and(|ready| ready["status"] == "False")
+            })
+            .await;
+    }
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    let ready_of = |list: &Value, wanted: &str| {
+        let slices = yurt_controller::fields::items(&list["items"]);
+        let mut endpoints =
+            slices.flat_map(|slice| yurt_controller::fields::items(&slice["endpoints"]));
+        endpoints
+            .find(|endpoint| endpoint["targetRef"]["name"] == wanted)
+            .map(|endpoint| endpoint["conditions"]["ready"] == true)
+    };
+    stage
+        .until(slices, |list| {
+            ready_of(list, "kept") == Some(true) && ready_of(list, "lost") == Some(false)
+        })
+        .await;
+    let endpoints = "/api/v1/namespaces/default/endpoints/web";
+    stage
+        .until(endpoints, |endpoints| {
+            let of = |field: &str| endpoints["subsets"][0][field][0]["ip"].clone();
+            of("addresses") == "10.0.0.1" && of("notReadyAddresses") == "10.0.0.2"
+        })
+        .await;
 }
 
 #[tokio::test]

@@ -43,7 +43,7 @@ impl StoreError {
 
 /// Where certificates are kept.
 pub(crate) enum Store {
-    Secret { kube: Kube, key: Key },
+    Secret { kube: Box<Kube>, key: Key },
     Directory(PathBuf),
 }
 
@@ -84,7 +84,7 @@ impl Bundle {
 impl Store {
     pub(crate) fn secret(kube: &Kube, namespace: &str, name: &str) -> Self {
         Self::Secret {
-            kube: kube.clone(),
+            kube: Box::new(kube.clone()),
             key: Key::new(namespace, name),
         }
     }
