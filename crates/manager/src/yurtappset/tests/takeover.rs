@@ -2,7 +2,7 @@
 
 use super::*;
 use yurt_api::conversion;
-use yurt_controller::collections::{CONTROLLER_REVISIONS, REPLICA_SETS};
+use yurt_controller::collections::{CONTROLLER_REVISIONS, REPLICA_SETS, YURT_APP_DAEMONS};
 
 /// Puts objects as OpenYurt's manager left them, and its native controllers' part.
 async fn found(recorded: &str, collection: &yurt_controller::Collection, version: &str) -> Stage {
@@ -219,4 +219,23 @@ async fn orphans_that_name_the_set_are_adopted() {
             set["metadata"]["uid"]
         );
     }
+}
+
+#[tokio::test]
+async fn daemons_of_1_6_go_on() {
+    let recorded = include_str!("recorded/daemon-v1.6.json");
+    let mut stage = found(recorded, &YURT_APP_DAEMONS, "apps.openyurt.io/v1alpha1").await;
+    let before = templates(&stage).await;
+    stage.restart(CONTROLLERS);
+    let _kubelet = kubelet(&stage);
+    let daemon = path(&YURT_APP_DAEMONS, "web");
+    let told = stage
+        .until(&daemon, |d| {
+            condition::holds(&d["status"], "WorkLoadUpdated")
+                && d["status"]["observedGeneration"] == d["metadata"]["generation"]
+        })
+        .await;
+    assert_eq!(told["status"]["currentRevision"], "web-5b59bbb5d4");
+    stage.quiet(&daemon).await;
+    assert_eq!(templates(&stage).await, before, "not a byte of a template");
 }
