@@ -262,7 +262,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_that_is_cut_off_stays_ready_and_gets_nothing_new() {
-        let stage = Stage::start("delegate-lease-controller").await;
+        let stage =
+            Stage::start_confined("delegate-lease-controller", crate::Settings::default()).await;
         let silent = json!({"conditions": [{"type": "Ready", "status": "Unknown"}]});
         stage
             .create(

@@ -34,12 +34,18 @@ impl DerefMut for Stage {
     }
 }
 
-/// Starts the controllers of a list: the manager's, and native ones.
-fn starting(controllers: &str, settings: Settings) -> impl FnOnce(&Arc<Context>) + use<> {
+/// The manager's controllers of a list, and the native ones.
+fn selected(controllers: &str) -> (selection::Selection, native::Selection) {
     let ours = |item: &&str| CONTROLLERS.iter().any(|entry| entry.names.name == *item);
     let (ours, others): (Vec<&str>, Vec<&str>) = controllers.split(',').partition(ours);
     let ours = selection::Selection::parse(&ours.join(","), names()).expect("known controllers");
     let others: native::Selection = others.join(",").parse().expect("known controllers");
+    (ours, others)
+}
+
+/// Starts the controllers of a list: the manager's, and native ones.
+fn starting(controllers: &str, settings: Settings) -> impl FnOnce(&Arc<Context>) + use<> {
+    let (ours, others) = selected(controllers);
     move |context| {
         native::start_in(&others, &native::Settings::default(), context);
         start_in(&ours, &settings, |_| context.clone());
@@ -65,10 +71,10 @@ impl Stage {
         stage
     }
 
-    /// [`Stage::start_with`] of the manager's controllers, each under an account that may do what it declares and nothing else.
+    /// [`Stage::start_with`], with each of the manager's controllers under an account that may do what it declares and nothing else.
     pub(crate) async fn start_confined(controllers: &str, settings: Settings) -> Self {
         let mut stage = Self::start_with("", Settings::default()).await;
-        let selection = selection::Selection::parse(controllers, names()).expect("known");
+        let (selection, others) = selected(controllers);
         let mut tokens = HashMap::new();
         for entry in CONTROLLERS {
             let name = entry.names.name;
@@ -97,6 +103,7 @@ impl Stage {
             tokens.insert(name, Token::new(token));
         }
         stage.0.restart_with(|context| {
+            native::start_in(&others, &native::Settings::default(), context);
             start_in(&selection, &settings, |entry| {
                 let token = tokens[entry.names.name].clone();
                 context.writing_as(context.kube().with_token(token))

@@ -175,7 +175,7 @@ async fn play(stage: &Stage, away: &[&str], most: usize, wanted: impl Fn(&Value)
 
 /// A daemon on ten nodes, all ready, changed to `i:2` while three of them are away.
 async fn changed(strategy: &str) -> Stage {
-    let stage = Stage::start(CONTROLLERS).await;
+    let stage = Stage::start_confined(CONTROLLERS, crate::Settings::default()).await;
     nodes(&stage, 10).await;
     let mut set = daemons(strategy, "i:1");
     set["metadata"]["annotations"]["apps.openyurt.io/max-unavailable"] = "2".into();

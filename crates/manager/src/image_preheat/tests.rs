@@ -74,9 +74,7 @@ fn template(image: &str) -> Value {
 
 /// A daemon with OTA on some nodes, changed to another image, whose owners asked for it.
 async fn asked(count: usize, most: &str) -> Stage {
-    let stage = Stage::start(
-        "daemonset-controller,job-controller,kube-scheduler,daemon-pod-updater-controller,image-preheat-controller",
-    )
+    let stage = Stage::start_confined("daemonset-controller,job-controller,kube-scheduler,daemon-pod-updater-controller,image-preheat-controller", crate::Settings::default())
     .await;
     for n in 0..count {
         let name = format!("n{n}");

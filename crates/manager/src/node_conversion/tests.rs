@@ -93,7 +93,7 @@ fn there_is_room_for_a_few_and_one_of_a_pool() {
 
 #[tokio::test]
 async fn a_node_goes_to_the_edge_and_back_and_keeps_its_cordon() {
-    let mut stage = Stage::start(CONTROLLER).await;
+    let mut stage = Stage::start_confined(CONTROLLER, crate::Settings::default()).await;
     stage.define_pools(&["p"]).await;
     node(
         &stage,
@@ -144,7 +144,7 @@ async fn a_node_goes_to_the_edge_and_back_and_keeps_its_cordon() {
 
 #[tokio::test]
 async fn nothing_happens_to_nodes_that_nobody_spoke_for() {
-    let stage = Stage::start(CONTROLLER).await;
+    let stage = Stage::start_confined(CONTROLLER, crate::Settings::default()).await;
     let mut auto = pool("auto");
     auto["metadata"]["annotations"] = json!({NODE_CONVERSION: "auto"});
     stage
@@ -207,7 +207,7 @@ async fn nothing_happens_to_nodes_that_nobody_spoke_for() {
 
 #[tokio::test]
 async fn what_failed_is_not_tried_again_until_somebody_asks() {
-    let stage = Stage::start(CONTROLLER).await;
+    let stage = Stage::start_confined(CONTROLLER, crate::Settings::default()).await;
     stage.define_pools(&["p"]).await;
     node(
         &stage,

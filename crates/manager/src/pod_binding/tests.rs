@@ -172,7 +172,7 @@ async fn run_pod(stage: &Stage, name: &str, node: &str) -> String {
 
 #[tokio::test]
 async fn every_annotation_and_the_label_are_heeded_when_they_change() {
-    let stage = Stage::start("pod-binding-controller").await;
+    let stage = Stage::start_confined("pod-binding-controller", crate::Settings::default()).await;
     let node = json!({"metadata": {"name": "n", "annotations": {AUTONOMY: "true"}}});
     stage.create("/api/v1/nodes", node).await;
     let path = run_pod(&stage, "p", "n").await;
@@ -217,9 +217,11 @@ async fn every_annotation_and_the_label_are_heeded_when_they_change() {
 /// when the duration is over.
 #[tokio::test]
 async fn pods_of_a_dead_node_go_and_those_of_one_that_is_cut_off_stay() {
-    let stage =
-        Stage::start("pod-binding-controller,delegate-lease-controller,taint-eviction-controller")
-            .await;
+    let stage = Stage::start_confined(
+        "pod-binding-controller,delegate-lease-controller,taint-eviction-controller",
+        crate::Settings::default(),
+    )
+    .await;
     for name in ["dead", "cut-off"] {
         let node = json!({"metadata": {"name": name, "annotations": {AUTONOMY_DURATION: "1s"}}});
         stage.create("/api/v1/nodes", node).await;

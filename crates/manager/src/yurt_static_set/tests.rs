@@ -120,7 +120,7 @@ fn what_of_a_config_map_is_changed() {
 
 #[tokio::test]
 async fn nodes_are_upgraded_one_by_one_and_a_failed_one_stops_nobody() {
-    let stage = Stage::start(CONTROLLER).await;
+    let stage = Stage::start_confined(CONTROLLER, crate::Settings::default()).await;
     for name in ["n1", "n2", "n3"] {
         node(&stage, name).await;
     }
@@ -225,7 +225,11 @@ async fn nodes_are_upgraded_one_by_one_and_a_failed_one_stops_nobody() {
 
 #[tokio::test]
 async fn with_ota_pods_say_that_they_are_old() {
-    let stage = Stage::start("yurt-static-set-controller,garbage-collector-controller").await;
+    let stage = Stage::start_confined(
+        "yurt-static-set-controller,garbage-collector-controller",
+        crate::Settings::default(),
+    )
+    .await;
     node(&stage, "n1").await;
     mirror(&stage, "n1", "i:1", "go-hash").await;
     stage.create(&sets(), set("OTA", "i:2")).await;
@@ -253,7 +257,7 @@ async fn with_ota_pods_say_that_they_are_old() {
 
 #[tokio::test]
 async fn a_set_that_makes_no_sense_says_so() {
-    let stage = Stage::start(CONTROLLER).await;
+    let stage = Stage::start_confined(CONTROLLER, crate::Settings::default()).await;
     let theirs = json!({"metadata": {"name": "yurt-static-set-hub", "ownerReferences": [
         {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "x", "controller": true}]}, "data": {"a": "b"}});
     stage
