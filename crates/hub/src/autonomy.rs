@@ -1,20 +1,19 @@
 //! The node's life as the cluster sees it, with a link that comes and goes: the heartbeat ([`heartbeat`]), whether the node may be
-//! trusted to go on alone ([`annotations`], [`condition`]), and pods and a Node that were given up while the link was away
+//! trusted to go on alone ([`Autonomy`], [`condition`]), and pods and a Node that were given up while the link was away
 //! ([`resync`]).
 
-pub mod annotations;
 pub mod condition;
 pub mod heartbeat;
 pub mod resync;
 
 use crate::{follow, proxy::Hub};
-use annotations::Autonomy;
 use bytes::Bytes;
 use condition::{Observer, Troubles};
 use http::{Method, Request, header};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
+use yurt_api::autonomy::Autonomy;
 use yurt_wire::Gvr;
 
 /// A disk with less room than this is as good as full.

@@ -1,6 +1,7 @@
 //! How long a caller waits, read from its request.
 
 use std::time::Duration;
+pub use yurt_api::autonomy::parse_go_duration;
 use yurt_wire::{RequestInfo, Verb, request::query_pairs};
 
 /// A caller that names no `timeout` is taken to wait as long as kube-apiserver lets a request last.
@@ -55,44 +56,6 @@ pub fn ends(info: &RequestInfo) -> bool {
             ),
             _ => true,
         }
-}
-
-/// Reads a duration as Go prints it (`9m19s`, `1.5h`, `300ms`); `None` when it is not one, is negative, or
-/// does not fit.
-pub fn parse_go_duration(text: &str) -> Option<Duration> {
-    if text == "0" {
-        return Some(Duration::ZERO);
-    }
-    let mut rest = text.strip_prefix('+').unwrap_or(text);
-    if rest.is_empty() {
-        return None;
-    }
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest
-            .bytes()
-            .take_while(|b| b.is_ascii_digit() || *b == b'.')
-            .count();
-        let (number, tail) = rest.split_at(digits);
-        let number: f64 = number.parse().ok()?;
-        let letters = tail
-            .bytes()
-            .take_while(|b| !b.is_ascii_digit() && *b != b'.')
-            .count();
-        let (unit, tail) = tail.split_at(letters);
-        let seconds = match unit {
-            "h" => 3600.0,
-            "m" => 60.0,
-            "s" => 1.0,
-            "ms" => 1e-3,
-            "us" | "µs" | "μs" => 1e-6,
-            "ns" => 1e-9,
-            _ => return None,
-        };
-        total = total.checked_add(Duration::try_from_secs_f64(number * seconds).ok()?)?;
-        rest = tail;
-    }
-    Some(total)
 }
 
 #[cfg(test)]

@@ -4,10 +4,10 @@
 mod facts;
 pub mod needs;
 
-use crate::autonomy::annotations::Autonomy;
 pub(crate) use facts::gather;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
+use yurt_api::autonomy::Autonomy;
 
 /// Certificates that end sooner than this are worth a word.
 const HORIZON: SignedDuration = SignedDuration::from_hours(7 * 24);

@@ -3,10 +3,10 @@
 //! Type, statuses and reasons are OpenYurt's. Unlike there, any of the annotations counts, and nothing waits for this condition:
 //! a kubelet gets its Node whatever becomes of it.
 
-use super::annotations::Autonomy;
 use crate::cache::Stats;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use yurt_api::autonomy::Autonomy;
 
 /// The condition's type.
 pub const TYPE: &str = "Autonomy";

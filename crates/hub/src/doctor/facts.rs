@@ -7,7 +7,6 @@ use super::{
 use crate::{
     autonomy::{
         self,
-        annotations::Autonomy,
         heartbeat::{NODE_LEASES, leases},
         resync::own_pods,
     },
@@ -20,6 +19,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use serde_json::Value;
+use yurt_api::autonomy::Autonomy;
 use yurt_wire::{Gvr, selector::FieldSelector};
 
 /// Looks at everything. Reads the cache's disk: not for a thread that serves others.
