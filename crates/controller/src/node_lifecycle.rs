@@ -383,7 +383,7 @@ async fn mark_pods(context: &Context, node: &str) -> Result<(), KubeError> {
     let path = format!("{}?fieldSelector=spec.nodeName%3D{node}", PODS.path(""));
     let list = context.kube().get(&path).await?;
     let mut pods: Vec<Value> = items(&list["items"]).cloned().collect();
-    pods.retain(|pod| pod::is_ready(pod));
+    pods.retain(pod::is_ready);
     for pod in &mut pods {
         // Items of a list do not say what they are.
         pod["apiVersion"] = PODS.api_version.as_ref().into();

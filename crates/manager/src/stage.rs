@@ -73,7 +73,7 @@ impl Stage {
 
     /// [`Stage::start_with`], with each of the manager's controllers under an account that may do what it declares and nothing else.
     pub(crate) async fn start_confined(controllers: &str, settings: Settings) -> Self {
-        let mut stage = Self::start_with("", Settings::default()).await;
+        let mut stage = Box::pin(Self::start_with("", Settings::default())).await;
         let (selection, others) = selected(controllers);
         let mut tokens = HashMap::new();
         for entry in CONTROLLERS {
