@@ -149,7 +149,7 @@ pub struct Kube {
     timeout: Duration,
     user_agent: HeaderValue,
     limit: Option<Arc<RateLimit>>,
-    metrics: Option<Metrics>,
+    metrics: Option<Arc<Metrics>>,
 }
 
 /// How long a server asks to wait, when it does: with 429, or with 503 and the like.
@@ -207,7 +207,7 @@ impl Kube {
     /// The same client, whose answers are counted.
     pub fn with_metrics(&self, metrics: Metrics) -> Self {
         Self {
-            metrics: Some(metrics),
+            metrics: Some(Arc::new(metrics)),
             ..self.clone()
         }
     }

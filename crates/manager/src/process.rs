@@ -133,7 +133,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<(), Mana
         health,
         life,
     };
-    let ended = manager.lead().await;
+    let ended = Box::pin(manager.lead()).await;
     if shutdown.is_cancelled() {
         tokio::time::sleep(last_calls).await;
     }
@@ -196,7 +196,7 @@ impl Manager {
         tracing::info!(identity = candidate.holder(), "leading");
         self.context.metrics().leads(&election.lease, true);
         self.tell_of_leading(&candidate);
-        let kept = self.work(candidate.keep(&self.life)).await;
+        let kept = Box::pin(self.work(Box::pin(candidate.keep(&self.life)))).await;
         self.context.metrics().leads(&election.lease, false);
         candidate.release().await;
         Ok(kept?)

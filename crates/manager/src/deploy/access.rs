@@ -1,7 +1,7 @@
 //! RBAC of the manager: its own account reads what all controllers keep; each controller's account may do what its rules say.
 
 use super::Values;
-use crate::{CONTROLLERS, Context, Entry, Settings, start_in, webhook};
+use crate::{CONTROLLERS, Context, Entry, Settings, webhook};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,7 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 use yurt_api::names::objects::{CONTROLLER_ACCOUNT_PREFIX, MANAGER};
-use yurt_controller::{Objects, kube::Kube, policy::Rule, selection::Selection};
+use yurt_controller::{Objects, kube::Kube, policy::Rule};
 
 const GROUP: &str = "rbac.authorization.k8s.io";
 /// The role of the manager itself, under OpenYurt's name.
@@ -83,7 +83,10 @@ fn caches(settings: &Settings) -> Vec<Arc<Objects>> {
     let ended = CancellationToken::new();
     ended.cancel();
     let context = Context::new(silent, ended);
-    start_in(&Selection::default(), settings, |_| context.clone());
+    // Also those that are off unless they are named.
+    for entry in CONTROLLERS {
+        (entry.start)(&context, settings);
+    }
     let options = webhook::Options {
         namespace: settings.namespace.clone(),
         ..webhook::Options::default()

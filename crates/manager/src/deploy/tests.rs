@@ -11,6 +11,7 @@ use yurt_controller::{
     collections::{DAEMON_SETS, NODE_POOLS, NODES},
     election::Timing,
     kube::{Kube, Token},
+    selection::Selection,
 };
 
 fn shipped(path: &str) -> String {
@@ -232,6 +233,8 @@ async fn the_rules_are_enough_for_every_controller() {
             namespace: values.namespace.clone(),
             ..crate::Settings::default()
         },
+        // Also what is off unless it is named.
+        controllers: Selection::parse("*,nodelifecycle", crate::names()).expect("known"),
         independent_accounts: true,
         election: Some(Election {
             lease: values.lease.clone(),

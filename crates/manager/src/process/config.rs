@@ -26,10 +26,8 @@ pub const LATER: &[Names] = &[
     ),
     later("gateway-pickup-controller", "gatewaypickup"),
     later("gateway-public-service-controller", "gatewaypublicservice"),
-    later("node-life-cycle-controller", "nodelifecycle"),
     later("platform-admin-controller", "platformadmin"),
     later("yurt-app-overrider-controller", "yurtappoverrider"),
-    later("yurt-node-conversion-controller", "yurtnodeconversion"),
 ];
 
 const fn later(name: &'static str, alias: &'static str) -> Names {
