@@ -21,6 +21,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(10);
 /// The longest that the initial events may take.
 const LONGEST_START: Duration = Duration::from_secs(120);
+/// A stream that ends sooner is a failure: a server that closes every one at once must not be asked ten times a second.
+const SHORT: Duration = Duration::from_secs(1);
 /// Objects in a page of a list.
 const PAGE: usize = 500;
 /// Lists that expired page by page before one is asked for as a whole.
@@ -129,6 +131,7 @@ pub async fn follow(
     let mut pause = FIRST_PAUSE;
     let mut trouble = None;
     loop {
+        let began = Instant::now();
         let ended = tokio::select! {
             () = shutdown.cancelled() => return,
             ended = feed.stream() => ended,
@@ -136,7 +139,11 @@ pub async fn follow(
         pause = match ended {
             Ok(End::Closed) => {
                 trouble = None;
-                FIRST_PAUSE
+                if began.elapsed() < SHORT {
+                    (pause * 2).min(LONGEST_PAUSE)
+                } else {
+                    FIRST_PAUSE
+                }
             }
             Ok(End::NoInitialEvents) => {
                 feed.start = Start::List;

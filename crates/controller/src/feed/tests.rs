@@ -14,6 +14,8 @@ enum Age {
     Refuses(u16),
     /// Does not know the parameter: tells what there is, and no end of it.
     Ignores,
+    /// Ends every watch at once.
+    Closes,
     /// Does not serve the resource, until it is said otherwise.
     Serves(bool),
 }
@@ -87,6 +89,7 @@ impl Server {
                         "resourceVersionMatch: Forbidden: sendInitialEvents is forbidden for watch",
                     );
                 }
+                Age::Closes => return http::Response::new(full("")),
                 Age::Ignores | Age::Serves(_) => {
                     let (sender, body) = channel(16);
                     for (name, at) in &self.objects {
@@ -228,4 +231,15 @@ async fn what_is_not_served_yet_is_waited_for() {
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(objects.standing(), Standing::Complete);
     assert_eq!(objects.list("").len(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_ends_every_watch_is_not_flooded() {
+    let (server, _, _) = follow_all(Age::Closes, 3);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let asked = server.lock().unwrap().asked.len();
+    assert!(
+        (60..=260).contains(&asked),
+        "{asked} requests in ten minutes"
+    );
 }
