@@ -166,6 +166,7 @@ async fn webhooks(
     };
     let options = webhook::Options {
         metrics: Some(metrics.clone()),
+        address: serving::any(options.address).await,
         ..options.clone()
     };
     let context = context.writing_as(clients.base.with_user_agent("yurt-manager/webhook"));

@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,18 +28,24 @@ pub(super) async fn bind(
     address: SocketAddr,
     purpose: &'static str,
 ) -> Result<TcpListener, ManagerError> {
-    let bound = match TcpListener::bind(address).await {
-        Err(error) if address.ip().is_unspecified() && no_ipv6(&error) => {
-            let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
-            TcpListener::bind(any).await
-        }
-        bound => bound,
-    };
+    let address = SocketAddr::new(any(address.ip()).await, address.port());
+    let bound = TcpListener::bind(address).await;
     bound.map_err(|source| ManagerError::Bind {
         address,
         purpose,
         source,
     })
+}
+
+/// The address to listen on: IPv4's for all where IPv6's is meant and there is none.
+pub(super) async fn any(ip: IpAddr) -> IpAddr {
+    if ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
+        && let Err(error) = TcpListener::bind((ip, 0)).await
+        && no_ipv6(&error)
+    {
+        return Ipv4Addr::UNSPECIFIED.into();
+    }
+    ip
 }
 
 fn no_ipv6(error: &io::Error) -> bool {
