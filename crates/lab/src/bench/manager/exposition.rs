@@ -36,7 +36,7 @@ impl Exposition {
     }
 
     fn sum(&self, name: &'static str) -> f64 {
-        self.of(name).map(|sample| sample.value).sum()
+        self.of(name).fold(0.0, |sum, sample| sum + sample.value)
     }
 
     /// Requests to the API server.
