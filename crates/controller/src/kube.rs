@@ -374,10 +374,12 @@ impl Kube {
             {
                 token.0.refused.notify_one();
             }
-            match answer.as_ref().ok().and_then(put_off) {
+            let pause = answer.as_ref().ok().and_then(put_off);
+            // Who is put off together does not come back together.
+            match pause.map(|pause| pause.mul_f64(1.0 + fastrand::f64() / 10.0)) {
                 Some(pause) if attempt < PUT_OFF && began.elapsed() + pause < self.timeout => {
                     tracing::debug!(path, ?pause, "put off by the server");
-                    tokio::time::sleep(pause.mul_f64(1.0 + fastrand::f64() / 10.0)).await;
+                    tokio::time::sleep(pause).await;
                 }
                 _ => return answer,
             }
