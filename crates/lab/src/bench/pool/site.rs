@@ -134,6 +134,7 @@ impl Site {
             Some(TOKEN),
             Duration::from_secs(10),
         );
+        pools::define(&kube).await.map_err(LabError::from)?;
         pools::install(&kube, &ca, &[POOL].into()).await?;
         announce(&kube, &plans, shared).await?;
 
