@@ -46,7 +46,7 @@ impl Trouble {
             Some(_) if is_untyped => Self::Invalid(error.message()),
             Some(400 | 415 | 422) => Self::Invalid(error.message()),
             Some(409) => Self::Conflict(Arc::new(error)),
-            Some(403 | 404 | 405) => Self::Refused(error.message()),
+            Some(403..=405) => Self::Refused(error.message()),
             _ => Self::Server(Arc::new(error)),
         }
     }
