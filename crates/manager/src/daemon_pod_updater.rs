@@ -206,6 +206,7 @@ impl DaemonPodUpdater {
 
 impl Controller for DaemonPodUpdater {
     const NAME: &'static str = "daemon-pod-updater-controller";
+    const WORKERS: usize = 3;
 
     fn watches(&self, context: &Arc<Context>) -> Vec<Watch> {
         let pods = context.objects(&PODS);

@@ -66,7 +66,7 @@ fn the_newest_revision_decides_once_it_is_of_this_template() {
     };
     let old = of("i:1", 1, "a", "u");
     assert_eq!(
-        present_hash(&set, &[old.clone()]),
+        present_hash(&set, std::slice::from_ref(&old)),
         None,
         "the new one is to come"
     );

@@ -210,7 +210,7 @@ mod tests {
             );
         }
         assert_eq!(
-            outcome(&job, &p(&[done.clone()])),
+            outcome(&job, &p(std::slice::from_ref(&done))),
             Pull::Running,
             "one of them says nothing yet"
         );
