@@ -106,7 +106,7 @@ pub async fn run(
         light_nodes: light_nodes(1, &[]),
         heartbeat_seconds: HEARTBEAT_SECONDS,
     };
-    let cluster = Cluster::start(&config, &mut |line| report.say(line)).await?;
+    let cluster = Box::pin(Cluster::start(&config, &mut |line| report.say(line))).await?;
     let told = tokio::select! {
         told = tell(&cluster, &mut report, began) => told,
         () = shutdown.cancelled() => Err(DemoError::Stopped),

@@ -65,7 +65,7 @@ pub async fn run(
         heartbeat_seconds: args.heartbeat_interval_seconds,
     };
     let mut say = |line: &str| eprintln!("{line}");
-    let cluster = Arc::new(Cluster::start(&config, &mut say).await?);
+    let cluster = Arc::new(Box::pin(Cluster::start(&config, &mut say)).await?);
     let served = serve(cluster.clone(), &shutdown).await;
     eprintln!("stopping");
     if let Ok(cluster) = Arc::try_unwrap(cluster) {
