@@ -136,13 +136,16 @@ async fn change(stage: &Stage, path: &str, patch: &Value) -> Value {
     stage.kube.merge(path, patch).await.expect("changed")
 }
 
-/// The events about objects of a name, by their reasons.
-async fn events(stage: &Stage, about: &str) -> Vec<String> {
-    let list = stage.kube.get("/api/v1/namespaces/default/events").await;
-    let list = list.expect("events");
-    let items = list["items"].as_array().into_iter().flatten();
-    items
-        .filter(|event| event["involvedObject"]["name"] == about)
-        .map(|event| event["reason"].as_str().unwrap_or_default().to_owned())
-        .collect()
+/// The reasons of the events about an object, once `reason` is among them: events are written beside everything else.
+async fn events(stage: &Stage, about: &str, reason: &str) -> Vec<String> {
+    let reasons = |list: &Value| -> Vec<String> {
+        let items = list["items"].as_array().into_iter().flatten();
+        items
+            .filter(|event| event["involvedObject"]["name"] == about)
+            .map(|event| event["reason"].as_str().unwrap_or_default().to_owned())
+            .collect()
+    };
+    let path = "/api/v1/namespaces/default/events";
+    let told = |list: &Value| reasons(list).iter().any(|told| told == reason);
+    reasons(&stage.until(path, told).await)
 }

@@ -172,7 +172,7 @@ async fn pools_come_and_go() {
         .await;
     assert_eq!(reason(&told, "AppReady"), "NoWorkloadFound");
     stage.until(&deployments, |list| count(list) == 0).await;
-    let events = events(&stage, "web").await;
+    let events = events(&stage, "web", "NoFindPools").await;
     assert_eq!(
         events
             .iter()
@@ -300,7 +300,7 @@ async fn a_patch_that_does_not_apply_is_told_and_others_go_on() {
     );
     assert!(message.contains("restartPolicy"), "{message}");
     stage.quiet(&sets("web")).await;
-    let failures = events(&stage, "web").await;
+    let failures = events(&stage, "web", "Failed CreateWorkload").await;
     let failures = failures
         .iter()
         .filter(|reason| *reason == "Failed CreateWorkload");
