@@ -98,14 +98,15 @@ enum End {
 }
 
 /// Whether a refusal says that the server does not know of initial events, or that the feature is off: an invalid request by its
-/// words (1.22 to 1.26 refuse `resourceVersionMatch`, later ones `sendInitialEvents`).
+/// words (1.22 to 1.26 refuse `resourceVersionMatch`, later ones `sendInitialEvents`), or a fault where the server's etcd cannot tell
+/// its progress (1.36 before etcd 3.5.13). As client-go has it, any way on is better than none.
 fn refuses_initial_events(error: &KubeError) -> bool {
     let KubeError::Refused { code, message, .. } = error else {
         return false;
     };
     let named = ["sendInitialEvents", "resourceVersionMatch"];
     match code {
-        400 | 422 => true,
+        400 | 422 | 500 => true,
         403 => named.iter().any(|name| message.contains(name)),
         _ => false,
     }

@@ -144,7 +144,7 @@ fn tell(server: &Shared, kind: &str, object: &Value) {
 
 #[tokio::test(start_paused = true)]
 async fn servers_that_refuse_initial_events_are_asked_for_pages() {
-    for code in [400, 403, 422] {
+    for code in [400, 403, 422, 500] {
         let (server, objects, _) = follow_all(Age::Refuses(code), 1201);
         objects.synced().await;
         assert_eq!(objects.list("").len(), 1201);
