@@ -1,0 +1,14 @@
+//! The cloud reaches every edge node, though nodes only dial out: logs, commands, port-forwards, metrics and any TCP.
+//!
+//! An agent on each node keeps a connection to every tunnel server. Whoever wants an address behind a node asks a server for it:
+//! kube-apiserver by its egress selector (`CONNECT` or konnectivity's gRPC), other components through ports 10263/10264, people by
+//! `yurt tunnel forward`.
+//!
+//! Begin with [`link`]: the seams between protocols, server and agent. Protocols are `anp` (konnectivity's) and `mux` (ours, between
+//! our agent and our server); which one a connection speaks is settled by ALPN ([`hello`]).
+
+pub mod hello;
+pub mod link;
+
+pub use hello::{AgentHello, Identifiers, ServerHello};
+pub use link::{DialError, Link, Opening, Tunnels};
