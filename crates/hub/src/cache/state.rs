@@ -682,7 +682,8 @@ impl State {
             let (namespace, name) = split_index_key(key);
             resource.objects.contains_key(key)
                 || resource.deletions.is_certain(key)
-                || resource.coverages.absent_at(namespace, name).is_some()
+                // Absent before the snapshot says nothing: it came, and left the selector through which it was seen.
+                || (resource.coverages.absent_at(namespace, name)).is_some_and(|at| at >= revision)
         };
         // Events are bounded by count, and lists of them may lack the oldest.
         if query.gvr.resource != "events" && !seen.iter().all(known) {
