@@ -196,12 +196,20 @@ impl Latencies {
     }
 }
 
+impl Default for Latencies {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The outcome of a load.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Load {
     latencies: Latencies,
     elapsed: Duration,
     pub(super) failed: u64,
+    /// The p99 of each of its parts, where it has parts.
+    blocks: Vec<f64>,
 }
 
 impl Load {
@@ -241,9 +249,8 @@ impl Load {
             })
             .collect();
         let mut load = Self {
-            latencies: Latencies::new(),
             elapsed: time,
-            failed: 0,
+            ..Self::default()
         };
         for client in clients {
             match client.await {
@@ -256,6 +263,25 @@ impl Load {
         }
         load.elapsed = begin.elapsed().max(time);
         load
+    }
+
+    /// Adds one more part.
+    pub(super) fn add(&mut self, part: Self) {
+        self.blocks.push(part.p99());
+        self.latencies.add(&part.latencies);
+        self.elapsed += part.elapsed;
+        self.failed += part.failed;
+    }
+
+    /// What this load's p99 is above that of another whose parts took turns with its own: the median over the pairs, milliseconds.
+    pub(super) fn added_p99(&self, than: &Self) -> f64 {
+        let pairs = self.blocks.iter().zip(&than.blocks);
+        median(pairs.map(|(own, other)| own - other).collect())
+    }
+
+    /// The p99 of a part: the median over the parts, milliseconds.
+    pub(super) fn p99_of_blocks(&self) -> f64 {
+        median(self.blocks.clone())
     }
 
     /// Answers per second.
@@ -274,9 +300,47 @@ impl Load {
     }
 }
 
+/// The upper one of an even number of values; not a number when there is no value, or one that is not a number: a part in which
+/// nothing was answered is not to be overlooked.
+fn median(mut values: Vec<f64>) -> f64 {
+    if values.iter().any(|value| value.is_nan()) {
+        return f64::NAN;
+    }
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn load(blocks: &[&[u64]]) -> Load {
+        let mut load = Load::default();
+        for block in blocks {
+            let mut part = Load::default();
+            for ms in *block {
+                part.latencies.record(Duration::from_millis(*ms));
+            }
+            load.add(part);
+        }
+        load
+    }
+
+    #[test]
+    fn what_is_added_is_the_median_of_pairs() {
+        let direct = load(&[&[10, 10], &[20, 500], &[10, 11]]);
+        let hub = load(&[&[12, 13], &[20, 503], &[15, 900]]);
+        let close = |value: f64, ms: f64| (value - ms).abs() < ms / 100.0 + 0.5;
+        assert!(close(hub.added_p99(&direct), 3.0));
+        assert!(close(hub.p99_of_blocks(), 503.0));
+        assert!(close(hub.p99(), 900.0), "all of them");
+        assert_eq!(hub.latencies.len(), 6);
+        assert!(Load::default().p99_of_blocks().is_nan());
+        assert!(
+            load(&[&[1], &[], &[1]]).p99_of_blocks().is_nan(),
+            "a part without an answer"
+        );
+    }
 
     #[test]
     fn quantiles_are_milliseconds() {

@@ -475,43 +475,23 @@ pub(super) async fn interrupted() {
     }
 }
 
-/// Keeps CPUs from going to sleep between two requests, until dropped: a virtual CPU takes longer to wake than a hub to answer. One
-/// process per CPU spins in the scheduling class that runs only when nothing else wants to; it ends when this process does.
+/// Keeps CPUs from going to sleep between two requests, until dropped: a virtual CPU takes longer to wake than a hub to answer.
+/// Idle CPUs poll for as long as somebody holds the kernel's file of latency requests open with a bound of no latency at all in
+/// it (Documentation/power/pm_qos_interface.rst); nothing runs beside what is measured.
 #[derive(Debug)]
-pub(super) struct Awake(Vec<std::process::Child>);
-
-impl Awake {
-    /// `None` where the machine lacks the tools (util-linux).
-    pub(super) fn begin() -> Option<Self> {
-        const SPIN: &str = "while kill -0 $0 2>/dev/null; do :; done";
-        let own = std::process::id().to_string();
-        let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let mut awake = Self(Vec::new());
-        for _ in 0..cpus {
-            let mut command = std::process::Command::new("chrt");
-            command
-                .args(["--idle", "0", "sh", "-c", SPIN, &own])
-                .stdin(std::process::Stdio::null())
-                .stdout(std::process::Stdio::null())
-                .stderr(std::process::Stdio::null());
-            awake.0.push(command.spawn().ok()?);
-        }
-        // One that cannot do it has ended by now.
-        std::thread::sleep(Duration::from_millis(50));
-        let all = awake
-            .0
-            .iter_mut()
-            .all(|spinner| matches!(spinner.try_wait(), Ok(None)));
-        all.then_some(awake)
-    }
+pub(super) struct Awake {
+    /// Closing it takes the request back.
+    _request: std::fs::File,
 }
 
-impl Drop for Awake {
-    fn drop(&mut self) {
-        for spinner in &mut self.0 {
-            // It may have ended by itself.
-            let _ = spinner.kill();
-            let _ = spinner.wait();
-        }
+impl Awake {
+    /// An error where the machine has no such file, or lets only root open it.
+    pub(super) fn begin() -> io::Result<Self> {
+        let mut request = std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/cpu_dma_latency")?;
+        // Microseconds.
+        io::Write::write_all(&mut request, &0_i32.to_ne_bytes())?;
+        Ok(Self { _request: request })
     }
 }

@@ -1,7 +1,7 @@
 //! One request at a time, from a thread of its own over a blocking socket: a client of tasks and wake-ups takes longer than a hub's answer
 //! does, and its tails would be measured instead.
 
-use super::{ACCEPT, Latencies, Load, TIMEOUT, WARM_UP, call};
+use super::{ACCEPT, Load, TIMEOUT, WARM_UP, call};
 use crate::bench::BenchError;
 use http::HeaderValue;
 use std::{
@@ -51,11 +51,7 @@ impl Alone {
     fn ask_for(&self, request: &[u8], time: Duration) -> Load {
         let begin = Instant::now() + WARM_UP;
         let end = begin + time;
-        let mut load = Load {
-            latencies: Latencies::new(),
-            elapsed: time,
-            failed: 0,
-        };
+        let mut load = Load::default();
         let mut connection = None;
         loop {
             let sent = Instant::now();
