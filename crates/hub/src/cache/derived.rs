@@ -67,7 +67,7 @@ impl Cache {
             .is_some_and(|overlay| matches!(overlay.layer, Layer::Deleted { .. }));
         deleted_here
             || !resource.objects.contains_key(key)
-                && (resource.deletions.at(key).is_some()
+                && (resource.deletions.of(key).is_some()
                     || resource.coverages.absent_at(namespace, name).is_some())
     }
 

@@ -26,14 +26,16 @@ pub(crate) enum Upsert {
     Same,
     /// What is there (or known to be gone) is newer.
     Older,
+    /// It left the selector through which it was seen at a later revision: what it is now nobody here knows.
+    Left,
 }
 
 /// Decides whether a learned object replaces what is known.
-/// `deleted_at` is the revision of its deletion, when one was seen; `absent_at` the revision at which it is known not to exist.
+/// `gone` is its deletion, when one was seen; `absent_at` the revision at which it is known not to exist.
 /// `observed_at` is the revision at which the sender saw the object alive (of the list, or of the event); `None` for "now".
 pub(crate) fn upsert(
     existing: Option<Entry>,
-    deleted_at: Option<u64>,
+    gone: Option<Gone>,
     absent_at: Option<u64>,
     revision: u64,
     encoding: Encoding,
@@ -54,12 +56,15 @@ pub(crate) fn upsert(
         None => {
             // A DELETED event carries a revision of its own, above every live one; leaving a selector carries the revision of
             // the change itself, which another watch reports as live.
-            if deleted_at.is_some_and(|at| revision < at) {
-                return Upsert::Older;
-            }
-            match (absent_at, observed_at) {
-                (Some(absent), Some(observed)) if absent >= observed => Upsert::Older,
-                _ => Upsert::Store,
+            let late = gone.filter(|gone| revision < gone.revision);
+            let absent = match (absent_at, observed_at) {
+                (Some(absent), Some(observed)) => absent >= observed,
+                _ => false,
+            };
+            match late {
+                Some(gone) if !gone.certain && !absent => Upsert::Left,
+                None if !absent => Upsert::Store,
+                _ => Upsert::Older,
             }
         }
     }
@@ -77,7 +82,7 @@ pub(crate) struct Deletions {
 
 /// One deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Gone {
+pub(crate) struct Gone {
     revision: u64,
     /// Whether the object is known not to exist, rather than to have left the only selector through which it was seen.
     certain: bool,
@@ -99,7 +104,7 @@ impl Deletions {
         self.order.push_back((key.into(), revision));
         while self.order.len() > MAX_DELETIONS {
             if let Some((key, revision)) = self.order.pop_front()
-                && self.at(&key) == Some(revision)
+                && self.is_at(&key, revision)
             {
                 self.at.remove(&key);
                 self.floor = self.floor.max(revision);
@@ -113,9 +118,13 @@ impl Deletions {
         self.at.remove(key);
     }
 
-    /// The revision of an object's deletion.
-    pub(crate) fn at(&self, key: &str) -> Option<u64> {
-        self.at.get(key).map(|gone| gone.revision)
+    /// An object's deletion.
+    pub(crate) fn of(&self, key: &str) -> Option<Gone> {
+        self.at.get(key).copied()
+    }
+
+    fn is_at(&self, key: &str, revision: u64) -> bool {
+        self.of(key).is_some_and(|gone| gone.revision == revision)
     }
 
     /// Whether an object is known not to exist.
@@ -138,7 +147,7 @@ impl Deletions {
         let mut out: Vec<_> = self
             .order
             .iter()
-            .filter(|(key, at)| *at > revision && self.at(key) == Some(*at))
+            .filter(|(key, at)| *at > revision && self.is_at(key, *at))
             .cloned()
             .collect();
         out.sort_by_key(|(_, at)| *at);
@@ -176,6 +185,8 @@ mod tests {
     #[test]
     fn older_never_replaces_newer() {
         use Encoding::{Json, Protobuf};
+        let gone = |revision, certain| Some(Gone { revision, certain });
+        let (dead, left) = (gone(7, true), gone(7, false));
         let cases = [
             (None, None, None, 5, Json, None, Upsert::Store),
             (entry(5, Json), None, None, 6, Json, None, Upsert::Store),
@@ -183,18 +194,23 @@ mod tests {
             (entry(5, Json), None, None, 5, Protobuf, None, Upsert::Store),
             (entry(5, Protobuf), None, None, 5, Json, None, Upsert::Same),
             // dead at 7: what was alive at 6 comes too late, what is alive at 7 or later is news
-            (None, Some(7), None, 6, Json, None, Upsert::Older),
-            (None, Some(7), None, 7, Json, None, Upsert::Store),
+            (None, dead, None, 6, Json, None, Upsert::Older),
+            (None, dead, None, 7, Json, None, Upsert::Store),
+            // left a selector at 7: it may live on, unless a complete list tells that it did not
+            (None, left, None, 6, Json, None, Upsert::Left),
+            (None, left, Some(5), 6, Json, Some(6), Upsert::Left),
+            (None, left, Some(9), 6, Json, Some(6), Upsert::Older),
+            (None, left, None, 7, Json, None, Upsert::Store),
             // a complete list at 9 did not hold it: an older list cannot bring it back, a get can
             (None, None, Some(9), 3, Json, Some(9), Upsert::Older),
             (None, None, Some(9), 3, Json, Some(10), Upsert::Store),
             (None, None, Some(9), 3, Json, None, Upsert::Store),
         ];
-        for (i, (have, dead, absent, revision, encoding, observed, want)) in
+        for (i, (have, gone, absent, revision, encoding, observed, want)) in
             cases.into_iter().enumerate()
         {
             assert_eq!(
-                upsert(have, dead, absent, revision, encoding, observed),
+                upsert(have, gone, absent, revision, encoding, observed),
                 want,
                 "case {i}"
             );
@@ -209,9 +225,9 @@ mod tests {
         }
         assert_eq!(deletions.floor(), 10);
         assert_eq!(deletions.forgotten(), 10);
-        assert_eq!(deletions.at("a/3"), None);
+        assert_eq!(deletions.of("a/3"), None);
         assert_eq!(deletions.since(MAX_DELETIONS as u64 + 8).len(), 2);
         deletions.revive("a/1030");
-        assert_eq!(deletions.at("a/1030"), None);
+        assert_eq!(deletions.of("a/1030"), None);
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     Cache, Shared,
     collect::today,
-    index::Key,
+    index::{Key, MAX_DELETIONS, Upsert},
     record::index_key,
     state::{COVERAGE_LAG, Left},
 };
@@ -141,15 +141,12 @@ enum Phase {
     Initial { seen: HashSet<Key>, forgotten: u64 },
     /// It follows a coverage and moves it on.
     Following { epoch: u64 },
-    /// It teaches objects only. When it began at a revision, and all its events up to `last` were learned, a coverage of the
-    /// query that turns up later (its list is learned on another task) is taken on from there.
-    Teaching { since: Option<u64>, last: u64 },
+    /// It teaches objects only. When it began at a revision, and all its events since were learned, a coverage of the query that
+    /// turns up later (its list is learned on another task) is taken on from there.
+    Teaching { since: Option<u64> },
 }
 
-const DETACHED: Phase = Phase::Teaching {
-    since: None,
-    last: 0,
-};
+const DETACHED: Phase = Phase::Teaching { since: None };
 
 /// Learns one watch.
 #[derive(Debug)]
@@ -157,6 +154,11 @@ pub struct WatchLearner {
     shared: Arc<Shared>,
     query: Query,
     phase: Phase,
+    /// The revision up to which all events were seen.
+    reached: u64,
+    /// Objects that it told of and that left a selector at a later revision, as another watch knows: until it comes to what became
+    /// of them, a coverage of the query that moves on would tell that they are not there.
+    held: HashSet<Key>,
 }
 
 impl WatchLearner {
@@ -171,17 +173,13 @@ impl WatchLearner {
         let forgotten = shared.forgotten_deletions(&query.gvr);
         let mut state = shared.lock();
         state.grant(caller, query);
-        let phase = if initial_events {
-            Phase::Initial {
-                seen: HashSet::new(),
-                forgotten,
-            }
+        let since: u64 = since.parse().unwrap_or(0);
+        let (phase, reached) = if initial_events {
+            let seen = HashSet::new();
+            (Phase::Initial { seen, forgotten }, 0)
         } else {
-            let since: u64 = since.parse().unwrap_or(0);
-            Phase::Teaching {
-                since: (since > 0).then_some(since),
-                last: since,
-            }
+            let since = (since > 0).then_some(since);
+            (Phase::Teaching { since }, since.unwrap_or(0))
         };
         drop(state);
         shared.stir();
@@ -189,6 +187,8 @@ impl WatchLearner {
             shared,
             query: query.clone(),
             phase,
+            reached,
+            held: HashSet::new(),
         };
         learner.join();
         learner
@@ -220,7 +220,7 @@ impl WatchLearner {
             Phase::Following { .. } => Some(revision),
             Phase::Initial { .. } | Phase::Teaching { .. } => None,
         };
-        state.learn(
+        let learned = state.learn(
             &shared.store,
             &self.query.gvr,
             &id,
@@ -229,15 +229,25 @@ impl WatchLearner {
             observed_at,
         );
         drop(state);
+        let key = index_key(&id.namespace, &id.name);
         match &mut self.phase {
             Phase::Initial { seen, .. } => {
-                seen.insert(index_key(&id.namespace, &id.name));
+                seen.insert(key);
                 if seen.len() > MAX_SNAPSHOT {
                     self.phase = DETACHED;
                 }
             }
-            Phase::Following { .. } => self.advance(revision),
-            Phase::Teaching { last, .. } => *last = revision.max(*last),
+            Phase::Following { .. } | Phase::Teaching { .. } => {
+                if learned == Upsert::Left {
+                    self.held.insert(key);
+                } else {
+                    self.held.remove(&key);
+                }
+                if self.held.len() > MAX_DELETIONS {
+                    self.lost();
+                }
+                self.advance(revision);
+            }
         }
     }
 
@@ -267,8 +277,10 @@ impl WatchLearner {
             Phase::Initial { seen, .. } => {
                 seen.remove(&key);
             }
-            Phase::Following { .. } => self.advance(revision),
-            Phase::Teaching { last, .. } => *last = revision.max(*last),
+            Phase::Following { .. } | Phase::Teaching { .. } => {
+                self.held.remove(&key);
+                self.advance(revision);
+            }
         }
     }
 
@@ -297,8 +309,7 @@ impl WatchLearner {
                     DETACHED
                 };
             }
-            Phase::Following { .. } => self.advance(revision),
-            Phase::Teaching { last, .. } => *last = revision.max(*last),
+            Phase::Following { .. } | Phase::Teaching { .. } => self.advance(revision),
             Phase::Initial { .. } => {}
         }
     }
@@ -317,11 +328,7 @@ impl WatchLearner {
 
     /// Takes on a coverage of the query, when there is one that is not older than where this watch began.
     fn join(&mut self) {
-        let Phase::Teaching {
-            since: Some(since),
-            last,
-        } = self.phase
-        else {
+        let Phase::Teaching { since: Some(since) } = self.phase else {
             return;
         };
         let epoch = self
@@ -334,22 +341,25 @@ impl WatchLearner {
             .map(|coverage| coverage.epoch);
         if let Some(epoch) = epoch {
             self.phase = Phase::Following { epoch };
-            self.advance(last);
+            self.advance(since);
         }
     }
 
+    /// Everything up to a revision was seen.
     fn advance(&mut self, revision: u64) {
+        self.reached = self.reached.max(revision);
         if let Phase::Following { epoch } = self.phase {
             let mut state = self.shared.lock();
-            let moved = state.resource(&self.query.gvr).coverages.advance(
-                &self.query,
-                epoch,
-                revision,
-                today(),
-            );
             state.heard_of(&self.query.gvr);
+            let moved = self.held.is_empty()
+                && state.resource(&self.query.gvr).coverages.advance(
+                    &self.query,
+                    epoch,
+                    self.reached,
+                    today(),
+                );
             if moved {
-                state.high = state.high.max(revision);
+                state.high = state.high.max(self.reached);
                 state.mark_dirty(&self.query, COVERAGE_LAG);
             }
         }

@@ -427,3 +427,32 @@ fn absent_once_is_not_absent_for_good() -> Result<(), TestCaseError> {
         (7, 0, 1),
     ])
 }
+
+/// `n/a` left the selector through which it was seen; the watch of a whole list from long before then tells of its older state. The
+/// cache has no room for that, so the whole list stays where it was until that watch comes to what became of `n/a`.
+#[test]
+fn a_watch_from_behind_does_not_hide_what_left_a_selector() -> Result<(), TestCaseError> {
+    run(&[
+        (0, 23, 0),
+        (0, 0, 0),
+        (5, 7, 0),
+        (0, 32, 0),
+        (5, 6, 15),
+        (0, 0, 0),
+        (9, 45, 0),
+        (5, 0, 0),
+        (7, 42, 0),
+        (5, 13, 0),
+        (0, 7, 4),
+        (7, 11, 20),
+        (5, 0, 0),
+        (9, 3, 1),
+        (14, 0, 1),
+        (10, 0, 0),
+        (7, 16, 3),
+        (15, 0, 0),
+        (7, 31, 6),
+        (7, 48, 44),
+        (10, 22, 9),
+    ])
+}

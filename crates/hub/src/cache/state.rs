@@ -513,7 +513,7 @@ impl State {
         resource.heard = Some(Instant::now());
         let decision = index::upsert(
             existing,
-            resource.deletions.at(&key),
+            resource.deletions.of(&key),
             resource.coverages.absent_at(&id.namespace, &id.name),
             revision,
             object.encoding,
@@ -648,7 +648,11 @@ impl State {
                         entry.excluded = true;
                     }
                 }
-                None => self.remove(gvr, key, revision, query.is_stable()),
+                // It cannot be kept for those who rely on it.
+                None => {
+                    self.lose(gvr, key);
+                    self.remove(gvr, key, revision, query.is_stable());
+                }
             },
         }
     }
