@@ -69,16 +69,27 @@ pub fn put(status: &mut Value, condition: Value) {
     }
 }
 
-/// Takes a condition away; an empty list goes with its last.
-pub fn remove(status: &mut Value, kind: &str) {
+/// Takes a condition away; an empty list goes with its last. Whether it was there.
+pub fn remove(status: &mut Value, kind: &str) -> bool {
     let Some(conditions) = status["conditions"].as_array_mut() else {
-        return;
+        return false;
     };
+    let had = conditions.len();
     conditions.retain(|condition| condition["type"] != kind);
-    if conditions.is_empty()
+    let left = conditions.len();
+    if left == 0
         && let Some(status) = status.as_object_mut()
     {
         status.remove("conditions");
+    }
+    left < had
+}
+
+/// [`renew`], or [`remove`] where there is to be no condition of that type; whether anything is new.
+pub fn settle(status: &mut Value, kind: &str, condition: Option<Value>) -> bool {
+    match condition {
+        Some(condition) => renew(status, condition),
+        None => remove(status, kind),
     }
 }
 
@@ -102,7 +113,8 @@ mod tests {
         let condition = find(&status, "Available").unwrap();
         assert_eq!(condition["lastTransitionTime"], "1970-01-01T00:00:04Z");
         assert!(!holds(&status, "Available"));
-        remove(&mut status, "Available");
+        assert!(settle(&mut status, "Available", None));
         assert_eq!(status, json!({}));
+        assert!(!settle(&mut status, "Available", None));
     }
 }

@@ -131,14 +131,8 @@ fn judge(pool: &Value, leaders: usize, members: usize, now: Timestamp) -> Option
 fn plan(pool: &Value, members: &[Arc<Value>], now: Timestamp) -> Option<Value> {
     let leaders = leaders(pool, members);
     let mut known = pool["status"].clone();
-    let renewed = match judge(pool, leaders.len(), members.len(), now) {
-        Some(condition) => condition::renew(&mut known, condition),
-        None => {
-            let had = condition::find(&known, LEADER_READY).is_some();
-            condition::remove(&mut known, LEADER_READY);
-            had
-        }
-    };
+    let judged = judge(pool, leaders.len(), members.len(), now);
+    let renewed = condition::settle(&mut known, LEADER_READY, judged);
     let mut patch = json!({});
     if renewed {
         // The list is written by others as well: only at this version of the pool.

@@ -167,14 +167,7 @@ fn status(pool: &Value, members: &[Arc<Value>], synced: Option<Value>) -> Option
     fields.retain(|field, value| pool["status"][field.as_str()] != *value);
     let mut status = json!(fields);
     let mut known = pool["status"].clone();
-    let changed = match synced {
-        Some(condition) => condition::renew(&mut known, condition),
-        None => {
-            let had = condition::find(&known, SYNCED).is_some();
-            condition::remove(&mut known, SYNCED);
-            had
-        }
-    };
+    let changed = condition::settle(&mut known, SYNCED, synced);
     let mut patch = json!({});
     if changed {
         // The list is written by others as well: only at this version of the pool.
