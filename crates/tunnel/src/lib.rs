@@ -7,8 +7,11 @@
 //! Begin with [`link`]: the seams between protocols, server and agent. Protocols are `anp` (konnectivity's) and `mux` (ours, between
 //! our agent and our server); which one a connection speaks is settled by ALPN ([`hello`]).
 
+pub mod directory;
 pub mod hello;
 pub mod link;
+pub mod network;
 
+pub use directory::Directory;
 pub use hello::{AgentHello, Identifiers, ServerHello};
 pub use link::{DialError, Link, Opening, Tunnels};
