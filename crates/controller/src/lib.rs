@@ -4,6 +4,7 @@
 //! controllers of one process share one watch per collection ([`Objects`]) and write through a [`Context`]. The other modules
 //! are what controllers of workloads have in common. Nothing here knows an API server but by its API.
 
+pub mod access;
 pub mod batch;
 pub mod claim;
 pub mod collections;

@@ -1,20 +1,18 @@
 //! The process: the way to the API server, the lease, the controllers, what is served beside them.
 
-mod access;
 mod accounts;
 mod args;
 mod config;
 mod serving;
 
-pub use access::AccessError;
 pub use args::{LoggingArgs, ManagerArgs, WORKER_FLAGS, WorkerArgs};
 pub use config::{Config, ConfigError, Election, LATER, Server};
+pub use yurt_controller::access::AccessError;
 
 use crate::{
     Context, Entry, registry,
     webhook::{self, WebhookError, Webhooks},
 };
-use access::Clients;
 use accounts::Accounts;
 use serving::Health;
 use std::{
@@ -27,6 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use yurt_api::names::objects::MANAGER;
 use yurt_controller::{
     Key,
+    access::Clients,
     election::{Candidate, Lost},
     kube::Kube,
     limit::RateLimit,

@@ -1,6 +1,5 @@
 //! The identities of controllers: a service account each, by tokens that are renewed while they are used.
 
-use super::access::Clients;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::{
@@ -10,7 +9,10 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 use yurt_api::names::objects::CONTROLLER_ACCOUNT_PREFIX;
-use yurt_controller::kube::{Kube, KubeError, Token};
+use yurt_controller::{
+    access::Clients,
+    kube::{Kube, KubeError, Token},
+};
 
 /// Seconds that a token is asked for; the server may give more or less.
 const LIFETIME: u64 = 3600;

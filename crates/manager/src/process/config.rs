@@ -6,10 +6,8 @@ use crate::{
     settings::{NodeLifeCycle, Settings},
     webhook::{self, WebhookError},
 };
-use std::{
-    net::{IpAddr, Ipv6Addr, SocketAddr},
-    path::PathBuf,
-};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+pub use yurt_controller::access::Server;
 use yurt_controller::{
     election::Timing,
     kube::Kube,
@@ -52,17 +50,6 @@ fn refuse(flag: &str, why: impl Into<String>) -> ConfigError {
         setting: format!("--{flag}"),
         why: why.into(),
     }
-}
-
-/// How the API server is reached.
-#[derive(Clone, Debug)]
-pub enum Server {
-    /// By this client; it must carry its identity in a token, and nothing else.
-    Given(Kube),
-    /// By a kubeconfig.
-    Kubeconfig(PathBuf),
-    /// By the service account of the pod.
-    InCluster,
 }
 
 /// Which lease is to be held.

@@ -1,12 +1,11 @@
-//! The way to the API server: as the manager itself, and for the identities of its controllers.
+//! The way of a component to the API server: by a kubeconfig, or by the service account of its pod.
 
-use super::config::Server;
-use std::{fs, io, path::PathBuf, time::Duration};
-use tokio_util::sync::CancellationToken;
-use yurt_controller::{
+use crate::{
     kube::{Kube, Token},
     kubeconfig::{Access, KubeconfigError},
 };
+use std::{fs, io, path::PathBuf, time::Duration};
+use tokio_util::sync::CancellationToken;
 use yurt_pki::PkiError;
 
 /// How long a call may take.
@@ -15,6 +14,17 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// How often the pod's token is read again; the kubelet renews it long before it expires.
 const REREAD: Duration = Duration::from_secs(60);
+
+/// How the API server is reached.
+#[derive(Clone, Debug)]
+pub enum Server {
+    /// By this client; it must carry its identity in a token, and nothing else.
+    Given(Kube),
+    /// By a kubeconfig.
+    Kubeconfig(PathBuf),
+    /// By the service account of the pod.
+    InCluster,
+}
 
 /// Why there is no way to the API server.
 #[derive(Debug, thiserror::Error)]
@@ -43,16 +53,16 @@ pub enum AccessError {
 
 /// Clients of the API server.
 #[derive(Clone, Debug)]
-pub(super) struct Clients {
-    /// The manager's.
-    pub(super) base: Kube,
+pub struct Clients {
+    /// The component's.
+    pub base: Kube,
     /// Nobody's: to be given a token.
-    pub(super) bare: Kube,
+    pub bare: Kube,
 }
 
 impl Clients {
     /// The clients of a server; tokens in files are followed until `shutdown`.
-    pub(super) fn of(server: &Server, shutdown: &CancellationToken) -> Result<Self, AccessError> {
+    pub fn of(server: &Server, shutdown: &CancellationToken) -> Result<Self, AccessError> {
         match server {
             Server::Given(kube) => Ok(Self {
                 base: kube.clone(),
