@@ -1,4 +1,6 @@
-//! CertificateSigningRequests as those see them who approve, sign and clear them away.
+//! CertificateSigningRequests as those see them who ask, approve, sign and clear them away.
+
+mod obtain;
 
 use crate::pod::stamp;
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -6,6 +8,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use yurt_pki::SigningRequest;
+
+pub use obtain::{Asks, Refusal, SigningError, Wanted, obtain};
 
 /// The signer of clients of the API server.
 pub const CLIENT: &str = "kubernetes.io/kube-apiserver-client";

@@ -30,13 +30,13 @@ use plan::{Kind, Validity};
 pub use status::CertificateStatus;
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 use token::Token;
 use tokio::sync::watch;
 pub use trust::RejoinError;
-use yurt_pki::{Callers, KeyPairPem, Leaf, PkiError, Profile};
+use yurt_pki::{Callers, KeyPairPem, PkiError, Profile, store::Pair};
 
 /// Protocols offered to API servers.
 const ALPN: [&str; 2] = ["h2", "http/1.1"];
@@ -67,36 +67,6 @@ struct Credentials {
     skip_verification: bool,
     /// The bootstrap kubeconfig.
     file: PathBuf,
-}
-
-/// A certificate with its key.
-#[derive(Clone, Debug)]
-struct Pair {
-    pem: KeyPairPem,
-    leaf: Leaf,
-}
-
-impl Pair {
-    fn of(pem: KeyPairPem) -> Result<Self, PkiError> {
-        let first = yurt_pki::certs_from_pem(&pem.cert)?;
-        let leaf = Leaf::of(first.first().map_or(&[][..], |der| der))?;
-        // Finds a key that is another certificate's.
-        yurt_pki::server_config_for(&pem, Callers::Unasked, false)?;
-        Ok(Self { pem, leaf })
-    }
-
-    fn read(files: &KeyPairFiles) -> Result<Self, PkiError> {
-        let read = |path: &Path| {
-            files::read(path).map_err(|source| PkiError::Io {
-                path: path.display().to_string(),
-                source,
-            })
-        };
-        Self::of(KeyPairPem {
-            cert: read(&files.cert)?,
-            key: read(&files.key)?,
-        })
-    }
 }
 
 /// One certificate as it stands.
@@ -288,7 +258,7 @@ impl Certificates {
             let Some(files) = self.pair_files(kind) else {
                 continue;
             };
-            let read = Pair::read(&files);
+            let read = Pair::read(&files.cert, &files.key);
             let mut state = self.state();
             let held = state.held(kind);
             match read {

@@ -8,7 +8,9 @@ mod authority;
 mod identity;
 mod key;
 mod leaf;
+pub mod renewal;
 mod request;
+pub mod store;
 mod tls;
 
 pub use authority::{BACKDATE, Ca};

@@ -144,6 +144,18 @@ impl fmt::Debug for Request {
     }
 }
 
+impl Request {
+    /// Whether it asks for exactly the subject and names of a profile.
+    pub fn asks_for(&self, wanted: &Profile) -> bool {
+        SigningRequest::from_pem(&self.request).is_ok_and(|request| {
+            request.subject.user == wanted.common_name
+                && request.subject.groups == wanted.organizations
+                && request.dns == wanted.dns
+                && request.ips == wanted.ips
+        })
+    }
+}
+
 /// Makes a key and a request for the names of a profile. What the certificate is for, and for how long, is the signer's business.
 pub fn request(profile: &Profile) -> Result<Request, PkiError> {
     let key = SigningKey::generate()?;

@@ -4,7 +4,7 @@ use super::{
     Certificates, Pair, Source,
     api::{self, CallError, Credential},
     plan::{self, Kind, Reason},
-    signing::{self, SigningError},
+    signing,
     trust::Trouble,
 };
 use crate::upstream::Upstreams;
@@ -16,7 +16,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 use tokio_util::sync::CancellationToken;
-use yurt_pki::{KeyPairPem, Profile, Request, SigningRequest};
+use yurt_controller::signing_request::SigningError;
+use yurt_pki::{KeyPairPem, Profile, Request};
 use yurt_transport::ClientError;
 
 /// Between looks at files and at the clock, which may jump.
@@ -34,8 +35,11 @@ const SERVICE: &str = "/api/v1/namespaces/default/services/kubernetes";
 impl From<SigningError> for Trouble {
     fn from(error: SigningError) -> Self {
         match error {
-            SigningError::Unanswered(_) | SigningError::Waits(_) => Self::passing(error),
-            _ => Self::lasting(error),
+            SigningError::Forbidden(_) => Self::lasting(format!(
+                "{error}; ClusterRole system:node-bootstrapper allows it"
+            )),
+            error if error.is_passing() => Self::passing(error),
+            error => Self::lasting(error),
         }
     }
 }
@@ -290,18 +294,18 @@ impl Certificates {
         if let Err(error) = &signed
             && error.is_final()
         {
-            self.inner.files.drop_pending(kind);
+            self.inner.files.pairs(kind).drop_pending();
         }
         let pair = Pair::of(KeyPairPem {
             cert: signed?,
             key: made.key,
         })
         .map_err(|error| {
-            self.inner.files.drop_pending(kind);
+            self.inner.files.pairs(kind).drop_pending();
             Trouble::lasting(format!("what was signed cannot be used: {error}"))
         })?;
         if pair.leaf.identity.user != wanted.common_name {
-            self.inner.files.drop_pending(kind);
+            self.inner.files.pairs(kind).drop_pending();
             let user = &pair.leaf.identity.user;
             return Err(Trouble::lasting(format!("what was signed is for {user:?}")));
         }
@@ -318,14 +322,14 @@ impl Certificates {
 
     /// The key and request of before, when they are still what is wanted; new ones otherwise.
     fn request(&self, kind: Kind, wanted: &Profile) -> Result<Request, Trouble> {
-        let files = &self.inner.files;
-        if let Some(made) = files.read_pending(kind)
-            && asks_for(&made, wanted)
+        let files = self.inner.files.pairs(kind);
+        if let Some(made) = files.read_pending()
+            && made.asks_for(wanted)
         {
             return Ok(made);
         }
         let made = yurt_pki::request(wanted).map_err(Trouble::lasting)?;
-        if let Err(error) = files.save_pending(kind, &made) {
+        if let Err(error) = files.save_pending(&made) {
             tracing::warn!(certificate = kind.as_str(), %error, "the key cannot be kept: a restart begins anew");
         }
         Ok(made)
@@ -373,10 +377,10 @@ impl Certificates {
     /// Keeps a certificate and uses it.
     async fn install(&self, kind: Kind, pair: Pair) {
         let now = plan::now();
-        let (files, pem) = (self.inner.files.clone(), pair.pem.clone());
+        let (files, pem) = (self.inner.files.pairs(kind), pair.pem.clone());
         let saved = tokio::task::spawn_blocking(move || {
-            files.save(kind, &pem, now)?;
-            files.drop_pending(kind);
+            files.save(&pem, now)?;
+            files.drop_pending();
             Ok::<_, std::io::Error>(())
         });
         let trouble = match saved.await {
@@ -463,36 +467,5 @@ impl Certificates {
         if changed {
             self.nudge();
         }
-    }
-}
-
-/// Whether a request asks for what is wanted.
-fn asks_for(made: &Request, wanted: &Profile) -> bool {
-    SigningRequest::from_pem(&made.request).is_ok_and(|request| {
-        request.subject.user == wanted.common_name
-            && request.subject.groups == wanted.organizations
-            && request.dns == wanted.dns
-            && request.ips == wanted.ips
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pending_request_is_gone_on_with_only_when_it_is_still_wanted() {
-        let wanted = plan::serving_profile("edge-1", [IpAddr::from([10, 0, 0, 7])]);
-        let made = yurt_pki::request(&wanted).unwrap();
-        assert!(asks_for(&made, &wanted));
-        let moved = plan::serving_profile("edge-1", [IpAddr::from([10, 0, 0, 8])]);
-        assert!(!asks_for(&made, &moved));
-        let other = plan::serving_profile("edge-2", [IpAddr::from([10, 0, 0, 7])]);
-        assert!(!asks_for(&made, &other));
-        let broken = Request {
-            request: "x".into(),
-            key: String::new(),
-        };
-        assert!(!asks_for(&broken, &wanted));
     }
 }

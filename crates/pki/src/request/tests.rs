@@ -114,3 +114,25 @@ fn usages_that_do_not_exist_are_named() {
         usages(&["email protection"])
     );
 }
+
+#[test]
+fn a_pending_request_is_gone_on_with_only_when_it_is_still_wanted() {
+    let wanted = profile();
+    let made = request(&wanted).expect("made");
+    assert!(made.asks_for(&wanted));
+    let moved = Profile {
+        ips: vec![[10, 0, 0, 8].into()],
+        ..profile()
+    };
+    assert!(!made.asks_for(&moved));
+    let other = Profile {
+        common_name: "system:node:edge-2".into(),
+        ..profile()
+    };
+    assert!(!made.asks_for(&other));
+    let broken = Request {
+        request: "x".into(),
+        key: String::new(),
+    };
+    assert!(!broken.asks_for(&wanted));
+}
