@@ -69,27 +69,28 @@ pub fn put(status: &mut Value, condition: Value) {
     }
 }
 
-/// Takes a condition away; an empty list goes with its last. Whether it was there.
-pub fn remove(status: &mut Value, kind: &str) -> bool {
+/// Takes a condition away; an empty list goes with its last.
+pub fn remove(status: &mut Value, kind: &str) {
     let Some(conditions) = status["conditions"].as_array_mut() else {
-        return false;
+        return;
     };
-    let had = conditions.len();
     conditions.retain(|condition| condition["type"] != kind);
-    let left = conditions.len();
-    if left == 0
+    if conditions.is_empty()
         && let Some(status) = status.as_object_mut()
     {
         status.remove("conditions");
     }
-    left < had
 }
 
 /// [`renew`], or [`remove`] where there is to be no condition of that type; whether anything is new.
 pub fn settle(status: &mut Value, kind: &str, condition: Option<Value>) -> bool {
     match condition {
         Some(condition) => renew(status, condition),
-        None => remove(status, kind),
+        None => {
+            let had = find(status, kind).is_some();
+            remove(status, kind);
+            had
+        }
     }
 }
 

@@ -158,9 +158,7 @@ fn status(
             &mut status,
             condition::new("ReplicaFailure", "True", reason, message, now),
         ),
-        (None, Some(_)) => {
-            condition::remove(&mut status, "ReplicaFailure");
-        }
+        (None, Some(_)) => condition::remove(&mut status, "ReplicaFailure"),
         _ => {}
     }
     status
