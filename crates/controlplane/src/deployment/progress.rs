@@ -185,7 +185,9 @@ pub(super) fn tell_trouble(sets: &[&Value], new: Option<&Value>, status: &mut Va
             trouble["lastUpdateTime"] = trouble["lastTransitionTime"].clone();
             conditions::set(status, trouble);
         }
-        None => conditions::remove(status, "ReplicaFailure"),
+        None => {
+            conditions::remove(status, "ReplicaFailure");
+        }
     }
 }
 
