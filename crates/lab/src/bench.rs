@@ -1,5 +1,5 @@
-//! `yurt bench hub`: what the hub costs, measured beside doing without it. ([`apiserver`], [`manager`] and [`pool`] are benches
-//! of their own.)
+//! `yurt bench hub`: what the hub costs, measured beside doing without it. ([`apiserver`], [`manager`], [`pool`] and [`tunnel`] are
+//! benches of their own.)
 //!
 //! One run, one machine: an API server and a hub, each a process of its own, and this process as their clients. Every load
 //! runs directly against the API server (HTTP/1.1 over TLS) and then through the hub (HTTP/1.1 on its loopback port, as a
@@ -9,14 +9,17 @@
 //! starts and ends the two servers, [`report`] is what comes out.
 
 pub mod apiserver;
+mod comparison;
 mod dataset;
 mod load;
 pub mod manager;
 pub mod pool;
 mod processes;
 mod report;
+pub mod tunnel;
 mod watching;
 
+pub use comparison::{Better, Comparison, Figure};
 pub use report::{Report, Row, Unit};
 
 use dataset::{NAMESPACE, Shape};

@@ -14,6 +14,7 @@ pub mod controllers;
 mod credentials;
 pub mod demo;
 pub mod directory;
+mod egress;
 pub mod hub_process;
 pub mod kubelet;
 mod light_nodes;

@@ -29,8 +29,9 @@ use tokio_util::sync::CancellationToken;
 const MAX_CONNECTIONS: usize = 1024;
 /// Bytes read at once, and the unit in which a slow link delays and loses.
 const CHUNK: usize = 16 << 10;
-/// Chunks on their way in one direction of a connection.
+/// Chunks on their way in one direction of a connection, and of one that takes long: it holds more before it is full.
 const MAX_CHUNKS: usize = 64;
+const MAX_CHUNKS_LONG: usize = 1024;
 
 /// What a link does to the bytes of its connections.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -279,7 +280,7 @@ impl Relay {
                     };
                     way.bytes.fetch_add(sent as u64, Ordering::Relaxed);
                 }
-                departed = depart(from, &mut buffer, shape, way), if flight.has_room() => {
+                departed = depart(from, &mut buffer, shape, way), if flight.has_room(shape) => {
                     let departed = departed?;
                     flight.launch(&buffer[..departed.length], departed.due);
                 }
@@ -340,12 +341,17 @@ struct Chunk {
 }
 
 impl Flight {
-    fn has_room(&self) -> bool {
+    fn has_room(&self, shape: Shape) -> bool {
         let ended = self
             .chunks
             .back()
             .is_some_and(|chunk| chunk.bytes.is_empty());
-        self.chunks.len() < MAX_CHUNKS && !ended
+        // A thin link has its queue before the bottleneck.
+        let most = match shape.delay.is_zero() || shape.is_thin() {
+            true => MAX_CHUNKS,
+            false => MAX_CHUNKS_LONG,
+        };
+        self.chunks.len() < most && !ended
     }
 
     /// An empty chunk is the end of the stream.

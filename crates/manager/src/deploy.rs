@@ -1,5 +1,5 @@
-//! What is to be applied to a cluster for the manager and for hubs, made of what the code declares: `yurt manifests` prints it,
-//! `deploy/manager` and the chart in `deploy/charts/yurt-manager` ship it.
+//! What is to be applied to a cluster for the manager, for hubs and for the tunnel, made of what the code declares: `yurt manifests` prints it,
+//! `deploy/manager`, `deploy/tunnel` and the charts in `deploy/charts` ship it.
 //!
 //! `access` makes RBAC of the rules that controllers declare and of the collections that they read; `chart` makes templates of the
 //! same objects.
@@ -7,8 +7,10 @@
 mod access;
 mod chart;
 mod hub;
+mod tunnel;
 
-pub use chart::{Template, templates};
+pub use chart::{Chart, Template};
+pub use tunnel::Tunnel;
 
 use serde_json::{Value, json};
 use yurt_api::{
@@ -51,6 +53,8 @@ pub struct Values {
     pub resources: Value,
     /// Of the pods.
     pub affinity: Value,
+    /// The tunnel's.
+    pub tunnel: Tunnel,
 }
 
 impl Default for Values {
@@ -76,6 +80,7 @@ impl Default for Values {
                 "limits": {"cpu": "2000m", "memory": "1024Mi"}}),
             affinity: json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution":
                 {"nodeSelectorTerms": control_plane}}}),
+            tunnel: Tunnel::default(),
         }
     }
 }
@@ -99,11 +104,15 @@ pub enum Component {
     Manager,
     /// What hubs are told and may do.
     Hub,
+    /// The tunnel: server, agents, and what they may do. Only where it is asked for: it opens a port to the outside.
+    Tunnel,
 }
 
 impl Component {
     /// All, in the order in which they are applied.
-    pub const ALL: [Self; 3] = [Self::Crds, Self::Manager, Self::Hub];
+    pub const ALL: [Self; 4] = [Self::Crds, Self::Manager, Self::Hub, Self::Tunnel];
+    /// Those that every cluster needs.
+    pub const USUAL: [Self; 3] = [Self::Crds, Self::Manager, Self::Hub];
 
     /// Its name, in commands and files.
     pub fn name(self) -> &'static str {
@@ -111,6 +120,7 @@ impl Component {
             Self::Crds => "crds",
             Self::Manager => "manager",
             Self::Hub => "hub",
+            Self::Tunnel => "tunnel",
         }
     }
 
@@ -120,6 +130,7 @@ impl Component {
             Self::Crds => crds(&values.namespace),
             Self::Manager => manager(values),
             Self::Hub => hub::objects(values),
+            Self::Tunnel => tunnel::objects(values),
         }
     }
 }

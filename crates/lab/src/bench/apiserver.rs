@@ -5,17 +5,15 @@
 //! server offers it), as programs have.
 //!
 //! [`run`] is the story; [`side`] is a server under measure, [`requests`] what is sent to it, [`drive`] sends it,
-//! [`report`] is what comes out.
+//! [`comparison`](super::comparison) is what comes out.
 
 mod drive;
-mod report;
 mod requests;
 mod side;
 
-pub use report::{Comparison, Figure};
-
 use super::{
     BenchError,
+    comparison::{Better, Comparison, Figure, Sides},
     load::{self, Target},
     processes::{Scratch, interrupted},
     report::Unit,
@@ -23,7 +21,6 @@ use super::{
 };
 use drive::{Limit, Outcome};
 use http::Method;
-use report::Better;
 use requests::{Form, Kind, Requests};
 use side::Side;
 use std::{path::PathBuf, time::Duration};
@@ -125,7 +122,14 @@ pub async fn run(args: BenchApiServerArgs) -> Result<Comparison, BenchError> {
         sides.push(Side::other(kubeconfig, args.compare_pids.clone()).await?);
     }
     let scale = Scale::of(&args);
-    let mut report = Comparison::new(args.quick, sides.len() > 1);
+    let mut report = Comparison::new(
+        Sides {
+            bench: "apiserver",
+            direct: None,
+            other: (sides.len() > 1).then_some("OTHER"),
+        },
+        args.quick,
+    );
     let measured = tokio::select! {
         measured = Box::pin(measure(&sides, scale, &mut report)) => measured,
         () = interrupted() => Err(BenchError::Interrupted),
@@ -173,13 +177,11 @@ impl Phase<'_> {
     }
 
     fn push(&mut self, what: String, unit: Unit, better: Better, target: Option<f64>, of: &[f64]) {
+        let ours = of.first().copied().unwrap_or(f64::NAN);
         self.report.push(Figure {
-            what,
-            unit,
-            ours: of.first().copied().unwrap_or(f64::NAN),
             other: of.get(1).copied(),
-            better,
             target,
+            ..Figure::new(&what, unit, better, ours)
         });
     }
 

@@ -202,6 +202,23 @@ impl Default for Latencies {
     }
 }
 
+/// A client of a load.
+pub(super) trait Asks: Send + 'static {
+    /// One request and its whole answer.
+    fn ask(&mut self) -> impl Future<Output = Result<(), BenchError>> + Send;
+}
+
+struct Getter {
+    target: Target,
+    path: String,
+}
+
+impl Asks for Getter {
+    async fn ask(&mut self) -> Result<(), BenchError> {
+        self.target.get(&self.path).await
+    }
+}
+
 /// The outcome of a load.
 #[derive(Debug, Default)]
 pub(super) struct Load {
@@ -220,11 +237,19 @@ impl Load {
         concurrency: usize,
         time: Duration,
     ) -> Self {
+        let client = || Getter {
+            target: target.clone(),
+            path: path.to_owned(),
+        };
+        Self::of((0..concurrency).map(|_| client()), time).await
+    }
+
+    /// Lets clients ask for a while, each one thing after the other.
+    pub(super) async fn of<C: Asks>(clients: impl Iterator<Item = C>, time: Duration) -> Self {
         let begin = Instant::now() + WARM_UP;
         let end = begin + time;
-        let clients: Vec<_> = (0..concurrency)
-            .map(|_| {
-                let (target, path) = (target.clone(), path.to_owned());
+        let clients: Vec<_> = clients
+            .map(|mut client| {
                 tokio::spawn(async move {
                     let mut latencies = Latencies::new();
                     let mut failed = 0;
@@ -233,7 +258,7 @@ impl Load {
                         if sent >= end {
                             return (latencies, failed);
                         }
-                        let answered = target.get(&path).await;
+                        let answered = client.ask().await;
                         if sent < begin {
                             continue;
                         }
@@ -302,7 +327,7 @@ impl Load {
 
 /// The upper one of an even number of values; not a number when there is no value, or one that is not a number: a part in which
 /// nothing was answered is not to be overlooked.
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     if values.iter().any(|value| value.is_nan()) {
         return f64::NAN;
     }

@@ -14,6 +14,8 @@ pub enum Unit {
     Megabytes,
     KilobytesPerSecond,
     MegabytesPerSecond,
+    MebibytesPerSecond,
+    MillisecondsPerMebibyte,
     Percent,
     Count,
 }
@@ -28,6 +30,8 @@ impl Unit {
             Self::Megabytes => "MB",
             Self::KilobytesPerSecond => "KB/s",
             Self::MegabytesPerSecond => "MB/s",
+            Self::MebibytesPerSecond => "MiB/s",
+            Self::MillisecondsPerMebibyte => "ms/MiB",
             Self::Percent => "%",
             Self::Count => "",
         }
@@ -36,7 +40,11 @@ impl Unit {
     pub(super) fn render(self, value: f64) -> String {
         let digits = match self {
             Self::Milliseconds | Self::Seconds => 3,
-            Self::Megabytes | Self::MegabytesPerSecond | Self::Percent => 1,
+            Self::MillisecondsPerMebibyte => 2,
+            Self::MebibytesPerSecond
+            | Self::Megabytes
+            | Self::MegabytesPerSecond
+            | Self::Percent => 1,
             Self::PerSecond | Self::Kilobytes | Self::KilobytesPerSecond | Self::Count => 0,
         };
         format!("{value:.digits$} {}", self.name())

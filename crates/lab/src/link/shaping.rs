@@ -43,6 +43,11 @@ impl Shape {
         }
     }
 
+    /// Whether its capacity is limited.
+    pub(super) fn is_thin(&self) -> bool {
+        self.rate.is_some()
+    }
+
     /// How much to send at once: on a thin link no connection may occupy it for long.
     pub(super) fn chunk(&self, most: usize) -> usize {
         match self.rate {

@@ -1,9 +1,9 @@
-//! The templates of the Helm chart: the same objects, with expressions where the plain manifests have values.
+//! The templates of the Helm charts: the same objects, with expressions where the plain manifests have values.
 //!
 //! An expression stands in a string between [`OPEN`] and [`CLOSE`]; in the YAML it becomes Helm's, without the quotes that the string
 //! would have.
 
-use super::{Component, Values, yaml};
+use super::{Component, Tunnel, Values, yaml};
 use serde_json::Value;
 
 const OPEN: &str = "<<<";
@@ -13,7 +13,16 @@ const BLOCK: &str = "block ";
 /// Before an expression for more items of a list.
 const ITEMS: &str = "items ";
 
-/// A generated file of the chart.
+/// A chart that is shipped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chart {
+    /// What every cluster needs.
+    Manager,
+    /// The tunnel.
+    Tunnel,
+}
+
+/// A generated file of a chart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
     /// Its path in the chart.
@@ -61,9 +70,33 @@ fn values() -> Values {
         lease: value("leaderElectResourceName"),
         node_servant_image: image("nodeServant.image"),
         cache_agents: expression(".Values.yurthub.cacheAgents | quote"),
-        extra_args: vec![expression(&format!("{ITEMS}.Values.extraArgs"))],
+        extra_args: items("extraArgs"),
         resources: block("resources"),
         affinity: block("affinity"),
+        tunnel: tunnel(),
+    }
+}
+
+fn items(path: &str) -> Vec<String> {
+    vec![expression(&format!("{ITEMS}.Values.{path}"))]
+}
+
+fn tunnel() -> Tunnel {
+    let quoted = |path: &str| expression(&format!(".Values.{path} | quote"));
+    Tunnel {
+        server_image: image("server.image"),
+        agent_image: image("agent.image"),
+        replicas: value("server.replicaCount").into(),
+        node_port: value("service.nodePort").into(),
+        service_type: value("service.type"),
+        service_annotations: block("service.annotations"),
+        verbosity: value("log.level").into(),
+        ports: ["http", "https", "localhost"].map(|ports| quoted(&format!("ports.{ports}"))),
+        server_args: items("server.extraArgs"),
+        agent_args: items("agent.extraArgs"),
+        server_resources: block("server.resources"),
+        agent_resources: block("agent.resources"),
+        node_selector: block("server.nodeSelector"),
     }
 }
 
@@ -114,24 +147,45 @@ fn template(yaml: &str) -> String {
     yaml.lines().map(|text| line(text) + "\n").collect()
 }
 
-/// The generated files of the chart. Within a tokio runtime.
-pub fn templates() -> Result<Vec<Template>, serde_saphyr::ser::Error> {
-    let values = values();
-    let files = Component::ALL.iter().map(|component| {
-        let mut objects = component.objects(&values);
-        if *component == Component::Crds {
-            for object in &mut objects {
-                // Who takes the chart away keeps what was made with it.
-                object["metadata"]["annotations"]["helm.sh/resource-policy"] = "keep".into();
-            }
+impl Chart {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Manager, Self::Tunnel];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Manager => "yurt-manager",
+            Self::Tunnel => "yurt-tunnel",
         }
-        let text = template(&yaml(&objects)?);
-        Ok(Template {
-            path: format!("templates/{}.yaml", component.name()),
-            text: format!("# Made by `yurt manifests --chart`; not to be edited.\n{text}"),
-        })
-    });
-    files.collect()
+    }
+
+    /// What it installs.
+    pub fn components(self) -> &'static [Component] {
+        match self {
+            Self::Manager => &Component::USUAL,
+            Self::Tunnel => &[Component::Tunnel],
+        }
+    }
+
+    /// Its generated files. Within a tokio runtime.
+    pub fn templates(self) -> Result<Vec<Template>, serde_saphyr::ser::Error> {
+        let values = values();
+        let files = self.components().iter().map(|component| {
+            let mut objects = component.objects(&values);
+            if *component == Component::Crds {
+                for object in &mut objects {
+                    // Who takes the chart away keeps what was made with it.
+                    object["metadata"]["annotations"]["helm.sh/resource-policy"] = "keep".into();
+                }
+            }
+            let text = template(&yaml(&objects)?);
+            Ok(Template {
+                path: format!("templates/{}.yaml", component.name()),
+                text: format!("# Made by `yurt manifests --chart`; not to be edited.\n{text}"),
+            })
+        });
+        files.collect()
+    }
 }
 
 #[cfg(test)]

@@ -23,20 +23,33 @@ fn shipped(path: &str) -> String {
 
 #[tokio::test]
 async fn what_is_shipped_is_what_the_code_says() {
-    for component in [Component::Manager, Component::Hub] {
-        let name = component.name();
-        let text = yaml(&component.objects(&Values::default())).expect("YAML");
-        assert!(
-            shipped(&format!("manager/{name}.yaml")) == text,
-            "differs from the code; run: cargo run -- manifests --component manager,hub -o deploy/manager"
-        );
+    for (components, dir) in [
+        (&[Component::Manager, Component::Hub][..], "manager"),
+        (&[Component::Tunnel], "tunnel"),
+    ] {
+        let names = components.iter().map(|component| component.name());
+        let names: Vec<&str> = names.collect();
+        for component in components {
+            let text = yaml(&component.objects(&Values::default())).expect("YAML");
+            assert!(
+                shipped(&format!("{dir}/{}.yaml", component.name())) == text,
+                "differs from the code; run: cargo run -- manifests --component {} -o deploy/{dir}",
+                names.join(",")
+            );
+        }
     }
-    for template in templates().expect("YAML") {
-        assert!(
-            shipped(&format!("charts/yurt-manager/{}", template.path)) == template.text,
-            "{} differs from the code; run: cargo run -- manifests --chart deploy/charts/yurt-manager",
-            template.path
-        );
+    for chart in Chart::ALL {
+        let names = chart.components().iter().map(|component| component.name());
+        let names: Vec<&str> = names.collect();
+        for template in chart.templates().expect("YAML") {
+            let dir = format!("charts/{}", chart.name());
+            assert!(
+                shipped(&format!("{dir}/{}", template.path)) == template.text,
+                "{} differs from the code; run: cargo run -- manifests --component {} --chart deploy/{dir}",
+                template.path,
+                names.join(",")
+            );
+        }
     }
 }
 
@@ -113,16 +126,35 @@ fn documents(yaml: &str) -> Vec<Value> {
         .collect()
 }
 
+fn values_of(chart: Chart) -> Value {
+    let file = format!("charts/{}/values.yaml", chart.name());
+    serde_saphyr::from_str(&shipped(&file)).expect("YAML")
+}
+
 #[tokio::test]
 async fn the_charts_values_make_the_plain_manifests() {
-    let mut values: Value =
-        serde_saphyr::from_str(&shipped("charts/yurt-manager/values.yaml")).expect("YAML");
-    for template in templates().expect("YAML") {
+    for chart in Chart::ALL {
+        makes_the_plain_manifests(chart, &values_of(chart));
+    }
+    let mut values = values_of(Chart::Manager);
+    values["extraArgs"] = json!(["--log=debug", "--leader-elect=false"]);
+    values["image"]["pullSecrets"] = json!([{"name": "secret"}]);
+    values["affinity"] = json!({});
+    let manager = &Chart::Manager.templates().expect("YAML")[1];
+    let rendered = documents(&render(&manager.text, &values));
+    let spec = &rendered.last().expect("a Deployment")["spec"]["template"]["spec"];
+    let args = spec["containers"][0]["args"].as_array().expect("arguments");
+    assert!(args.ends_with(&["--log=debug".into(), "--leader-elect=false".into()]));
+    assert_eq!(spec["imagePullSecrets"][0]["name"], "secret");
+}
+
+fn makes_the_plain_manifests(chart: Chart, values: &Value) {
+    for template in chart.templates().expect("YAML") {
         let component = Component::ALL
             .into_iter()
             .find(|component| template.path.contains(component.name()))
             .expect("a component");
-        let rendered = documents(&render(&template.text, &values));
+        let rendered = documents(&render(&template.text, values));
         let mut expected = component.objects(&Values::default());
         if component == Component::Crds {
             for object in &mut expected {
@@ -134,15 +166,6 @@ async fn the_charts_values_make_the_plain_manifests() {
             assert_eq!(rendered, expected);
         }
     }
-    values["extraArgs"] = json!(["--log=debug", "--leader-elect=false"]);
-    values["image"]["pullSecrets"] = json!([{"name": "secret"}]);
-    values["affinity"] = json!({});
-    let manager = &templates().expect("YAML")[1];
-    let rendered = documents(&render(&manager.text, &values));
-    let spec = &rendered.last().expect("a Deployment")["spec"]["template"]["spec"];
-    let args = spec["containers"][0]["args"].as_array().expect("arguments");
-    assert!(args.ends_with(&["--log=debug".into(), "--leader-elect=false".into()]));
-    assert_eq!(spec["imagePullSecrets"][0]["name"], "secret");
 }
 
 /// What the pods are told is understood, whichever controllers there are.
@@ -327,4 +350,24 @@ async fn the_rules_are_enough_for_every_controller() {
     assert!(refused.is_empty(), "the rules do not suffice: {refused:?}");
     end.cancel();
     running.await.expect("no panic").expect("an orderly end");
+}
+
+/// Every object of the tunnel is one that an API server takes as it is, and takes again.
+#[tokio::test]
+async fn an_api_server_takes_the_tunnels_objects() {
+    let stage = Stage::start("-*").await;
+    for object in Component::Tunnel.objects(&Values::default()) {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default();
+        let collection = path(&object);
+        stage
+            .create(
+                &format!("{collection}?fieldValidation=Strict"),
+                object.clone(),
+            )
+            .await;
+        // As `kubectl apply --server-side` would, later.
+        let path = format!("{collection}/{name}");
+        let applied = stage.kube.apply(&path, &object, "kubectl", true).await;
+        applied.unwrap_or_else(|error| panic!("{path}: {error}"));
+    }
 }

@@ -1,6 +1,6 @@
-//! What comes out: figures side by side.
+//! What comes out: figures side by side with another program's.
 
-use super::super::report::{Unit, cpus};
+use super::report::{Unit, cpus};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 
@@ -19,17 +19,35 @@ pub struct Figure {
     pub what: String,
     /// Of what it counts.
     pub unit: Unit,
-    /// Of the embedded server.
+    /// With neither.
+    pub direct: Option<f64>,
+    /// Ours.
     pub ours: f64,
-    /// Of the other one.
+    /// The other program's.
     pub other: Option<f64>,
     /// Which way is better.
     pub better: Better,
     /// How many times better than the other it is to be.
     pub target: Option<f64>,
+    /// What it may be at most, whatever the other one's.
+    pub most: Option<f64>,
 }
 
 impl Figure {
+    /// A figure of ours.
+    pub(super) fn new(what: &str, unit: Unit, better: Better, ours: f64) -> Self {
+        Self {
+            what: what.to_owned(),
+            unit,
+            direct: None,
+            ours,
+            other: None,
+            better,
+            target: None,
+            most: None,
+        }
+    }
+
     /// How many times better than the other it is.
     pub fn ratio(&self) -> Option<f64> {
         let other = self.other?;
@@ -43,27 +61,52 @@ impl Figure {
         })
     }
 
-    /// Whether it is as good as it is to be; `None` without another one or a target. What could not be measured is not.
+    /// Whether it is as good as it is to be; `None` where nothing says how good. What could not be measured is not.
     pub fn held(&self) -> Option<bool> {
-        Some(self.ratio()? >= self.target?)
+        let compared = self.ratio().zip(self.target);
+        let compared = compared.map(|(ratio, target)| ratio >= target);
+        let bounded = self.most.map(|most| self.ours <= most);
+        match (compared, bounded) {
+            (Some(compared), Some(bounded)) => Some(compared && bounded),
+            (compared, bounded) => compared.or(bounded),
+        }
     }
+
+    fn aim(&self, compared: bool) -> String {
+        let times = self.target.filter(|_| compared);
+        let times = times.map(|times| format!(">= {times:.1}x"));
+        let most = self
+            .most
+            .map(|most| format!("<= {}", self.unit.render(most)));
+        times.into_iter().chain(most).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Whose figures stand beside each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sides {
+    pub(super) bench: &'static str,
+    /// What figures with neither are headed; none where there are none.
+    pub(super) direct: Option<&'static str>,
+    /// What the other program's figures are headed; none where there is none.
+    pub(super) other: Option<&'static str>,
 }
 
 /// All figures of one run.
 #[derive(Clone, Debug, Default)]
 pub struct Comparison {
+    sides: Sides,
     quick: bool,
-    compared: bool,
     figures: Vec<Figure>,
     /// Requests without the answer they should have had, and events that did not come.
     pub failed: u64,
 }
 
 impl Comparison {
-    pub(super) fn new(quick: bool, compared: bool) -> Self {
+    pub(super) fn new(sides: Sides, quick: bool) -> Self {
         Self {
+            sides,
             quick,
-            compared,
             ..Self::default()
         }
     }
@@ -95,16 +138,18 @@ impl Comparison {
                 json!({
                     "what": figure.what,
                     "unit": figure.unit.name(),
+                    "direct": figure.direct,
                     "yurt": figure.ours,
                     "other": figure.other,
                     "timesBetter": figure.ratio(),
                     "target": figure.target,
+                    "most": figure.most,
                     "held": figure.held(),
                 })
             })
             .collect();
         let report = json!({
-            "bench": "apiserver",
+            "bench": self.sides.bench,
             "version": env!("CARGO_PKG_VERSION"),
             "optimized": !cfg!(debug_assertions),
             "quick": self.quick,
@@ -118,33 +163,38 @@ impl Comparison {
 
     /// A table for people.
     pub fn to_text(&self) -> String {
-        let head = if self.compared {
-            ["", "YURT", "OTHER", "BETTER BY", "TARGET", ""]
-        } else {
-            ["", "YURT", "", "", "", ""]
-        };
-        let times = |ratio: f64| format!("{ratio:.1}x");
+        let Sides { direct, other, .. } = self.sides;
+        let head = [
+            "",
+            direct.unwrap_or_default(),
+            "YURT",
+            other.unwrap_or_default(),
+            other.map_or("", |_| "BETTER BY"),
+            "TARGET",
+            "",
+        ];
+        let head = head.map(str::to_owned);
         let rows = self.figures.iter().map(|figure| {
+            let shown = |value: Option<f64>| {
+                value.map_or_else(String::new, |value| figure.unit.render(value))
+            };
+            let times = figure.ratio().map(|ratio| format!("{ratio:.1}x"));
+            let held = match figure.held() {
+                Some(true) => "ok",
+                Some(false) => "MISSED",
+                None => "",
+            };
             [
                 figure.what.clone(),
+                shown(figure.direct),
                 figure.unit.render(figure.ours),
-                figure
-                    .other
-                    .map_or_else(String::new, |value| figure.unit.render(value)),
-                figure.ratio().map_or_else(String::new, times),
-                figure
-                    .target
-                    .filter(|_| self.compared)
-                    .map_or_else(String::new, |target| format!(">= {}", times(target))),
-                match figure.held() {
-                    Some(true) => "ok",
-                    Some(false) => "MISSED",
-                    None => "",
-                }
-                .to_owned(),
+                shown(figure.other),
+                times.unwrap_or_default(),
+                figure.aim(other.is_some()),
+                held.to_owned(),
             ]
         });
-        let mut text = crate::columns::render(std::iter::once(head.map(str::to_owned)).chain(rows));
+        let mut text = crate::columns::render(std::iter::once(head).chain(rows));
         let optimized = if cfg!(debug_assertions) {
             "NOT OPTIMIZED: build with --release"
         } else {
@@ -172,12 +222,9 @@ mod tests {
 
     fn figure(ours: f64, other: Option<f64>, better: Better, target: Option<f64>) -> Figure {
         Figure {
-            what: "a".into(),
-            unit: Unit::PerSecond,
-            ours,
             other,
-            better,
             target,
+            ..Figure::new("a", Unit::PerSecond, better, ours)
         }
     }
 
@@ -191,13 +238,25 @@ mod tests {
         assert_eq!((alone.ratio(), alone.held()), (None, None));
         let equal = figure(0.0, Some(0.0), Better::Lower, None);
         assert_eq!(equal.ratio(), Some(1.0));
+        let mut bounded = figure(5.0, Some(10.0), Better::Lower, Some(2.0));
+        for (most, held) in [(5.0, true), (4.9, false)] {
+            bounded.most = Some(most);
+            assert_eq!(bounded.held(), Some(held));
+        }
+        bounded.other = None;
+        assert_eq!(bounded.held(), Some(false));
         let unmeasured = figure(f64::NAN, Some(1.0), Better::Lower, Some(8.0));
         assert_eq!(unmeasured.held(), Some(false));
     }
 
     #[test]
     fn a_failed_request_or_a_missed_target_shows() {
-        let mut report = Comparison::new(false, true);
+        let sides = Sides {
+            bench: "apiserver",
+            direct: None,
+            other: Some("OTHER"),
+        };
+        let mut report = Comparison::new(sides, false);
         report.push(figure(300.0, Some(100.0), Better::Higher, Some(3.0)));
         assert!(report.held());
         let line = report.to_text().lines().nth(1).map(str::to_owned);
