@@ -164,8 +164,7 @@ impl Context {
         collection: &Collection,
         mut object: Value,
     ) -> Result<Arc<Value>, KubeError> {
-        object["apiVersion"] = collection.api_version.as_ref().into();
-        object["kind"] = collection.kind.as_ref().into();
+        collection.name(&mut object);
         let path = collection.path(&Key::of(&object).namespace);
         let created = self.kube.create(&path, &object).await?;
         Ok(self.wrote(collection, created))
@@ -196,8 +195,7 @@ impl Context {
         subresource: &str,
     ) -> Result<Arc<Value>, KubeError> {
         let mut object = object.clone();
-        object["apiVersion"] = collection.api_version.as_ref().into();
-        object["kind"] = collection.kind.as_ref().into();
+        collection.name(&mut object);
         let path = path_of(collection, &Key::of(&object), subresource);
         let written = self.kube.replace(&path, &object).await?;
         Ok(self.wrote(collection, written))
@@ -237,8 +235,7 @@ impl Context {
         manager: &str,
         force: bool,
     ) -> Result<Arc<Value>, KubeError> {
-        object["apiVersion"] = collection.api_version.as_ref().into();
-        object["kind"] = collection.kind.as_ref().into();
+        collection.name(&mut object);
         let path = collection.object_path(&Key::of(&object));
         let written = self.kube.apply(&path, &object, manager, force).await?;
         Ok(self.wrote(collection, written))

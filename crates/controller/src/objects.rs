@@ -116,6 +116,12 @@ impl Collection {
         }
     }
 
+    /// Says of an object that it is one of these: `apiVersion` and `kind`.
+    pub(crate) fn name(&self, object: &mut Value) {
+        object["apiVersion"] = self.api_version.as_ref().into();
+        object["kind"] = self.kind.as_ref().into();
+    }
+
     /// The path of an object.
     pub fn object_path(&self, key: &Key) -> String {
         format!("{}/{}", self.path(&key.namespace), key.name)
@@ -525,8 +531,7 @@ impl Objects {
         }
         // It is told as a `PartialObjectMetadata`, or as an item of a list, which does not say what it is.
         if self.scope.metadata_only || object["kind"].is_null() {
-            object["apiVersion"] = self.collection.api_version.as_ref().into();
-            object["kind"] = self.collection.kind.as_ref().into();
+            self.collection.name(object);
         }
     }
 
