@@ -1,4 +1,5 @@
-//! ControllerRevisions: the templates that a daemon set or a stateful set had, for `kubectl rollout history` and `undo`.
+//! ControllerRevisions: what an owner's spec was, by number ([`keep`]); the templates that a daemon set or a stateful set had
+//! ([`history`]), for `kubectl rollout history` and `undo`.
 
 use crate::{
     Collection, Context, Failure, Key, claim, collections::CONTROLLER_REVISIONS,
@@ -15,12 +16,12 @@ const MOST_COLLISIONS: i64 = 20;
 /// The longest part of a revision's name that its owner gives.
 const LONGEST_PREFIX: usize = 223;
 
-/// The templates of one workload.
+/// The revisions of one owner.
 #[derive(Clone, Debug)]
 pub struct History {
-    /// That of the present template.
+    /// That of what is present.
     pub current: Arc<Value>,
-    /// All, by revision; the present one is the last.
+    /// All, by number; the present one is the last.
     pub all: Vec<Arc<Value>>,
     /// How often a name was taken.
     pub collisions: Option<i64>,
@@ -54,9 +55,9 @@ pub fn name(revision: &Value) -> &str {
     revision["metadata"]["name"].as_str().unwrap_or_default()
 }
 
-/// What is to be done so that the present template has the highest number.
+/// What is to be done so that what is present has the highest number.
 #[derive(Debug, PartialEq)]
-enum Step {
+pub enum Step {
     /// It is the one at this index already.
     Keep(usize),
     /// The one at this index is rolled back to and gets this number.
@@ -65,16 +66,108 @@ enum Step {
     Create(i64),
 }
 
-fn step(owner: &Value, revisions: &[Arc<Value>]) -> Step {
-    let data = data(owner);
+/// Decides it for revisions in the order of their numbers. Pure.
+pub fn step(kept: &impl Kept, revisions: &[Arc<Value>]) -> Step {
     let next = revisions.last().map_or(0, |last| number(last)) + 1;
-    match revisions
-        .iter()
-        .rposition(|revision| revision["data"] == data)
-    {
+    let present = |revision: &Arc<Value>| kept.is_present(revision);
+    match revisions.iter().rposition(present) {
         Some(at) if at + 1 == revisions.len() => Step::Keep(at),
         Some(at) => Step::Renumber(at, next),
         None => Step::Create(next),
+    }
+}
+
+/// How the revisions of one owner are made and told apart.
+pub trait Kept: Sync {
+    /// The owner's UID.
+    fn uid(&self) -> &str;
+    /// Whether a revision keeps what is present.
+    fn is_present(&self, revision: &Value) -> bool;
+    /// The revision that keeps what is present.
+    fn make(&self, number: i64, collisions: Option<i64>) -> Value;
+    /// A revision is rolled back to.
+    fn renew(&self, _revision: &mut Value) {}
+}
+
+/// The revisions in the order of their numbers.
+pub fn sort(revisions: &mut [Arc<Value>]) {
+    revisions.sort_by_cached_key(|revision| (number(revision), name(revision).to_owned()));
+}
+
+/// All revisions of an owner, the present one last, after writing what was missing. `all` are those that there are, sorted.
+pub async fn keep(
+    context: &Context,
+    kept: &impl Kept,
+    mut all: Vec<Arc<Value>>,
+    mut collisions: Option<i64>,
+) -> Result<History, Failure> {
+    let of = &CONTROLLER_REVISIONS;
+    let current = match step(kept, &all) {
+        Step::Keep(at) => all[at].clone(),
+        Step::Renumber(at, number) => {
+            let mut revision = Value::clone(&all.remove(at));
+            revision["revision"] = number.into();
+            kept.renew(&mut revision);
+            let revision = context.update(of, &revision).await?;
+            all.push(revision.clone());
+            revision
+        }
+        Step::Create(number) => {
+            let made = loop {
+                let revision = kept.make(number, collisions);
+                match context.create(of, revision.clone()).await {
+                    Ok(made) => break made,
+                    Err(error) if error.is_conflict() => {}
+                    Err(error) => return Err(error.into()),
+                }
+                let path = of.object_path(&Key::of(&revision));
+                let there = context.kube().get(&path).await?;
+                let ours = controller_of(&there).is_some_and(|owner| owner["uid"] == *kept.uid());
+                if ours && kept.is_present(&there) {
+                    break Arc::new(there);
+                }
+                let count = collisions.unwrap_or(0) + 1;
+                if count > MOST_COLLISIONS {
+                    let name = name(&revision);
+                    return Err(Failure::Object(format!("the name {name} is another's")));
+                }
+                collisions = Some(count);
+            };
+            all.push(made.clone());
+            made
+        }
+    };
+    Ok(History {
+        current,
+        all,
+        collisions,
+    })
+}
+
+/// The template of a workload.
+struct Template<'a> {
+    collection: &'a Collection,
+    owner: &'a Value,
+    hash_label: &'a str,
+}
+
+impl Kept for Template<'_> {
+    fn uid(&self) -> &str {
+        self.owner["metadata"]["uid"].as_str().unwrap_or_default()
+    }
+
+    fn is_present(&self, revision: &Value) -> bool {
+        revision["data"] == data(self.owner)
+    }
+
+    fn make(&self, number: i64, collisions: Option<i64>) -> Value {
+        new(
+            self.collection,
+            self.owner,
+            self.hash_label,
+            number,
+            collisions,
+        )
     }
 }
 
@@ -113,50 +206,14 @@ pub async fn history(
     let candidates = context.objects(&CONTROLLER_REVISIONS).list(namespace);
     let of = &CONTROLLER_REVISIONS;
     let mut all = claim::claim(context, collection, owner, selector, of, candidates).await?;
-    all.sort_by_cached_key(|revision| (number(revision), name(revision).to_owned()));
-    let mut collisions = owner["status"]["collisionCount"].as_i64();
-    let current = match step(owner, &all) {
-        Step::Keep(at) => all[at].clone(),
-        Step::Renumber(at, number) => {
-            let mut revision = Value::clone(&all.remove(at));
-            revision["revision"] = number.into();
-            let revision = context.update(of, &revision).await?;
-            all.push(revision.clone());
-            revision
-        }
-        Step::Create(number) => {
-            let made = loop {
-                let revision = new(collection, owner, hash_label, number, collisions);
-                match context.create(of, revision.clone()).await {
-                    Ok(made) => break made,
-                    Err(error) if error.code() == Some(409) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                let path = of.object_path(&Key::of(&revision));
-                let there = context.kube().get(&path).await?;
-                let ours = controller_of(&there)
-                    .is_some_and(|owned| owned["uid"] == owner["metadata"]["uid"]);
-                if ours && there["data"] == revision["data"] {
-                    break Arc::new(there);
-                }
-                let count = collisions.unwrap_or(0) + 1;
-                if count > MOST_COLLISIONS {
-                    return Err(Failure::Object(format!(
-                        "the name {} is another's",
-                        name(&revision)
-                    )));
-                }
-                collisions = Some(count);
-            };
-            all.push(made.clone());
-            made
-        }
+    sort(&mut all);
+    let template = Template {
+        collection,
+        owner,
+        hash_label,
     };
-    Ok(History {
-        current,
-        all,
-        collisions,
-    })
+    let collisions = owner["status"]["collisionCount"].as_i64();
+    keep(context, &template, all, collisions).await
 }
 
 /// Deletes the oldest templates beyond `spec.revisionHistoryLimit`; those in use and the present one do not count.
@@ -202,11 +259,19 @@ mod tests {
                 None,
             ))
         };
-        assert_eq!(step(&owner("a"), &[]), Step::Create(1));
+        let at = |image: &str, revisions: &[Arc<Value>]| {
+            let template = Template {
+                collection: &crate::collections::DAEMON_SETS,
+                owner: &owner(image),
+                hash_label: HASH,
+            };
+            step(&template, revisions)
+        };
+        assert_eq!(at("a", &[]), Step::Create(1));
         let revisions = [of("a", 1), of("b", 2)];
-        assert_eq!(step(&owner("b"), &revisions), Step::Keep(1));
-        assert_eq!(step(&owner("a"), &revisions), Step::Renumber(0, 3));
-        assert_eq!(step(&owner("c"), &revisions), Step::Create(3));
+        assert_eq!(at("b", &revisions), Step::Keep(1));
+        assert_eq!(at("a", &revisions), Step::Renumber(0, 3));
+        assert_eq!(at("c", &revisions), Step::Create(3));
         assert_ne!(name(&revisions[0]), name(&revisions[1]));
         assert_eq!(restored(&owner("b"), &revisions[0]), owner("a"));
         assert_eq!(

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use plan::{Act, Difference, Place, Reason};
 use pools::{Choice, Pool, Tweak, shares};
 use render::{Blueprint, Owner};
-use revision::{History, Mark};
+use revision::Mark;
 use rollout::turn;
 use serde_json::{Value, json};
 use status::{PoolReport, Report};
@@ -49,6 +49,7 @@ use yurt_controller::{
     controller_of,
     fields::{self, Labels},
     policy::Rule,
+    revision::History,
 };
 use yurt_wire::selector::LabelSelector;
 
@@ -190,7 +191,7 @@ impl Engine {
         report.revision = revision::name(&history.current).to_owned();
         report.collisions = history.collisions;
         let good = match Mark::of(&history.current) {
-            Some(Mark::Failed) => history.last_good().cloned(),
+            Some(Mark::Failed) => revision::last_good(&history).cloned(),
             _ => None,
         };
         let workload = match &good {
@@ -346,9 +347,8 @@ impl Engine {
             .filter_map(|place| place.child.as_ref()?.revision())
             .chain([target])
             .collect();
-        let truncated = history
-            .truncate(context, spec.revision_history_limit, &used)
-            .await;
+        let limit = spec.revision_history_limit;
+        let truncated = revision::truncate(context, &history, limit, &used).await;
         settled?;
         truncated?;
         match troubles.next()? {
@@ -374,13 +374,13 @@ impl Engine {
         if !is_gated || Mark::of(&history.current).is_some() {
             return Ok(());
         }
-        if !failed.is_empty() && history.last_good().is_some() {
+        if !failed.is_empty() && revision::last_good(history).is_some() {
             let message = format!(
                 "{} did not become ready in time with revision {}",
                 plan::some(failed),
                 report.revision
             );
-            history.mark(context, Mark::Failed).await?;
+            revision::mark(context, history, Mark::Failed).await?;
             subject.warn(context, "RolloutFailed", &message);
             return Ok(());
         }
@@ -389,7 +389,7 @@ impl Engine {
             .all(|stage| *stage == rollout::Stage::Settled);
         let all_ready = report.pools.iter().all(|pool| pool.phase == "Ready");
         if all_settled && all_ready && !report.pools.is_empty() {
-            history.mark(context, Mark::Complete).await?;
+            revision::mark(context, history, Mark::Complete).await?;
         }
         Ok(())
     }

@@ -5,15 +5,15 @@ use serde_json::{Map, Value, json};
 use std::{collections::BTreeSet, sync::Arc};
 use yurt_api::names::{annotations::ROLLOUT, labels};
 use yurt_controller::{
-    Collection, Context, Failure, Key, Scope, collections::CONTROLLER_REVISIONS, controller_of,
-    pod, revision::number, template_hash,
+    Collection, Context, Failure, Key, Scope,
+    collections::CONTROLLER_REVISIONS,
+    controller_of, pod,
+    revision::{self, History, Kept},
+    template_hash,
 };
 use yurt_wire::quantity::Quantity;
 
 pub(crate) use yurt_controller::revision::name;
-
-/// How often another name is tried in one look.
-const MOST_COLLISIONS: i32 = 20;
 
 /// The revisions that are read: those with OpenYurt's label, which those of DaemonSets do not have.
 pub(crate) fn scope() -> Scope {
@@ -101,40 +101,49 @@ fn amount(value: &Value) -> Value {
     quantity.map_or_else(|| value.clone(), |quantity| quantity.milli().into())
 }
 
-/// The revisions of one owner.
-#[derive(Clone, Debug)]
-pub(crate) struct History {
-    /// That of the present spec.
-    pub(crate) current: Arc<Value>,
-    /// All, by number; the present one is the last.
-    pub(crate) all: Vec<Arc<Value>>,
-    /// How often a name was taken.
-    pub(crate) collisions: Option<i32>,
+/// The spec of a set.
+struct Present<'a> {
+    owner: &'a Owner,
+    object: &'a Value,
+    /// What of it a revision keeps, in one form.
+    plain: Value,
 }
 
-/// What is to be done so that the present spec has the highest number.
-#[derive(Debug, PartialEq)]
-enum Step {
-    Keep(usize),
-    /// The one at this index is gone back to, and gets this number.
-    Renumber(usize, i64),
-    Create(i64),
-}
-
-fn step(data: &Value, revisions: &[Arc<Value>]) -> Step {
-    let data = plain(data);
-    let next = revisions.last().map_or(0, |last| number(last)) + 1;
-    let same = |revision: &Arc<Value>| plain(&revision["data"]) == data;
-    match revisions.iter().rposition(same) {
-        Some(at) if at + 1 == revisions.len() => Step::Keep(at),
-        Some(at) => Step::Renumber(at, next),
-        None => Step::Create(next),
+impl<'a> Present<'a> {
+    fn of(owner: &'a Owner, object: &'a Value) -> Self {
+        let plain = plain(&data(owner, &object["spec"]));
+        Self {
+            owner,
+            object,
+            plain,
+        }
     }
 }
 
-fn new(owner: &Owner, object: &Value, number: i64, collisions: Option<i32>) -> Value {
+impl Kept for Present<'_> {
+    fn uid(&self) -> &str {
+        &self.owner.uid
+    }
+
+    fn is_present(&self, revision: &Value) -> bool {
+        plain(&revision["data"]) == self.plain
+    }
+
+    fn make(&self, number: i64, collisions: Option<i64>) -> Value {
+        new(self.owner, self.object, number, collisions)
+    }
+
+    fn renew(&self, revision: &mut Value) {
+        // It is tried anew.
+        if let Some(marks) = revision["metadata"]["annotations"].as_object_mut() {
+            marks.remove(ROLLOUT);
+        }
+    }
+}
+
+fn new(owner: &Owner, object: &Value, number: i64, collisions: Option<i64>) -> Value {
     let data = data(owner, &object["spec"]);
-    let hash = template_hash::of(&plain(&data), collisions.map(i64::from));
+    let hash = template_hash::of(&plain(&data), collisions);
     // The name becomes the value of a label.
     let room = LONGEST_LABEL - 1 - hash.len();
     let prefix: String = owner.name.chars().take(room).collect();
@@ -164,92 +173,46 @@ pub(crate) async fn history(
     all.retain(|revision| {
         controller_of(revision).is_some_and(|reference| reference["uid"] == *owner.uid)
     });
-    all.sort_by_cached_key(|revision| (number(revision), name(revision).to_owned()));
+    revision::sort(&mut all);
     let collisions = object["status"]["collisionCount"].as_i64();
-    let mut collisions = collisions.and_then(|count| i32::try_from(count).ok());
-    let current = match step(&data(owner, &object["spec"]), &all) {
-        Step::Keep(at) => all[at].clone(),
-        Step::Renumber(at, number) => {
-            let mut revision = Value::clone(&all.remove(at));
-            revision["revision"] = number.into();
-            // It is tried anew.
-            if let Some(marks) = revision["metadata"]["annotations"].as_object_mut() {
-                marks.remove(ROLLOUT);
-            }
-            let revision = context.update(of, &revision).await?;
-            all.push(revision.clone());
-            revision
-        }
-        Step::Create(number) => {
-            let made = loop {
-                let revision = new(owner, object, number, collisions);
-                match context.create(of, revision.clone()).await {
-                    Ok(made) => break made,
-                    Err(error) if error.code() == Some(409) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                let there = context
-                    .kube()
-                    .get(&of.object_path(&Key::of(&revision)))
-                    .await?;
-                let ours =
-                    controller_of(&there).is_some_and(|reference| reference["uid"] == *owner.uid);
-                if ours && plain(&there["data"]) == plain(&revision["data"]) {
-                    break Arc::new(there);
-                }
-                let count = collisions.unwrap_or(0) + 1;
-                if count > MOST_COLLISIONS {
-                    let name = name(&revision);
-                    return Err(Failure::Object(format!("the name {name} is another's")));
-                }
-                collisions = Some(count);
-            };
-            all.push(made.clone());
-            made
-        }
-    };
-    Ok(History {
-        current,
-        all,
-        collisions,
-    })
+    revision::keep(context, &Present::of(owner, object), all, collisions).await
 }
 
-impl History {
-    /// The newest revision before the present one that is to be gone back to: one that was rolled out, or else any that did not
-    /// fail.
-    pub(crate) fn last_good(&self) -> Option<&Arc<Value>> {
-        let older = || self.all.iter().rev().skip(1);
-        older()
-            .find(|revision| Mark::of(revision) == Some(Mark::Complete))
-            .or_else(|| older().find(|revision| Mark::of(revision).is_none()))
-    }
+/// The newest revision before the present one that is to be gone back to: one that was rolled out, or else any that did not fail.
+pub(crate) fn last_good(history: &History) -> Option<&Arc<Value>> {
+    let older = || history.all.iter().rev().skip(1);
+    older()
+        .find(|revision| Mark::of(revision) == Some(Mark::Complete))
+        .or_else(|| older().find(|revision| Mark::of(revision).is_none()))
+}
 
-    /// Notes how the rollout of the present revision ended.
-    pub(crate) async fn mark(&mut self, context: &Context, mark: Mark) -> Result<(), Failure> {
-        if Mark::of(&self.current) == Some(mark) {
-            return Ok(());
-        }
-        let patch = json!({"metadata": {"uid": self.current["metadata"]["uid"], "annotations": {ROLLOUT: mark.text()}}});
-        let key = Key::of(&self.current);
-        self.current = context
-            .merge(&CONTROLLER_REVISIONS, &key, "", &patch)
-            .await?;
-        Ok(())
+/// Notes how the rollout of the present revision ended.
+pub(crate) async fn mark(
+    context: &Context,
+    history: &mut History,
+    mark: Mark,
+) -> Result<(), Failure> {
+    let current = &mut history.current;
+    if Mark::of(current) == Some(mark) {
+        return Ok(());
     }
+    let patch = json!({"metadata": {"uid": current["metadata"]["uid"], "annotations": {ROLLOUT: mark.text()}}});
+    let of = &CONTROLLER_REVISIONS;
+    *current = context.merge(of, &Key::of(current), "", &patch).await?;
+    Ok(())
+}
 
-    /// Deletes the oldest beyond `limit`; the present one and those that workloads are of do not count.
-    pub(crate) async fn truncate(
-        &self,
-        context: &Context,
-        limit: Option<i32>,
-        used: &BTreeSet<&str>,
-    ) -> Result<(), Failure> {
-        for revision in excess(&self.all, limit, used) {
-            context.delete(&CONTROLLER_REVISIONS, revision).await?;
-        }
-        Ok(())
+/// Deletes the oldest beyond `limit`; the present one and those that workloads are of do not count.
+pub(crate) async fn truncate(
+    context: &Context,
+    history: &History,
+    limit: Option<i32>,
+    used: &BTreeSet<&str>,
+) -> Result<(), Failure> {
+    for revision in excess(&history.all, limit, used) {
+        context.delete(&CONTROLLER_REVISIONS, revision).await?;
     }
+    Ok(())
 }
 
 fn excess<'r>(
@@ -270,7 +233,10 @@ fn excess<'r>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use yurt_controller::collections::YURT_APP_SETS;
+    use yurt_controller::{
+        collections::YURT_APP_SETS,
+        revision::{Step, number},
+    };
 
     fn set(name: &str, image: &str) -> Value {
         json!({"metadata": {"name": name, "namespace": "default", "uid": "u", "labels": {"team": "a"}}, "spec": {"workload":
@@ -288,15 +254,15 @@ mod tests {
 
     #[test]
     fn the_present_spec_has_the_highest_number() {
-        let of = |image: &str| {
+        let at = |image: &str, revisions: &[Arc<Value>]| {
             let set = set("web", image);
-            data(&owner(&set), &set["spec"])
+            revision::step(&Present::of(&owner(&set), &set), revisions)
         };
-        assert_eq!(step(&of("a"), &[]), Step::Create(1));
+        assert_eq!(at("a", &[]), Step::Create(1));
         let revisions = [made("web", "a", 1), made("web", "b", 2)];
-        assert_eq!(step(&of("b"), &revisions), Step::Keep(1));
-        assert_eq!(step(&of("a"), &revisions), Step::Renumber(0, 3));
-        assert_eq!(step(&of("c"), &revisions), Step::Create(3));
+        assert_eq!(at("b", &revisions), Step::Keep(1));
+        assert_eq!(at("a", &revisions), Step::Renumber(0, 3));
+        assert_eq!(at("c", &revisions), Step::Create(3));
         assert_eq!(
             revisions[0]["metadata"]["labels"][labels::REF_YURT_APP_SET],
             "web"
@@ -361,7 +327,7 @@ mod tests {
                 collisions: None,
             }
         };
-        let good = |marks: &[Option<Mark>]| history(marks).last_good().map(|r| number(r));
+        let good = |marks: &[Option<Mark>]| last_good(&history(marks)).map(|r| number(r));
         assert_eq!(good(&[None]), None);
         assert_eq!(good(&[Some(Mark::Complete), None, None]), Some(1));
         assert_eq!(good(&[None, Some(Mark::Failed), None]), Some(1));

@@ -111,7 +111,7 @@ pub(crate) struct Report {
     /// Why nothing could be done for any pool: reason and message.
     pub(crate) fault: Option<(&'static str, String)>,
     pub(crate) revision: String,
-    pub(crate) collisions: Option<i32>,
+    pub(crate) collisions: Option<i64>,
     pub(crate) pools: Vec<PoolReport>,
     /// What could not be made, changed, deleted.
     pub(crate) creating: Vec<String>,
