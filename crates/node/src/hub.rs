@@ -108,6 +108,12 @@ impl Hub {
         Err(HubError::Refused(status, said))
     }
 
+    /// An answer that is text.
+    pub(crate) async fn text(&self, path: &str) -> Result<String, HubError> {
+        let body = self.ask(Method::GET, path, String::new()).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
     /// An answer, and its text.
     pub(crate) async fn get<T: DeserializeOwned>(
         &self,

@@ -1,8 +1,10 @@
 //! Commands for one node, asked of its hub: would it survive a cut and a reboot now (`doctor`), and does it (`drill`); upgrades of
-//! its pods, as its owner (`upgrade`); what do its components see (`filter`), and who is its pool (`pool`).
+//! its pods, as its owner (`upgrade`); what do its components see (`filter`), and who is its pool (`pool`). And what Jobs of the manager
+//! do to a node: `conversion`, `static_pod`.
 //!
 //! [`run`] and [`ask`] ask and wait, `hub` is the HTTP side, `render` the words (pure).
 
+mod conversion;
 mod filter;
 mod hub;
 mod pool;
@@ -41,6 +43,11 @@ enum NodeCommand {
     /// Replace the manifest of a static pod and go back when its new pod does not become ready: what workers of a YurtStaticSet run.
     /// Exits with 0 when it is upgraded, 1 when all is as before, 2 when somebody has to look.
     StaticPodUpgrade(static_pod::StaticPodUpgradeArgs),
+    /// Install a hub on this node of kubeadm and send the kubelet through it, whole or not at all. Exits with 0 when it is so, 1 when all
+    /// is as before, 2 when somebody has to look.
+    Convert(conversion::ConvertArgs),
+    /// Undo a conversion, also one that was ended in the middle. Exits as convert does.
+    Revert(conversion::RevertArgs),
 }
 
 /// What can be asked of the hub, beside running it.
@@ -148,6 +155,8 @@ pub async fn run(args: NodeArgs, shutdown: CancellationToken) -> Outcome {
         NodeCommand::Drill(args) => drill(&args, &shutdown).await,
         NodeCommand::Upgrade(args) => upgrade::run(&args).await,
         NodeCommand::StaticPodUpgrade(args) => Ok(static_pod::run(&args).await),
+        NodeCommand::Convert(args) => Ok(conversion::convert(&args, &shutdown).await),
+        NodeCommand::Revert(args) => Ok(conversion::revert(&args, &shutdown).await),
     };
     ended.unwrap_or_else(|error| {
         eprintln!("yurt node: {error}");
