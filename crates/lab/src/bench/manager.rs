@@ -427,55 +427,37 @@ impl Site {
     /// Single changes, one after the other, in a quiet cluster.
     async fn changes(&self, report: &mut Report, told: &Target) -> Result<(), BenchError> {
         self.quiet(told).await?;
-        say("a node of a pool becomes unready, and ready again");
-        let (seconds, requests) = self.change(told, async |at| self.unready(at).await).await?;
-        report.push(Row::new(
+        let rows = [
             "a node's readiness to its pool's status and back, median",
-            Unit::Seconds,
-            seconds,
-        ));
-        report.push(Row::new(
             "requests of the manager for it",
-            Unit::Count,
-            requests,
-        ));
-        say("a set gets a new image");
-        let (seconds, requests) = self
-            .change(told, async |at| self.new_image(at).await)
+        ];
+        say("a node of a pool becomes unready, and ready again");
+        self.change(report, rows, told, async |at| self.unready(at).await)
             .await?;
-        report.push(Row::new(
+        let rows = [
             "a set's new image to all its workloads, median",
-            Unit::Seconds,
-            seconds,
-        ));
-        report.push(Row::new(
             "requests of the manager for it, until the pods are ready",
-            Unit::Count,
-            requests,
-        ));
-        say("a set gets another number of pods in one pool");
-        let (seconds, requests) = self
-            .change(told, async |at| self.one_pool(at).await)
+        ];
+        say("a set gets a new image");
+        self.change(report, rows, told, async |at| self.new_image(at).await)
             .await?;
-        report.push(Row::new(
+        let rows = [
             "a tweak of one pool to its workload, median",
-            Unit::Seconds,
-            seconds,
-        ));
-        report.push(Row::new(
             "requests of the manager for it, until the pods are ready",
-            Unit::Count,
-            requests,
-        ));
-        Ok(())
+        ];
+        say("a set gets another number of pods in one pool");
+        self.change(report, rows, told, async |at| self.one_pool(at).await)
+            .await
     }
 
-    /// The median time of some changes, and the requests of each.
+    /// Makes some changes; two rows, of the median time of one and of its requests.
     async fn change(
         &self,
+        report: &mut Report,
+        [took, asked]: [&str; 2],
         told: &Target,
         one: impl AsyncFn(usize) -> Result<(), BenchError>,
-    ) -> Result<(f64, f64), BenchError> {
+    ) -> Result<(), BenchError> {
         let before = Exposition::read(told).await?.requests();
         let mut times = Vec::with_capacity(CHANGES);
         for at in 0..CHANGES {
@@ -485,7 +467,10 @@ impl Site {
         }
         times.sort_by(f64::total_cmp);
         let requests = self.quiet(told).await? - before;
-        Ok((times[times.len() / 2], requests / CHANGES as f64))
+        report.push(Row::new(took, Unit::Seconds, times[times.len() / 2]));
+        let each = requests / CHANGES as f64;
+        report.push(Row::new(asked, Unit::Count, each));
+        Ok(())
     }
 
     /// Waits until the manager asks for next to nothing; its requests so far.
