@@ -7,6 +7,7 @@
 pub mod access;
 pub mod batch;
 pub mod claim;
+mod collection;
 pub mod collections;
 pub mod condition;
 mod context;
@@ -33,6 +34,7 @@ pub mod signing_request;
 pub mod taint;
 pub mod template_hash;
 
+pub use collection::{Collection, Key, Scope};
 pub use context::Context;
-pub use objects::{Change, Collection, Key, Objects, Scope, Standing, controller_of};
+pub use objects::{Change, Objects, Standing, controller_of};
 pub use runner::{Concerns, Controller, Failure, Next, Watch, run, run_with};
