@@ -1,93 +1,20 @@
 //! `kubectl yurt app`: an app, pool by pool. Pure.
 
+mod name;
+mod text;
+
 use crate::{
-    View,
     node::{self, Leases, Link, annotation, label, name},
     observe::strategy,
-    pools::unseen,
-    table::{count, plain, table},
+    table::count,
 };
+pub(crate) use name::{KINDS, Kind, Name};
 use serde::Serialize;
 use serde_json::Value;
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    str::FromStr,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use yurt_api::names::{annotations, conditions, labels};
 use yurt_controller::{claim, condition, pod};
 use yurt_wire::selector::LabelSelector;
-
-/// What an app may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(crate) enum Kind {
-    YurtAppSet,
-    YurtAppDaemon,
-    YurtStaticSet,
-    DaemonSet,
-}
-
-/// In the order in which a name is looked up.
-pub(crate) const KINDS: [Kind; 4] = [
-    Kind::YurtAppSet,
-    Kind::YurtAppDaemon,
-    Kind::YurtStaticSet,
-    Kind::DaemonSet,
-];
-
-impl Kind {
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::YurtAppSet => "YurtAppSet",
-            Self::YurtAppDaemon => "YurtAppDaemon",
-            Self::YurtStaticSet => "YurtStaticSet",
-            Self::DaemonSet => "DaemonSet",
-        }
-    }
-
-    fn short_name(self) -> &'static str {
-        match self {
-            Self::YurtAppSet => "yas",
-            Self::YurtAppDaemon => "yad",
-            Self::YurtStaticSet => "yss",
-            Self::DaemonSet => "ds",
-        }
-    }
-}
-
-/// `NAME`, or `KIND/NAME`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Name {
-    pub(crate) kind: Option<Kind>,
-    pub(crate) name: String,
-}
-
-impl FromStr for Name {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (kind, name) = match text.split_once('/') {
-            None => (None, text),
-            Some((kind, name)) => {
-                let wanted = kind.to_ascii_lowercase();
-                let is = |of: &Kind| {
-                    let full = of.name().to_ascii_lowercase();
-                    wanted == full || wanted == format!("{full}s") || wanted == of.short_name()
-                };
-                let known = KINDS.into_iter().find(is);
-                let known = known
-                    .ok_or_else(|| format!("{kind:?} is no kind of app: yas, yad, yss or ds"))?;
-                (Some(known), name)
-            }
-        };
-        if name.is_empty() || name.contains('/') {
-            return Err(format!("{text:?} is no name"));
-        }
-        Ok(Self {
-            kind,
-            name: name.to_owned(),
-        })
-    }
-}
 
 /// Selects the pods of an app, as a query takes it.
 pub(crate) fn selector(app: &Value) -> Option<String> {
@@ -573,101 +500,6 @@ pub(crate) fn trouble(pod: &Value) -> Option<String> {
     reason
         .map(str::to_owned)
         .or_else(|| Some("not ready".into()))
-}
-
-impl View for App {
-    fn text(&self) -> String {
-        let strategy = self
-            .strategy
-            .as_deref()
-            .map(|strategy| format!(", strategy {strategy}"));
-        let mut out = format!(
-            "{} {}/{}{}\n",
-            self.kind.name(),
-            plain(&self.namespace),
-            plain(&self.name),
-            plain(&strategy.unwrap_or_default())
-        );
-        if !self.observed {
-            out += "The manager has not seen the newest spec yet.\n";
-        }
-        out.push('\n');
-        let revision = |row: &InPool| {
-            let short = row
-                .revision
-                .strip_prefix(&self.name)
-                .map(|rest| rest.trim_start_matches('-'));
-            short.unwrap_or(&row.revision).to_owned()
-        };
-        if self.pools.is_empty() {
-            out += match self.kind {
-                Kind::YurtAppSet | Kind::YurtAppDaemon => {
-                    "It selects no pool: see spec.pools and spec.nodepoolSelector.\n"
-                }
-                Kind::YurtStaticSet | Kind::DaemonSet => "It has no pods.\n",
-            };
-        } else if self.strategy.is_none() {
-            let head = [
-                "POOL", "WORKLOAD", "DESIRED", "READY", "UPDATED", "REVISION", "PHASE", "IMAGES",
-            ];
-            out += &table(
-                head,
-                self.pools.iter().map(|row| {
-                    [
-                        row.pool.clone(),
-                        row.workload.clone(),
-                        row.desired.to_string(),
-                        row.ready.to_string(),
-                        row.updated.to_string(),
-                        revision(row),
-                        format!("{:?}", row.phase),
-                        row.images.join(","),
-                    ]
-                }),
-            );
-        } else {
-            let head = ["POOL", "NODES", "READY", "UPDATED", "PHASE", "IMAGES"];
-            out += &table(
-                head,
-                self.pools.iter().map(|row| {
-                    [
-                        row.pool.clone(),
-                        row.desired.to_string(),
-                        row.ready.to_string(),
-                        row.updated.to_string(),
-                        format!("{:?}", row.phase),
-                        row.images.join(" "),
-                    ]
-                }),
-            );
-        }
-        let troubled = self.pools.iter().filter(|row| !row.problem.is_empty());
-        let lines: Vec<String> = troubled
-            .map(|row| format!("{}: {}\n", plain(&row.pool), plain(&row.problem)))
-            .collect();
-        if !lines.is_empty() {
-            out.push('\n');
-            out += &lines.concat();
-        }
-        let told = self
-            .conditions
-            .iter()
-            .filter(|c| c.status != "True" || c.kind.ends_with("Failure"));
-        for condition in told {
-            let text = [
-                &condition.kind,
-                &condition.status,
-                &condition.reason,
-                &condition.message,
-            ]
-            .map(|part| plain(part));
-            out += &format!("\n{}={} {}: {}", text[0], text[1], text[2], text[3]);
-        }
-        if !out.ends_with('\n') {
-            out.push('\n');
-        }
-        out + &unseen(&self.unseen)
-    }
 }
 
 #[cfg(test)]

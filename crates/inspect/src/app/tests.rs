@@ -1,5 +1,8 @@
 use super::*;
-use crate::pools::tests::{lease, node, pool};
+use crate::{
+    View,
+    pools::tests::{lease, node, pool},
+};
 use serde_json::json;
 
 fn add(object: &mut Value, condition: Value) {
