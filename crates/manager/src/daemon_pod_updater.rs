@@ -8,10 +8,10 @@ mod rolling;
 
 use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
-    collections::{CONTROLLER_REVISIONS, DAEMON_SETS, NODES, PODS},
-    condition, controller_of,
-    delegate_lease::is_here,
-    pod, revision,
+    collections::{CONTROLLER_REVISIONS, DAEMON_SETS, PODS},
+    condition, controller_of, pod,
+    presence::{self, Presence},
+    revision,
     told::Told,
 };
 use jiff::Timestamp;
@@ -161,15 +161,12 @@ impl DaemonPodUpdater {
         hash: &str,
         pods: &[Arc<Value>],
     ) -> Result<Next, Failure> {
-        let nodes = context.objects(&NODES);
+        let presence = Presence::of(context);
         let view = rolling::View {
             set,
             pods,
             is_current: &|p| is_current(set, hash, p),
-            is_ready: &|node| {
-                let node = nodes.get(&Key::new("", node));
-                node.is_some_and(|node| is_here(&node))
-            },
+            is_ready: &|node| presence.has(node),
             now: Timestamp::now(),
         };
         let plan = view.plan();
@@ -211,12 +208,8 @@ impl Controller for DaemonPodUpdater {
     fn watches(&self, context: &Arc<Context>) -> Vec<Watch> {
         let pods = context.objects(&PODS);
         // A node that is ready again may be updated now, and counts again.
-        let nodes = Watch::of(NODES, move |change| {
-            let ready = |node: &Option<Arc<Value>>| Some(is_here(node.as_deref()?));
-            if change.old.is_none() || ready(&change.old) == ready(&change.new) {
-                return Vec::new();
-            }
-            let pods = pods.on_node(&change.key().name);
+        let [nodes, leases] = presence::watches(move |node| {
+            let pods = pods.on_node(node);
             let owners = pods.iter().filter_map(|p| {
                 let owner =
                     controller_of(p).filter(|owner| owner["kind"] == DAEMON_SETS.kind.as_ref())?;
@@ -232,6 +225,7 @@ impl Controller for DaemonPodUpdater {
             Watch::owned(PODS, "DaemonSet"),
             Watch::owned(CONTROLLER_REVISIONS, "DaemonSet"),
             nodes,
+            leases,
         ]
     }
 

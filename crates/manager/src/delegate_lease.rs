@@ -14,17 +14,16 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
-use yurt_api::names::{
-    annotations::DELEGATE_HEARTBEAT as DELEGATED, taints::UNSCHEDULABLE as CUT_OFF,
-};
+use yurt_api::names::annotations::DELEGATE_HEARTBEAT as DELEGATED;
+pub(crate) use yurt_api::names::taints::UNSCHEDULABLE as CUT_OFF;
 use yurt_controller::{Scope, policy::Rule};
 
-const EFFECT: &str = "NoSchedule";
+pub(crate) const EFFECT: &str = "NoSchedule";
 /// So many renewals in a row by another make a node cut off.
 const ENOUGH: u8 = 4;
 /// So long a renewal shows that a node lives: Kubernetes' own grace period.
 const FRESH: Duration = Duration::from_secs(40);
-const NAMESPACE: &str = "kube-node-lease";
+pub(crate) const NAMESPACE: &str = "kube-node-lease";
 
 pub(crate) const ENTRY: Entry = Entry::of::<DelegatedLeases>(
     "delegatelease",
@@ -32,7 +31,7 @@ pub(crate) const ENTRY: Entry = Entry::of::<DelegatedLeases>(
 );
 
 /// The leases of nodes. Who renewed one stands in an annotation, that it was renewed in its version.
-fn scope() -> Scope {
+pub(crate) fn leases() -> Scope {
     Scope::metadata().within(NAMESPACE)
 }
 
@@ -54,7 +53,7 @@ fn lock(renewals: &Mutex<HashMap<String, Renewals>>) -> MutexGuard<'_, HashMap<S
     renewals.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn is_delegated(lease: &Value) -> bool {
+pub(crate) fn is_delegated(lease: &Value) -> bool {
     lease["metadata"]["annotations"][DELEGATED] == "true"
 }
 
@@ -65,12 +64,6 @@ fn count(before: u8, lease: &Value) -> u8 {
     } else {
         0
     }
-}
-
-/// Whether a node hears of what the cloud wants: ready by its own word. One that its pool vouches for is ready too, but what is deleted or
-/// made there would be missed until it is back.
-pub(crate) fn is_here(node: &Value) -> bool {
-    condition::holds(&node["status"], "Ready") && !taint::has(node, CUT_OFF, EFFECT)
 }
 
 /// Whether the cloud has not heard of a node for so long that it is taken for lost.
@@ -106,7 +99,7 @@ impl Controller for DelegatedLeases {
 
     fn watches(&self, context: &Arc<Context>) -> Vec<Watch> {
         let (renewals, nodes) = (self.renewals.clone(), context.objects(&NODES));
-        let leases = Watch::of(LEASES, move |change| {
+        let renewed = Watch::of(LEASES, move |change| {
             let key = Key::new("", &change.key().name);
             let mut renewals = lock(&renewals);
             let Some(lease) = &change.new else {
@@ -134,14 +127,14 @@ impl Controller for DelegatedLeases {
             let tainted = new.filter(|node| taint::has(node, CUT_OFF, EFFECT));
             tainted.map(Key::of).into_iter().collect()
         });
-        vec![leases.scoped(scope()), nodes]
+        vec![renewed.scoped(leases()), nodes]
     }
 
     async fn reconcile(&self, key: &Key, context: &Context) -> Result<Next, Failure> {
         let Some(node) = context.objects(&NODES).get(key) else {
             return Ok(Next::Done);
         };
-        let lease = context.scoped(&LEASES, &scope());
+        let lease = context.scoped(&LEASES, &leases());
         let lease = lease.get(&Key::new(NAMESPACE, &key.name));
         let known = lock(&self.renewals).get(&key.name).copied();
         let counted = known.map_or(0, |known| known.count);

@@ -15,6 +15,7 @@ mod node_conversion;
 mod node_life_cycle;
 mod nodepool;
 mod pod_binding;
+mod presence;
 pub mod process;
 mod registry;
 mod service_topology;

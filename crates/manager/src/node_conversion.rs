@@ -11,9 +11,9 @@ use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
     collections::{JOBS, NODE_POOLS, NODES},
     condition,
-    delegate_lease::is_here,
     fields::{items, text},
     pod,
+    presence::{Presence, is_here},
     told::Told,
 };
 use conversion_job::Outcome;
@@ -89,7 +89,7 @@ fn matters(node: &Value) -> Value {
         labels[EDGE_WORKER],
         annotations[NODE_CONVERSION],
         annotations[NODE_CONVERSION_STATE],
-        is_here(node),
+        is_here(node, None),
         condition::find(&node["status"], NODE_CONVERSION_FAILED).map(|c| &c["reason"]),
     ])
 }
@@ -113,12 +113,12 @@ fn at_work(jobs: &[Arc<Value>]) -> (BTreeMap<String, String>, usize) {
 
 /// Why a node cannot begin now, beside those that are at it. Pure.
 fn no_room(
-    node: &Value,
+    is_here: bool,
     pool: &str,
     running: &BTreeMap<String, String>,
     failures: usize,
 ) -> Option<&'static str> {
-    if !is_here(node) {
+    if !is_here {
         Some("the node is not ready")
     } else if failures >= MOST_FAILURES {
         Some("conversions of other nodes failed; none begins while their jobs are there")
@@ -146,7 +146,13 @@ fn labels(node: &Value, direction: Direction, pool: &str, is_pool: impl Fn(&str)
 
 impl NodeConversion {
     /// Lets a node in, if there is room.
-    fn admit(&self, node: &Value, pool: &str, jobs: &Objects) -> Result<(), &'static str> {
+    fn admit(
+        &self,
+        node: &Value,
+        pool: &str,
+        jobs: &Objects,
+        presence: &Presence,
+    ) -> Result<(), &'static str> {
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut running, failures) = at_work(&jobs.list(&self.namespace));
         // What has a job counts by it.
@@ -160,7 +166,7 @@ impl NodeConversion {
         running.extend(more);
         let name = text(&node["metadata"]["name"]);
         running.remove(&name);
-        if let Some(why) = no_room(node, pool, &running, failures) {
+        if let Some(why) = no_room(presence.has(&name), pool, &running, failures) {
             return Err(why);
         }
         begun.insert(name, (pool.to_owned(), Instant::now()));
@@ -265,7 +271,7 @@ impl NodeConversion {
             }
             Step::Begin(state, pool) => {
                 let jobs = context.scoped(&JOBS, &jobs(&self.namespace));
-                if let Err(why) = self.admit(node, &pool, &jobs) {
+                if let Err(why) = self.admit(node, &pool, &jobs, &Presence::of(context)) {
                     tracing::debug!(node = %Key::of(node), why, "conversion waits");
                     return Ok(Next::After(TURN));
                 }

@@ -11,11 +11,12 @@ mod worker;
 
 use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
-    collections::{CONFIG_MAPS, CONTROLLER_REVISIONS, NODES, PODS},
+    collections::{CONFIG_MAPS, CONTROLLER_REVISIONS, PODS},
     condition, controller_of,
-    delegate_lease::is_here,
     fields::{items, text},
-    pod, revision,
+    pod,
+    presence::{self, Presence},
+    revision,
     told::Told,
 };
 use jiff::Timestamp;
@@ -217,7 +218,7 @@ fn nodes_of(
     set: &Value,
     wanted: &Value,
     pods: &Objects,
-    nodes: &Objects,
+    presence: &Presence,
     now: Timestamp,
 ) -> (BTreeMap<String, Node>, Vec<Arc<Value>>) {
     let key = Key::of(set);
@@ -239,8 +240,7 @@ fn nodes_of(
         }
     }
     for (name, node) in &mut found {
-        let known = nodes.get(&Key::new("", name));
-        node.ready = known.is_some_and(|known| is_here(&known));
+        node.ready = presence.has(name);
     }
     (found, all)
 }
@@ -403,12 +403,8 @@ impl Controller for YurtStaticSets {
 
     fn watches(&self, context: &Arc<Context>) -> Vec<Watch> {
         let pods = context.objects(&PODS);
-        let nodes = Watch::of(NODES, move |change| {
-            let ready = |node: &Option<Arc<Value>>| Some(is_here(node.as_deref()?));
-            if change.old.is_none() || ready(&change.old) == ready(&change.new) {
-                return Vec::new();
-            }
-            let pods = pods.on_node(&change.key().name);
+        let [nodes, leases] = presence::watches(move |node| {
+            let pods = pods.on_node(node);
             pods.iter().filter_map(|p| concerned(p)).collect()
         });
         let static_pods = Watch::of(PODS, |change| {
@@ -421,6 +417,7 @@ impl Controller for YurtStaticSets {
             Watch::owned(CONTROLLER_REVISIONS, "YurtStaticSet"),
             Watch::owned(CONFIG_MAPS, "YurtStaticSet").scoped(maps()),
             nodes,
+            leases,
         ]
     }
 
@@ -445,8 +442,14 @@ impl Controller for YurtStaticSets {
             return self.complain(context, &set, &bad).await;
         }
         self.told.is_news(&text(&set["metadata"]["uid"]), "");
-        let (pods, nodes) = (context.objects(&PODS), context.objects(&NODES));
-        let (found, static_pods) = nodes_of(&set, &wanted, &pods, &nodes, Timestamp::now());
+        let pods = context.objects(&PODS);
+        let (found, static_pods) = nodes_of(
+            &set,
+            &wanted,
+            &pods,
+            &Presence::of(context),
+            Timestamp::now(),
+        );
         let most = &set["spec"]["upgradeStrategy"]["maxUnavailable"];
         let plan = plan::plan(strategy, most, &found);
         let worked = self.work(context, &set, &wanted, &plan).await;

@@ -1,7 +1,7 @@
 use super::*;
 use crate::stage::Stage;
 use std::collections::BTreeMap;
-use yurt_api::names::taints::UNSCHEDULABLE;
+use yurt_api::names::annotations::DELEGATE_HEARTBEAT;
 
 const SETS: &str = "/apis/apps/v1/namespaces/default/daemonsets";
 const PODS_PATH: &str = "/api/v1/namespaces/default/pods";
@@ -90,16 +90,6 @@ fn the_newest_revision_decides_once_it_is_of_this_template() {
     assert!(is_current(&set, "a", &p) && !is_current(&set, "a", &json!({})));
 }
 
-#[test]
-fn a_node_that_others_vouch_for_is_away() {
-    let mut node = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
-    assert!(is_here(&node));
-    node["spec"]["taints"] =
-        json!([{"key": UNSCHEDULABLE, "value": "true", "effect": "NoSchedule"}]);
-    assert!(!is_here(&node));
-    assert!(!is_here(&json!({})));
-}
-
 /// Sets whether a node is ready.
 async fn set_ready(stage: &Stage, node: &str, ready: bool) {
     let status = if ready { "True" } else { "Unknown" };
@@ -107,6 +97,23 @@ async fn set_ready(stage: &Stage, node: &str, ready: bool) {
         "conditions": [{"type": "Ready", "status": status, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
     let path = format!("/api/v1/nodes/{node}/status");
     stage.kube.merge(&path, &status).await.expect("a status");
+}
+
+/// Cuts a node off, or brings it back. The pool of `n9` vouches for it: it was renewed by another once, and stays Ready.
+async fn set_here(stage: &Stage, node: &str, here: bool) {
+    if node != "n9" {
+        return set_ready(stage, node, here).await;
+    }
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    if here {
+        let own = json!({"metadata": {"annotations": {DELEGATE_HEARTBEAT: null}}});
+        let renewed = stage.kube.merge(&format!("{leases}/{node}"), &own).await;
+        renewed.expect("renewed by itself");
+    } else {
+        let lease =
+            json!({"metadata": {"name": node, "annotations": {DELEGATE_HEARTBEAT: "true"}}});
+        stage.create(leases, lease).await;
+    }
 }
 
 async fn nodes(stage: &Stage, count: usize) {
@@ -186,7 +193,7 @@ async fn changed(strategy: &str) -> Stage {
     })
     .await;
     for node in ["n7", "n8", "n9"] {
-        set_ready(&stage, node, false).await;
+        set_here(&stage, node, false).await;
     }
     let newer = json!({"spec": {"template": daemons("", "i:2")["spec"]["template"]}});
     let path = format!("{SETS}/d");
@@ -212,7 +219,7 @@ async fn auto_goes_past_nodes_that_are_away_and_takes_each_when_it_is_back() {
     // What the controller knew is gone meanwhile.
     stage.restart(CONTROLLERS);
     while let Some(back) = away.pop() {
-        set_ready(&stage, back, true).await;
+        set_here(&stage, back, true).await;
         let done = 10 - away.len();
         let list = play(&stage, &away, 2, |list| count(list, "i:2") == done).await;
         assert_eq!(count(&list, "i:1"), away.len());
