@@ -38,12 +38,15 @@ pub(super) async fn decide(
         }
         (Subject::Node, true) => Ok(completed_node(old, &request.object, facts).await),
         (Subject::Node, false) if created || deleted => Ok(Answer::default()),
-        (Subject::Node, false) => node::judged(
-            &request.old,
-            &request.object,
-            &request.user,
-            &facts.converters,
-        ),
+        (Subject::Node, false) => {
+            let (old, new) = (&request.old, &request.object);
+            let pool = match node::pool_of(new) {
+                // What is not known at once is no reason to hold a node up.
+                Some(name) => facts.pool(name, false).await.ok().flatten(),
+                None => None,
+            };
+            node::judged(old, new, pool.as_deref(), &request.user, &facts.converters)
+        }
         (Subject::Pod, true) => Ok(Answer::of(pod::completed(new()))),
         (Subject::NodePool, true) => {
             let pool = restored(request)?;

@@ -237,6 +237,6 @@ proptest! {
                 prop_assert_eq!(&answer["response"]["uid"], "u");
             }
         }
-        prop_assert!(node::judged(&object, &object, &user, &[]).is_ok());
+        prop_assert!(node::judged(&object, &object, None, &user, &[]).is_ok());
     }
 }

@@ -38,17 +38,19 @@ pub(super) fn completed(old: Option<&Value>, mut node: Value, pool: Option<&Valu
     }
     if host_network == Some(true) {
         labels.insert(HOST_NETWORK.into(), "true".into());
-    } else if moves && (name.is_none() || host_network.is_some()) {
-        // What the pool before said of the node's network is no longer true.
+    } else if host_network == Some(false) || moves && name.is_none() {
+        // What somebody, or the pool before, said of the node's network is not true.
         labels.remove(HOST_NETWORK);
     }
     node
 }
 
-/// Judges a node that takes the place of another. `converters` are the users that convert nodes.
+/// Judges a node that takes the place of another. `pool` is [`pool_of`] it, as far as it is known; `converters` are the users that
+/// convert nodes.
 pub(super) fn judged(
     old: &Value,
     new: &Value,
+    pool: Option<&Value>,
     user: &User,
     converters: &[String],
 ) -> Result<Answer, Denial> {
@@ -67,6 +69,8 @@ pub(super) fn judged(
     if let (Some(before), after) = both(HOST_NETWORK)
         && after != Some(before)
         && pools.1.is_some()
+        // Where the pool says otherwise, or nobody knows, whoever writes the node is not held up.
+        && pool.is_some_and(|pool| pool["spec"]["hostNetwork"] == true)
     {
         return deny(format!(
             "label {HOST_NETWORK} follows the pool of the node; take the node out of its pool to change it"
@@ -152,6 +156,7 @@ mod tests {
         );
         assert_eq!(network(&left, &inside, Some(&other)), None);
         assert_eq!(network(&left, &inside, None), set, "the pool is not known");
+        assert_eq!(network(&inside, &inside, Some(&other)), None, "set by hand");
         let made = completed(None, into.clone(), Some(&host));
         assert_eq!(made["metadata"]["labels"][HOST_NETWORK], "true");
     }
@@ -164,7 +169,8 @@ mod tests {
     }
 
     fn judged(old: &Value, new: &Value, user: &User, converter: &str) -> Result<Answer, Denial> {
-        super::judged(old, new, user, &[converter.to_owned()])
+        let pool = json!({"spec": {"hostNetwork": true}});
+        super::judged(old, new, Some(&pool), user, &[converter.to_owned()])
     }
 
     const CONVERTER: &str =
@@ -196,6 +202,27 @@ mod tests {
             "with the pool it goes"
         );
         assert!(judge(a, host).is_ok());
+    }
+
+    #[test]
+    fn a_network_label_that_the_pool_does_not_know_of_may_go() {
+        let by_hand = node(json!({NODE_POOL: "a", HOST_NETWORK: "true"}));
+        let without = node(json!({NODE_POOL: "a"}));
+        let pools = [
+            None,
+            Some(json!({})),
+            Some(json!({"spec": {"hostNetwork": false}})),
+        ];
+        for name in [
+            "system:serviceaccount:kube-system:yurt-manager-nodepool-controller",
+            "system:node:n1",
+        ] {
+            for pool in &pools {
+                let user = user(name, "system:authenticated");
+                let judged = super::judged(&by_hand, &without, pool.as_ref(), &user, &[]);
+                assert_eq!(judged, Ok(Answer::default()), "{pool:?}");
+            }
+        }
     }
 
     #[test]
