@@ -7,6 +7,7 @@ mod csr_approver;
 mod daemon_pod_updater;
 mod delegate_lease;
 pub mod deploy;
+mod fitting;
 mod hubleader;
 mod image_preheat;
 mod load_balancer_set;

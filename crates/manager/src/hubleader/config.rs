@@ -5,6 +5,7 @@ use crate::{
     Context, Controller, Entry, Failure, Key, Next, Watch,
     collections::{CONFIG_MAPS, NODE_POOLS, NODES},
     fields::{has_all, items},
+    fitting::fitting,
     nodepool::{is_ready, members, watch_members},
     pod,
 };
@@ -12,7 +13,6 @@ use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
 use yurt_api::names::{labels::CONFIG_MAP_NAME, leader_config, objects::LEADER_CONFIG_PREFIX};
 use yurt_controller::{Scope, policy::Rule, run_with};
-use yurt_wire::selector::label_value_errors;
 
 /// Candidates that are named; hubs read no more entries.
 const MOST_CANDIDATES: usize = 256;
@@ -134,12 +134,15 @@ fn data(pool: &Value, members: &[Arc<Value>], before: &Value) -> Value {
 fn map(pool: &Value, members: &[Arc<Value>], before: &Value, key: &Key) -> Value {
     let owner = json!({"apiVersion": NODE_POOLS.api_version, "kind": NODE_POOLS.kind,
         "name": pool["metadata"]["name"], "uid": pool["metadata"]["uid"]});
-    let mut metadata =
-        json!({"name": key.name, "namespace": key.namespace, "ownerReferences": [owner]});
-    // OpenYurt's hubs find the map by this. A pool's name may be too long for it; then only those who ask by name find it.
-    if label_value_errors(&key.name).is_empty() {
-        metadata["labels"] = json!({CONFIG_MAP_NAME: key.name});
-    }
+    // OpenYurt's hubs find the map by this; a pool's name may be too long for it, then only those who ask by name do. This controller
+    // finds it all the same.
+    let of = key
+        .name
+        .strip_prefix(LEADER_CONFIG_PREFIX)
+        .unwrap_or(&key.name);
+    let label = fitting(LEADER_CONFIG_PREFIX, of);
+    let metadata = json!({"name": key.name, "namespace": key.namespace, "ownerReferences": [owner],
+        "labels": {CONFIG_MAP_NAME: label}});
     json!({"metadata": metadata, "data": data(pool, members, before)})
 }
 
@@ -200,6 +203,23 @@ mod tests {
         assert_eq!(later, first, "who is silent for a while keeps his place");
         let gone = candidates("x/1.1.1.1,c/10.0.0.9,,b", &nodes([true, true, true]));
         assert_eq!(gone, ["c/10.0.0.3", "b/10.0.0.2", "a/10.0.0.1"]);
+    }
+
+    #[test]
+    fn a_map_of_a_pool_with_a_long_name_is_found_again() {
+        for length in [52, 53, 63] {
+            let key = Key::new(
+                "ns",
+                &format!("{LEADER_CONFIG_PREFIX}{}", "p".repeat(length)),
+            );
+            let map = map(&pool(1), &[], &Value::Null, &key);
+            let label = map["metadata"]["labels"][CONFIG_MAP_NAME].as_str().unwrap();
+            assert!(
+                label.len() <= 63 && label.starts_with(LEADER_CONFIG_PREFIX),
+                "{label}"
+            );
+            assert_eq!(label == key.name, length == 52, "{label}");
+        }
     }
 
     #[test]

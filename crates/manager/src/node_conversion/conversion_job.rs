@@ -4,15 +4,13 @@ use super::plan::Direction;
 use crate::{
     condition,
     fields::{items, text},
+    fitting::fitting,
 };
 use serde_json::{Value, json};
 use yurt_api::names::{
     finalizers::NODE_CONVERSION, labels::CONVERSION_NODE, objects::CONVERSION_JOB_PREFIX,
 };
-use yurt_controller::template_hash;
 
-/// The longest name of a job, and value of a label.
-const LONGEST: usize = 63;
 /// How long a job is kept after its end, in seconds.
 const KEPT: u32 = 7200;
 
@@ -22,18 +20,6 @@ pub(super) enum Outcome {
     Running,
     Succeeded,
     Failed(String),
-}
-
-/// A name that fits after `prefix`: cut, with a hash of it all, where it is too long.
-fn fitting(prefix: &str, name: &str) -> String {
-    let whole = format!("{prefix}{name}");
-    if whole.len() <= LONGEST {
-        return whole;
-    }
-    let hash = template_hash::of(&name.into(), None);
-    let room = LONGEST.saturating_sub(prefix.len() + hash.len() + 1);
-    let head = name.get(..room).unwrap_or_default();
-    format!("{prefix}{}-{hash}", head.trim_end_matches(['-', '.']))
 }
 
 /// The name of a node's job.
@@ -123,6 +109,7 @@ pub(super) fn is_told(job: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fitting::LONGEST;
 
     #[test]
     fn a_job_is_one_of_openyurt() {

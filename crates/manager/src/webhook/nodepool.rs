@@ -4,9 +4,10 @@ use super::{
     fault::Findings,
     review::{Answer, Denial},
 };
+use crate::fitting::LONGEST;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
-use yurt_api::names::{annotations, labels};
+use yurt_api::names::{annotations, labels, objects::LEADER_CONFIG_PREFIX};
 use yurt_controller::fields::{items, text};
 use yurt_wire::selector::label_value_errors;
 
@@ -200,7 +201,15 @@ pub(super) fn judged(old: Option<&Value>, new: &Value) -> Result<Answer, Denial>
             }
         }
     }
-    findings(new).verdict(old.map(findings))
+    let mut answer = findings(new).verdict(old.map(findings))?;
+    let name = text(&new["metadata"]["name"]);
+    if old.is_none() && LEADER_CONFIG_PREFIX.len() + name.len() > LONGEST {
+        answer.warnings.push(format!(
+            "hubs of OpenYurt cannot read the settings of a pool whose name is longer than {} characters; Yurt's can",
+            LONGEST - LEADER_CONFIG_PREFIX.len()
+        ));
+    }
+    Ok(answer)
 }
 
 fn immutable(field: &str) -> Denial {
@@ -356,6 +365,13 @@ mod tests {
             "enableLeaderElection": true, "interConnectivity": true}),
         );
         assert_eq!(judged(None, &good), Ok(Answer::default()));
+        for (length, warned) in [(52, 0), (53, 1), (63, 1)] {
+            let mut long = good.clone();
+            long["metadata"]["name"] = "p".repeat(length).into();
+            let answer = judged(None, &long).unwrap();
+            assert_eq!(answer.warnings.len(), warned, "{length}");
+            assert_eq!(judged(Some(&long), &long), Ok(Answer::default()));
+        }
     }
 
     #[test]
