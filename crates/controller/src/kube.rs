@@ -523,7 +523,33 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    #[tokio::test]
+    async fn a_token_shows_itself_to_no_log() {
+        let shown = Arc::new(Mutex::new(String::new()));
+        let log = shown.clone();
+        let call: Call = Arc::new(move |request| {
+            let sent = &request.headers()[header::AUTHORIZATION];
+            assert_eq!(sent, "Bearer of-the-owner");
+            *log.lock().unwrap() = format!("{:?}", request.headers());
+            Box::pin(async { http::Response::new(full("{}")) })
+        });
+        let kube = Kube::in_process(call, "of-the-owner", Duration::from_secs(5));
+        kube.get("/version").await.expect("an answer");
+        let headers = shown.lock().unwrap().clone();
+        assert!(headers.contains("authorization"), "{headers}");
+        for text in [
+            headers,
+            format!("{kube:?}"),
+            format!("{:?}", Token::new("of-the-owner")),
+        ] {
+            assert!(!text.contains("of-the-owner"), "{text}");
+        }
+    }
 
     /// A client of a server that answers with `code` and Retry-After for the first `times`; what it was asked how often.
     fn reluctant(code: u16, times: usize, after: &'static str) -> (Kube, Arc<AtomicUsize>) {

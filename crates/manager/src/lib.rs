@@ -19,6 +19,8 @@ mod pod_binding;
 mod presence;
 pub mod process;
 mod registry;
+#[cfg(test)]
+mod regressions;
 mod service_topology;
 mod settings;
 #[cfg(test)]

@@ -265,6 +265,32 @@ mod tests {
         assert!(!is_current(&wanted, &more));
     }
 
+    /// As OpenYurt's own code rendered it (`src/recorded/README.md`), and a kubelet shows it.
+    #[test]
+    fn a_static_pod_that_openyurt_rendered_is_not_replaced() {
+        let recorded = include_str!("../recorded/openyurt/static-set-v1.7.json");
+        let recorded: Value = serde_json::from_str(recorded).expect("JSON");
+        let manifest = recorded["configMap"]["data"]["yurthub"]
+            .as_str()
+            .expect("a manifest");
+        let mut mirror: Value = serde_saphyr::from_str(manifest).expect("YAML");
+        assert_eq!(hash_of(&mirror), hash_of(&recorded["configMap"]));
+        mirror["metadata"]["name"] = "yurt-hub-n1".into();
+        mirror["spec"]["nodeName"] = "n1".into();
+        mirror["spec"]["tolerations"] = json!([{"operator": "Exists", "effect": "NoExecute"}]);
+        for (key, value) in [
+            ("kubernetes.io/config.source", "file"),
+            ("kubernetes.io/config.hash", "x"),
+            ("kubernetes.io/config.mirror", "x"),
+        ] {
+            mirror["metadata"]["annotations"][key] = value.into();
+        }
+        let wanted = pod(&recorded["set"], "ours");
+        assert!(is_current(&wanted, &mirror), "{wanted:#} {mirror:#}");
+        mirror["spec"]["containers"][0]["image"] = "openyurt/yurthub:v1.6.0".into();
+        assert!(!is_current(&wanted, &mirror));
+    }
+
     #[test]
     fn the_manifest_is_the_pod_of_the_set() {
         let manifest = pod(&set(), "h");

@@ -136,6 +136,29 @@ fn drift_is_repaired_and_what_is_anothers_is_left_alone() {
     );
 }
 
+/// As OpenYurt's own code wrote it (`src/recorded/README.md`).
+#[test]
+fn a_node_that_openyurt_wrote_is_taken_over_without_a_write() {
+    let recorded = include_str!("../../recorded/openyurt/node-v1.7.json");
+    let recorded: Value = serde_json::from_str(recorded).expect("JSON");
+    let mut node = recorded["node"].clone();
+    let (wanted, faults) = Attributes::of_pool(&recorded["pool"]);
+    assert!(faults.is_empty(), "{faults:?}");
+    assert_eq!(plan(&node, Some(&wanted), false), Plan::default());
+    // And everything is had back when it leaves.
+    settled(&mut node, &Attributes::default(), false);
+    let labels = json!({"apps.openyurt.io/nodepool": "hangzhou", "kubernetes.io/os": "linux"});
+    assert_eq!(node["metadata"]["labels"], labels);
+    assert_eq!(
+        node["metadata"]["annotations"],
+        json!({"node.alpha.kubernetes.io/ttl": "0"})
+    );
+    assert_eq!(
+        node["spec"]["taints"],
+        json!([{"key": "own", "effect": "NoExecute"}])
+    );
+}
+
 /// As OpenYurt 1.7 writes a node of a pool.
 #[test]
 fn openyurts_nodes_are_taken_over_without_a_write() {

@@ -1,13 +1,14 @@
 //! Clusters of OpenYurt are taken over: what its manager made stays as it is, and no pod is replaced.
 
 use super::*;
+use std::collections::BTreeSet;
 use yurt_api::conversion;
 use yurt_controller::collections::{CONTROLLER_REVISIONS, REPLICA_SETS, YURT_APP_DAEMONS};
 
 /// Puts objects as OpenYurt's manager left them, and its native controllers' part.
 async fn found(recorded: &str, collection: &yurt_controller::Collection, version: &str) -> Stage {
     let stage =
-        Stage::start("deployment-controller,replicaset-controller,garbage-collector-controller")
+        Stage::start("deployment-controller,replicaset-controller,statefulset-controller,garbage-collector-controller")
             .await;
     let recorded: Value = serde_json::from_str(recorded).expect("JSON");
     let mut subject = recorded["set"].clone();
@@ -17,43 +18,71 @@ async fn found(recorded: &str, collection: &yurt_controller::Collection, version
     // As whoever applied it.
     let made = stage.create(&path(collection, ""), subject).await;
     let uid = made["metadata"]["uid"].as_str().expect("a uid").to_owned();
-    for (list, collection) in [
-        ("revisions", &CONTROLLER_REVISIONS),
-        ("workloads", &DEPLOYMENTS),
-    ] {
-        for object in recorded[list].as_array().expect("a list") {
-            let mut object = object.clone();
-            object["metadata"]["ownerReferences"][0]["uid"] = (*uid).into();
-            let path = format!("{}?fieldManager=yurt-manager", path(collection, ""));
-            stage.create(&path, object).await;
-        }
+    for object in ["revisions", "workloads"]
+        .iter()
+        .flat_map(|list| recorded[*list].as_array().expect("a list"))
+    {
+        let mut object = object.clone();
+        object["metadata"]["ownerReferences"][0]["uid"] = (*uid).into();
+        let collection = match object["kind"].as_str().expect("a kind") {
+            "ControllerRevision" => &CONTROLLER_REVISIONS,
+            "Deployment" => &DEPLOYMENTS,
+            kind => {
+                assert_eq!(kind, "StatefulSet");
+                &STATEFUL_SETS
+            }
+        };
+        let path = format!("{}?fieldManager=yurt-manager", path(collection, ""));
+        stage.create(&path, object).await;
     }
     stage.define_pools(&["hangzhou", "beijing"]).await;
+    // As the recorded tolerations have it.
+    let taints = match recorded["workloads"].to_string().contains("\"site\"") {
+        true => json!([{"key": "site", "value": "beijing", "effect": "NoSchedule"}]),
+        false => json!([]),
+    };
     let pool = NODE_POOLS.object_path(&yurt_controller::Key::new("", "beijing"));
     change(
         &stage,
         &pool,
-        &json!({"metadata": {"labels": {"yurtappset.openyurt.io/type": "nginx"}}}),
+        &json!({"metadata": {"labels": {"yurtappset.openyurt.io/type": "nginx"}}, "spec": {"taints": taints}}),
     )
     .await;
+    // Kubernetes' own write down each pod template once: as a ReplicaSet, or as a revision of a StatefulSet.
+    while hashes(&stage).await.len() < 2 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     stage
-        .until(&path(&REPLICA_SETS, ""), |list| count(list) == 2)
-        .await;
-    stage
+}
+
+/// The hashes of all pod templates that there ever were.
+async fn hashes(stage: &Stage) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for (collection, owner) in [
+        (&REPLICA_SETS, "Deployment"),
+        (&CONTROLLER_REVISIONS, "StatefulSet"),
+    ] {
+        let list = stage.kube.get(&path(collection, "")).await.expect("list");
+        let items = list["items"].as_array().into_iter().flatten();
+        let of_workloads =
+            items.filter(|item| item["metadata"]["ownerReferences"][0]["kind"] == owner);
+        all.extend(of_workloads.map(|item| name(item).to_owned()));
+    }
+    all
 }
 
 /// Pod template and selector of each workload by its name.
 async fn templates(stage: &Stage) -> Vec<(String, Value, Value)> {
-    let list = stage.kube.get(&path(&DEPLOYMENTS, "")).await.expect("list");
-    let items = list["items"].as_array().expect("a list");
-    let of = |d: &Value| {
-        (
-            name(d).to_owned(),
-            d["spec"]["template"].clone(),
-            d["spec"]["selector"].clone(),
-        )
-    };
-    items.iter().map(of).collect()
+    let mut all = Vec::new();
+    for collection in [&DEPLOYMENTS, &STATEFUL_SETS] {
+        let list = stage.kube.get(&path(collection, "")).await.expect("list");
+        let of = |d: &Value| {
+            let (template, selector) = (&d["spec"]["template"], &d["spec"]["selector"]);
+            (name(d).to_owned(), template.clone(), selector.clone())
+        };
+        all.extend(list["items"].as_array().expect("a list").iter().map(of));
+    }
+    all
 }
 
 async fn taken_over(recorded: &str) -> Stage {
@@ -81,9 +110,78 @@ async fn taken_over(recorded: &str) -> Stage {
     stage
 }
 
+/// What OpenYurt's own code made (`src/recorded/README.md`): which pods there are, and of which template, stays as it is.
+#[tokio::test]
+async fn what_openyurts_own_code_made_is_taken_over_without_a_new_template() {
+    let recorded = [
+        (
+            "1.4, Deployments",
+            include_str!("../../recorded/openyurt/v1.4-deployment.json"),
+        ),
+        (
+            "1.4, StatefulSets",
+            include_str!("../../recorded/openyurt/v1.4-statefulset.json"),
+        ),
+        (
+            "1.6, a daemon",
+            include_str!("../../recorded/openyurt/daemon-v1.6.json"),
+        ),
+        (
+            "1.7, Deployments",
+            include_str!("../../recorded/openyurt/v1.7-deployment.json"),
+        ),
+        (
+            "1.7, StatefulSets",
+            include_str!("../../recorded/openyurt/v1.7-statefulset.json"),
+        ),
+    ];
+    for (what, recorded) in recorded {
+        let is_daemon = recorded.contains("\"YurtAppDaemon\"");
+        let (collection, version) = match is_daemon {
+            true => (&YURT_APP_DAEMONS, "apps.openyurt.io/v1alpha1"),
+            false => (&YURT_APP_SETS, "apps.openyurt.io/v1beta1"),
+        };
+        let mut stage = found(recorded, collection, version).await;
+        let _kubelet = kubelet(&stage);
+        let (before, hashes_before) = (templates(&stage).await, hashes(&stage).await);
+        assert_eq!((before.len(), hashes_before.len()), (2, 2), "{what}");
+        // Twice: a manager that starts anew finds nothing to do either.
+        for _ in 0..2 {
+            stage.restart(CONTROLLERS);
+            let told = |set: &Value| {
+                let updated = if is_daemon {
+                    "WorkLoadUpdated"
+                } else {
+                    "AppUpdated"
+                };
+                set["status"]["observedGeneration"] == set["metadata"]["generation"]
+                    && condition::holds(&set["status"], updated)
+            };
+            let set = stage.until(&path(collection, "web"), told).await;
+            // What 1.4 wrote down of a set is of the version of then.
+            if !what.starts_with("1.4") {
+                let recorded: Value = serde_json::from_str(recorded).expect("JSON");
+                let revision = &recorded["revisions"][0]["metadata"]["name"];
+                assert_eq!(set["status"]["currentRevision"], *revision, "{what}");
+            }
+            stage.quiet(&path(collection, "web")).await;
+            assert_eq!(
+                templates(&stage).await,
+                before,
+                "{what}: not a byte of a template"
+            );
+            assert_eq!(
+                hashes(&stage).await,
+                hashes_before,
+                "{what}: no pod template hash is new"
+            );
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_1_7_made_goes_on() {
-    let stage = taken_over(include_str!("recorded/v1.7.json")).await;
+    let stage = taken_over(include_str!("../../recorded/by-hand/v1.7.json")).await;
     let _kubelet = kubelet(&stage);
     let told = stage.kube.get(&sets("web")).await.expect("there");
     assert_eq!(
@@ -115,7 +213,7 @@ async fn what_1_7_made_goes_on() {
 
 #[tokio::test]
 async fn what_1_4_made_goes_on() {
-    let stage = taken_over(include_str!("recorded/v1.4.json")).await;
+    let stage = taken_over(include_str!("../../recorded/by-hand/v1.4.json")).await;
     let _kubelet = kubelet(&stage);
     // Under the names that their selectors have, adopted by the label of today.
     let north = stage
@@ -160,7 +258,7 @@ async fn what_1_4_made_goes_on() {
 #[tokio::test]
 async fn what_changed_while_no_manager_ran_is_made_up_for() {
     let mut stage = found(
-        include_str!("recorded/v1.7.json"),
+        include_str!("../../recorded/by-hand/v1.7.json"),
         &YURT_APP_SETS,
         "apps.openyurt.io/v1beta1",
     )
@@ -194,7 +292,7 @@ async fn what_changed_while_no_manager_ran_is_made_up_for() {
 #[tokio::test]
 async fn orphans_that_name_the_set_are_adopted() {
     let mut stage = found(
-        include_str!("recorded/v1.7.json"),
+        include_str!("../../recorded/by-hand/v1.7.json"),
         &YURT_APP_SETS,
         "apps.openyurt.io/v1beta1",
     )
@@ -223,7 +321,7 @@ async fn orphans_that_name_the_set_are_adopted() {
 
 #[tokio::test]
 async fn daemons_of_1_6_go_on() {
-    let recorded = include_str!("recorded/daemon-v1.6.json");
+    let recorded = include_str!("../../recorded/by-hand/daemon-v1.6.json");
     let mut stage = found(recorded, &YURT_APP_DAEMONS, "apps.openyurt.io/v1alpha1").await;
     let before = templates(&stage).await;
     stage.restart(CONTROLLERS);
