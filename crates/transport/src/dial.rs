@@ -1,6 +1,6 @@
 //! How a peer is reached: directly, or by whoever knows the way (a tunnel to nodes behind a cut-off network).
 
-use std::{fmt, future::Future, io, pin::Pin, time::Duration};
+use std::{fmt, future::Future, io, pin::Pin, str::FromStr, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -42,6 +42,36 @@ impl fmt::Display for Destination {
     }
 }
 
+/// A text that is no `host:port`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no host:port")]
+pub struct InvalidDestination(String);
+
+impl FromStr for Destination {
+    type Err = InvalidDestination;
+
+    /// Reads what [`Display`](fmt::Display) writes. The host is not looked at closely: whoever dials it does.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidDestination(text.chars().take(300).collect());
+        let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
+        let host = match host.strip_prefix('[') {
+            Some(inner) => inner.strip_suffix(']').ok_or_else(invalid)?,
+            None if host.contains(':') => return Err(invalid()),
+            None => host,
+        };
+        let port = port.parse().ok().filter(|&port| port > 0);
+        let plain = |byte: u8| byte.is_ascii_graphic() && !b"[]/@".contains(&byte);
+        if host.is_empty() || host.len() > 255 || !host.bytes().all(plain) {
+            return Err(invalid());
+        }
+        Ok(Self {
+            node: None,
+            host: host.to_owned(),
+            port: port.ok_or_else(invalid)?,
+        })
+    }
+}
+
 /// Opens streams to nodes and pods. Whoever calls bounds the wait.
 pub trait Dialer: fmt::Debug + Send + Sync {
     /// Opens a stream; dropping the future gives up.
@@ -67,5 +97,32 @@ impl Dialer for TcpDialer {
             socket.set_tcp_user_timeout(Some(KEEPALIVE * 4))?;
             Ok(Box::new(stream) as BoxStream)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations_are_read_as_they_are_written() {
+        for text in ["node-1:10250", "10.0.0.1:80", "[fd00::1]:443", "a.b.svc:1"] {
+            assert_eq!(text.parse::<Destination>().unwrap().to_string(), text);
+        }
+        for text in [
+            "",
+            "node-1",
+            "node-1:",
+            ":80",
+            "a:0",
+            "a:65536",
+            "fd00::1:80",
+            "[fd00::1:80",
+            "a b:1",
+            "u@h:1",
+            "a/b:1",
+        ] {
+            assert!(text.parse::<Destination>().is_err(), "{text}");
+        }
     }
 }

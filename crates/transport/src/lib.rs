@@ -21,6 +21,6 @@ mod stalling;
 
 pub use body::{Body, BoxError, CollectError, channel, chunks, collect, empty, full, next_joined};
 pub use client::{Client, ClientError, ClientOptions, ExchangeError, ResponseBody, exchange};
-pub use dial::{BoxStream, Destination, Dialer, Dialing, Stream, TcpDialer};
+pub use dial::{BoxStream, Destination, Dialer, Dialing, InvalidDestination, Stream, TcpDialer};
 pub use hop::{is_upgrade, strip_hop_by_hop};
 pub use server::{Findings, Listening, Peer, Process, ServeOptions, Unhurried, serve};

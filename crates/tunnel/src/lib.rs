@@ -11,7 +11,13 @@ pub mod directory;
 pub mod hello;
 pub mod link;
 pub mod network;
+pub mod mux;
+pub mod pump;
+pub mod session;
+#[cfg(test)]
+pub(crate) mod twin;
 
 pub use directory::Directory;
 pub use hello::{AgentHello, Identifiers, ServerHello};
 pub use link::{DialError, Link, Opening, Tunnels};
+pub use session::{Options, Session, SessionError};

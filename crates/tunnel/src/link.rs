@@ -83,6 +83,12 @@ impl DialError {
 /// What the far end's dialler said.
 impl From<io::Error> for DialError {
     fn from(error: io::Error) -> Self {
+        if let Some(inner) = error
+            .get_ref()
+            .and_then(|inner| inner.downcast_ref::<Self>())
+        {
+            return inner.clone();
+        }
         let text = error.to_string();
         match error.kind() {
             io::ErrorKind::TimedOut => Self::TimedOut(text),
