@@ -4,7 +4,7 @@ mod error;
 mod exchange;
 mod pool;
 
-use crate::{Body, severable::Severable};
+use crate::{Body, BoxStream, Destination, Dialer, severable::Severable};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 pub use error::ClientError;
@@ -77,6 +77,28 @@ impl Default for ClientOptions {
     }
 }
 
+/// What a client speaks on its connections.
+#[derive(Clone, Debug)]
+pub enum Channel {
+    /// HTTP/1.1 in plain text.
+    Plain,
+    /// HTTP/2 in plain text, by prior knowledge: gRPC. Upgrades go by HTTP/1.1 all the same.
+    PlainHttp2,
+    /// What TLS negotiates, with the protocols that the configuration offers.
+    Tls(Arc<rustls::ClientConfig>),
+}
+
+/// How a client comes to its server.
+#[derive(Debug)]
+enum Way {
+    /// The authority is looked up.
+    Named,
+    /// There.
+    At(SocketAddr),
+    /// By whoever knows the way.
+    Through(Arc<dyn Dialer>, Destination),
+}
+
 /// An HTTP client for one server (`host:port`), TLS or plain. Ordinary requests share an HTTP/2 connection with wide windows (a
 /// stalled stream must not starve others) where TLS negotiates it, HTTP/1.1 otherwise. When the streams of a connection are used
 /// up (watches live long), another one is opened. Cheap to clone; clones share the connections.
@@ -88,10 +110,18 @@ pub struct Client {
 struct Inner {
     text: String,
     authority: Option<Authority>,
-    address: Option<SocketAddr>,
+    way: Way,
+    /// Without TLS: HTTP/2 all the same.
+    prior_http2: bool,
     tls: ArcSwapOption<rustls::ClientConfig>,
     options: ClientOptions,
     pool: Mutex<Pool>,
+}
+
+impl Channel {
+    fn of(tls: Option<Arc<rustls::ClientConfig>>) -> Self {
+        tls.map_or(Self::Plain, Self::Tls)
+    }
 }
 
 impl fmt::Debug for Client {
@@ -112,7 +142,7 @@ impl Client {
         tls: Option<Arc<rustls::ClientConfig>>,
         options: ClientOptions,
     ) -> Self {
-        Self::reaching(authority, None, tls, options)
+        Self::reaching(authority, Way::Named, Channel::of(tls), options)
     }
 
     /// As [`Client::new`], for a server known by a name that is not looked up: connections go to `address`, while Host and
@@ -123,15 +153,27 @@ impl Client {
         tls: Option<Arc<rustls::ClientConfig>>,
         options: ClientOptions,
     ) -> Self {
-        Self::reaching(authority, Some(address), tls, options)
+        Self::reaching(authority, Way::At(address), Channel::of(tls), options)
     }
 
-    fn reaching(
+    /// As [`Client::new`], for a server that only `dialer` can reach: connections are streams that it opens to `to`, while Host and
+    /// TLS name `authority`. What watches over TCP connections (keep-alive) is the dialer's.
+    pub fn through(
         authority: &str,
-        address: Option<SocketAddr>,
-        tls: Option<Arc<rustls::ClientConfig>>,
+        dialer: Arc<dyn Dialer>,
+        to: Destination,
+        channel: Channel,
         options: ClientOptions,
     ) -> Self {
+        Self::reaching(authority, Way::Through(dialer, to), channel, options)
+    }
+
+    fn reaching(authority: &str, way: Way, channel: Channel, options: ClientOptions) -> Self {
+        let prior_http2 = matches!(channel, Channel::PlainHttp2);
+        let tls = match channel {
+            Channel::Tls(config) => Some(config),
+            Channel::Plain | Channel::PlainHttp2 => None,
+        };
         Self {
             inner: Arc::new(Inner {
                 text: authority.to_owned(),
@@ -139,7 +181,8 @@ impl Client {
                     .parse::<Authority>()
                     .ok()
                     .filter(|parsed| parsed.port_u16().is_some()),
-                address,
+                way,
+                prior_http2,
                 tls: ArcSwapOption::new(tls),
                 options,
                 pool: Mutex::default(),
@@ -372,7 +415,7 @@ impl Inner {
                     return Ok(lease);
                 }
                 // Only HTTP/2 connections are worth waiting for in company.
-                let alone = pool.exclusive || self.tls.load().is_none();
+                let alone = pool.exclusive || self.tls.load().is_none() && !self.prior_http2;
                 let dialing = (!alone).then(|| match &pool.dialing {
                     Some(dialing) => dialing.clone(),
                     None => self.dial_for_all(&mut pool),
@@ -465,14 +508,35 @@ impl Inner {
         let Some(authority) = &self.authority else {
             return Err(DialError::other("the address is not host:port"));
         };
-        let stream = match self.address {
-            Some(address) => TcpStream::connect(address).await,
-            None => TcpStream::connect(authority.as_str()).await,
+        let stream = match &self.way {
+            Way::Named => TcpStream::connect(authority.as_str()).await,
+            Way::At(address) => TcpStream::connect(address).await,
+            Way::Through(dialer, to) => {
+                let stream: BoxStream = dialer.dial(to).await.map_err(DialError::other)?;
+                return self.greet(stream, authority, token, offer).await;
+            }
         }
         .map_err(DialError::other)?;
         self.tune(&stream).map_err(DialError::other)?;
+        self.greet(stream, authority, token, offer).await
+    }
+
+    /// The handshakes on a new connection.
+    async fn greet<S>(
+        &self,
+        stream: S,
+        authority: &Authority,
+        token: &CancellationToken,
+        offer: Offer,
+    ) -> Result<Dialed, DialError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let Some(config) = self.tls.load_full() else {
-            return self.http1(stream, token, offer).await;
+            return match offer {
+                Offer::Configured if self.prior_http2 => self.http2(stream, token).await,
+                _ => self.http1(stream, token, offer).await,
+            };
         };
         let config = match offer {
             Offer::Configured => config,

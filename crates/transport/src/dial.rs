@@ -21,7 +21,7 @@ pub type BoxStream = Box<dyn Stream>;
 pub type Dialing<'a> = Pin<Box<dyn Future<Output = io::Result<BoxStream>> + Send + 'a>>;
 
 /// Where a stream is wanted to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Destination {
     /// The node behind whose network the address is, when that is known.
     pub node: Option<String>,

@@ -6,7 +6,9 @@
 //!   first bytes, the request head, the number of connections and streams, what is buffered for a peer that stops reading, and for how long.
 //! - [`Client`]: shares few connections among many long streams, opens another one when the peer's stream limit is reached, pings
 //!   them so that a black hole is noticed, and can break all of them at once ([`Client::reset`]).
-//! - [`Dialer`] and [`exchange`]: one request on a stream of its own, opened by whoever knows the way.
+//! - [`Dialer`]: opens streams where only somebody else knows the way; [`Client::through`] pools them, [`exchange`] uses one for one
+//!   request.
+//! - [`join_upgraded`]: what an upgrade leaves, passed on both ways with half-close.
 //! - [`body`]-functions [`full`], [`empty`], [`chunks`], [`channel`] and [`collect`]: the bodies all components use.
 
 pub mod body;
@@ -18,9 +20,13 @@ mod minded;
 mod server;
 mod severable;
 mod stalling;
+mod switched;
 
 pub use body::{Body, BoxError, CollectError, channel, chunks, collect, empty, full, next_joined};
-pub use client::{Client, ClientError, ClientOptions, ExchangeError, ResponseBody, exchange};
+pub use client::{
+    Channel, Client, ClientError, ClientOptions, ExchangeError, ResponseBody, exchange,
+};
 pub use dial::{BoxStream, Destination, Dialer, Dialing, InvalidDestination, Stream, TcpDialer};
 pub use hop::{is_upgrade, strip_hop_by_hop};
 pub use server::{Findings, Listening, Peer, Process, ServeOptions, Unhurried, serve};
+pub use switched::join_upgraded;

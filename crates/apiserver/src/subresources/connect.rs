@@ -6,7 +6,6 @@ mod failure;
 mod location;
 mod lookup;
 mod options;
-mod relay;
 mod request;
 
 use crate::{
@@ -28,7 +27,9 @@ use request::{host_of, passed_headers, request};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 use yurt_pki::PkiError;
-use yurt_transport::{Body, ResponseBody, exchange, full, is_upgrade, strip_hop_by_hop};
+use yurt_transport::{
+    Body, ResponseBody, exchange, full, is_upgrade, join_upgraded, strip_hop_by_hop,
+};
 use yurt_wire::{Reason, RequestInfo, Status, Verb, request::query_pairs};
 
 /// What a backend says about origins is said about itself, not about this server.
@@ -291,7 +292,10 @@ impl Connector {
         strip_hop_by_hop(&mut head.headers, true);
         let shutdown = self.shutdown.clone();
         tokio::spawn(async move {
-            relay::join(client, switched, shutdown).await;
+            tokio::select! {
+                () = join_upgraded(client, switched) => {}
+                () = shutdown.cancelled() => {}
+            }
             drop(held);
         });
         let mut answer = Response::new(yurt_transport::empty());

@@ -5,6 +5,10 @@ use http::Request;
 use http_body_util::BodyExt;
 use std::{
     collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::{
@@ -477,5 +481,70 @@ async fn servers_that_drain_under_load_lose_no_request() {
     stop.cancel();
     for asker in askers {
         assert!(asker.await.expect("a request was lost") > 0);
+    }
+}
+
+/// Opens pipes to a server at another address than is asked for, and counts them.
+#[derive(Debug)]
+struct Detour {
+    to: std::net::SocketAddr,
+    dialed: Arc<AtomicUsize>,
+}
+
+impl Dialer for Detour {
+    fn dial<'a>(&'a self, to: &'a Destination) -> Dialing<'a> {
+        Box::pin(async move {
+            assert_eq!(to.node.as_deref(), Some("edge"));
+            self.dialed.fetch_add(1, Ordering::Relaxed);
+            let (near, mut far) = tokio::io::duplex(4096);
+            let mut stream = tokio::net::TcpStream::connect(self.to).await?;
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut far, &mut stream).await });
+            Ok(Box::new(near) as BoxStream)
+        })
+    }
+}
+
+#[tokio::test]
+async fn connections_go_by_whoever_knows_the_way_and_are_kept() {
+    let (plain, tls) = (
+        Server::plain(ServeOptions::default()).await,
+        Server::tls(ServeOptions::default()).await,
+    );
+    let config = client_tls(None, &["h2", "http/1.1"]);
+    for (server, channel, protocol) in [
+        (&plain, Channel::Plain, "HTTP/1.1"),
+        (&plain, Channel::PlainHttp2, "HTTP/2.0"),
+        (&tls, Channel::Tls(config), "HTTP/2.0"),
+    ] {
+        let dialed = Arc::new(AtomicUsize::new(0));
+        let dialer = Detour {
+            to: server.addr,
+            dialed: dialed.clone(),
+        };
+        let to = Destination {
+            node: Some("edge".into()),
+            host: "10.0.0.1".into(),
+            port: 10250,
+        };
+        // The name that TLS wants to see proven is the authority's.
+        let client = Client::through(
+            "127.0.0.1:10250",
+            Arc::new(dialer),
+            to,
+            channel,
+            client_options(),
+        );
+        for _ in 0..20 {
+            let who = text(&client, "/who").await;
+            assert!(who.contains(protocol), "{who}");
+            eventually("a connection to use again", || client.connections() > 0).await;
+        }
+        assert_eq!(dialed.load(Ordering::Relaxed), 1);
+        let response = client
+            .send_upgrade(upgrade("/upgrade"), LONG)
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 101);
+        assert_eq!(dialed.load(Ordering::Relaxed), 2, "a connection of its own");
     }
 }

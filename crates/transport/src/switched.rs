@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio_util::sync::CancellationToken;
 
 /// How long either side may take to switch protocols after the 101.
 const SWITCH: Duration = Duration::from_secs(10);
@@ -18,8 +17,9 @@ const LINGER: Duration = Duration::from_secs(30);
 /// Bytes read at a time, and held for a side that does not take them.
 const CHUNK: usize = 16 << 10;
 
-/// Joins a client's connection and a backend's once both have switched.
-pub(super) async fn join(client: OnUpgrade, backend: OnUpgrade, shutdown: CancellationToken) {
+/// Joins a client's connection and a backend's once both have switched, until both directions have ended, or one has and the other
+/// is silent for half a minute. Bytes that either side sent early are part of what is passed on. Dropping it breaks both.
+pub async fn join_upgraded(client: OnUpgrade, backend: OnUpgrade) {
     let both = async { tokio::try_join!(client, backend) };
     let (client, backend) = match tokio::time::timeout(SWITCH, both).await {
         Ok(Ok(both)) => both,
@@ -29,13 +29,8 @@ pub(super) async fn join(client: OnUpgrade, backend: OnUpgrade, shutdown: Cancel
         }
         Err(_) => return,
     };
-    tokio::select! {
-        copied = copy_both(TokioIo::new(client), TokioIo::new(backend)) => {
-            if let Err(error) = copied {
-                tracing::debug!(%error, "upgraded connection ended");
-            }
-        }
-        () = shutdown.cancelled() => {}
+    if let Err(error) = copy_both(TokioIo::new(client), TokioIo::new(backend)).await {
+        tracing::debug!(%error, "upgraded connection ended");
     }
 }
 
