@@ -9,6 +9,7 @@
 
 pub mod directory;
 pub mod hello;
+pub mod interceptor;
 pub mod link;
 pub mod network;
 pub mod mux;
@@ -16,6 +17,7 @@ pub mod pump;
 pub mod session;
 #[cfg(test)]
 pub(crate) mod twin;
+pub mod steering;
 
 pub use directory::Directory;
 pub use hello::{AgentHello, Identifiers, ServerHello};

@@ -1,0 +1,3 @@
+//! Brings callers in the cloud to the interceptor.
+
+pub mod settings;
