@@ -17,6 +17,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, request::Parts};
+use http_body::Body as _;
 use openapi::{Document, Documents};
 use respond::Wanted;
 use std::{
@@ -86,8 +87,9 @@ impl Server {
             Ok(response) => response,
             Err(status) => respond::status(&wanted, &status),
         };
+        let bytes = response.body().size_hint().exact();
         self.metrics
-            .observe(&info, response.status().as_u16(), began.elapsed());
+            .observe(&info, response.status().as_u16(), bytes, began.elapsed());
         response
     }
 

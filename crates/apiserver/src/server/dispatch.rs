@@ -70,6 +70,7 @@ impl Server {
                     &target.namespace,
                     &options,
                     wanted,
+                    self.metrics.events(resource),
                     self.shutdown.clone(),
                 )
                 .await

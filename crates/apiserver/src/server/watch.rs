@@ -13,6 +13,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{Response, StatusCode};
+use prometheus_client::metrics::histogram::Histogram;
 use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::mpsc, time::Instant};
@@ -58,6 +59,7 @@ pub(super) async fn watch(
     namespace: &str,
     options: &ListOptions,
     wanted: &Wanted,
+    sizes: Histogram,
     shutdown: CancellationToken,
 ) -> Reply<Response<Body>> {
     let representation = wanted.representation(resource)?;
@@ -95,6 +97,7 @@ pub(super) async fn watch(
             sender,
             frames: Vec::new(),
             bytes: 0,
+            sizes,
             deadline,
         },
     };
@@ -386,11 +389,14 @@ struct Out {
     /// What goes next; one frame alone is not copied.
     frames: Vec<Bytes>,
     bytes: usize,
+    /// What each frame is long.
+    sizes: Histogram,
     deadline: Instant,
 }
 
 impl Out {
     async fn push(&mut self, frame: Bytes) -> Result<(), End> {
+        self.sizes.observe(frame.len() as f64);
         self.bytes += frame.len();
         self.frames.push(frame);
         if self.bytes >= CHUNK_BYTES {

@@ -72,6 +72,47 @@ async fn a_watch_resumes_where_a_list_ended() {
 }
 
 #[tokio::test]
+async fn what_readers_are_sent_is_counted_by_resource() {
+    use http_body_util::BodyExt as _;
+    let cluster = Cluster::start().await;
+    let ask = |path: &str| cluster.raw(Cluster::request("GET", path), bytes::Bytes::new());
+    cluster
+        .post(CONFIG_MAPS, &config_map("a"))
+        .await
+        .expect(201);
+    let listed = ask(CONFIG_MAPS).await.into_body().collect().await;
+    let listed = listed.expect("a list").to_bytes().len();
+    let mut watch = ask(&format!("{CONFIG_MAPS}?watch=1")).await.into_body();
+    let event = watch
+        .frame()
+        .await
+        .expect("an event")
+        .expect("a whole event");
+    let event = event.into_data().expect("data").len();
+    let told = ask("/metrics").await.into_body().collect().await;
+    let told = told.expect("metrics").to_bytes();
+    let told = String::from_utf8_lossy(&told);
+    let sum = |name: &str, labels: &str| -> f64 {
+        let line = told.lines().find(|line| {
+            let labelled = line.strip_prefix(name);
+            labelled.is_some_and(|rest| {
+                rest.starts_with('{') && labels.split(' ').all(|label| rest.contains(label))
+            })
+        });
+        let value = line.and_then(|line| line.rsplit(' ').next());
+        value.expect("a sum").parse().expect("a number")
+    };
+    let of_maps = r#"group="" version="v1" resource="configmaps""#;
+    let sizes = sum(
+        "apiserver_response_sizes_sum",
+        &format!(r#"verb="LIST" {of_maps}"#),
+    );
+    let events = sum("apiserver_watch_events_sizes_sum", of_maps);
+    assert!((sizes - listed as f64).abs() < 0.5, "{sizes} {listed}");
+    assert!((events - event as f64).abs() < 0.5, "{events} {event}");
+}
+
+#[tokio::test]
 async fn objects_come_and_go_by_the_selector() {
     let cluster = Cluster::start().await;
     cluster.post(PODS, &pod("a", "")).await.expect(201);
