@@ -10,6 +10,7 @@ mod differences;
 mod feeder;
 #[cfg(test)]
 mod model_test;
+mod packed;
 mod source;
 mod teller;
 mod window;

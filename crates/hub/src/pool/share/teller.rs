@@ -137,7 +137,7 @@ impl Teller {
     fn before(&self, key: &str, kind: EventType, revision: u64) -> Before {
         let (known, latest) = {
             let window = lock(&self.feed.window);
-            (window.revision(), window.latest(key).cloned())
+            (window.revision(), window.latest(key))
         };
         if let Some(latest) = latest {
             return match latest.kind {

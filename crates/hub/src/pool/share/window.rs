@@ -1,5 +1,7 @@
-//! The latest events of one resource, for watches that follow live or resume at a revision. Pure; bounded by bytes.
+//! The latest events of one resource, for watches that follow live or resume at a revision. Pure; bounded by bytes. The newest are
+//! there as they are told to all; those before them are for who resumes, and packed.
 
+use super::packed::Packed;
 use crate::cache::split_index_key;
 use bytes::Bytes;
 use std::{collections::VecDeque, sync::Arc};
@@ -10,6 +12,8 @@ use yurt_wire::{
 
 /// What an event costs beside its bytes.
 const OVERHEAD: usize = 256;
+/// The part of the budget that is for events that are not packed.
+const FRESH_PART: usize = 8;
 
 /// What the object of an event was before, as it was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,10 +106,49 @@ pub(crate) enum Next {
     Gone,
 }
 
+/// An event that is held.
+#[derive(Debug)]
+enum Held {
+    Fresh(Arc<Told>),
+    Packed(Packed),
+}
+
+impl Held {
+    fn due(&self) -> u64 {
+        match self {
+            Self::Fresh(told) => told.due,
+            Self::Packed(packed) => packed.due,
+        }
+    }
+
+    fn key(&self) -> &str {
+        match self {
+            Self::Fresh(told) => &told.key,
+            Self::Packed(packed) => &packed.key,
+        }
+    }
+
+    fn cost(&self) -> usize {
+        match self {
+            Self::Fresh(told) => told.cost(),
+            Self::Packed(packed) => packed.size() + OVERHEAD,
+        }
+    }
+
+    fn told(&self) -> Option<Arc<Told>> {
+        match self {
+            Self::Fresh(told) => Some(told.clone()),
+            Self::Packed(packed) => packed.told().map(Arc::new),
+        }
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Window {
-    events: VecDeque<Arc<Told>>,
+    events: VecDeque<Held>,
+    /// How many of them, the oldest, are packed.
+    packed: usize,
     /// The place of the first event held.
     first: u64,
     /// Everything that is due after this revision is held.
@@ -113,6 +156,8 @@ pub(crate) struct Window {
     /// Everything up to here was told.
     revision: u64,
     bytes: usize,
+    /// Of these, in events that are not packed.
+    fresh: usize,
     budget: usize,
 }
 
@@ -121,10 +166,12 @@ impl Window {
     pub(crate) fn new(budget: usize) -> Self {
         Self {
             events: VecDeque::new(),
+            packed: 0,
             first: 0,
             floor: 0,
             revision: 0,
             bytes: 0,
+            fresh: 0,
             budget,
         }
     }
@@ -133,7 +180,7 @@ impl Window {
     pub(crate) fn begin(&mut self, revision: u64) {
         self.first += self.events.len() as u64 + 1;
         self.events = VecDeque::new();
-        self.bytes = 0;
+        (self.packed, self.bytes, self.fresh) = (0, 0, 0);
         self.floor = revision;
         self.revision = revision;
     }
@@ -153,22 +200,50 @@ impl Window {
         (self.bytes, self.events.len())
     }
 
-    /// The latest state told of an object; `None` when the window holds nothing about it.
-    pub(crate) fn latest(&self, key: &str) -> Option<&Arc<Told>> {
-        self.events.iter().rev().find(|told| &*told.key == key)
+    /// The latest event of an object; `None` when the window holds nothing about it.
+    pub(crate) fn latest(&self, key: &str) -> Option<Arc<Told>> {
+        let mut newest_first = self.events.iter().rev();
+        newest_first.find(|held| held.key() == key)?.told()
     }
 
     /// The next event.
     pub(crate) fn push(&mut self, told: Told) {
         self.revision = self.revision.max(told.revision);
-        self.bytes += told.cost();
-        self.events.push_back(Arc::new(told));
+        let cost = told.cost();
+        self.bytes += cost;
+        self.fresh += cost;
+        self.events.push_back(Held::Fresh(Arc::new(told)));
+        while self.fresh > self.budget / FRESH_PART && self.packed + 1 < self.events.len() {
+            self.pack();
+        }
         while self.bytes > self.budget && self.events.len() > 1 {
-            if let Some(oldest) = self.events.pop_front() {
-                self.bytes -= oldest.cost();
-                self.floor = self.floor.max(oldest.due);
-                self.first += 1;
+            self.drop_oldest();
+        }
+    }
+
+    /// Packs the oldest event that is not.
+    fn pack(&mut self) {
+        if let Some(held) = self.events.get_mut(self.packed)
+            && let Held::Fresh(told) = held
+        {
+            let plain = told.cost();
+            *held = Held::Packed(Packed::new(told));
+            self.fresh -= plain;
+            self.bytes = self.bytes - plain + held.cost();
+            self.packed += 1;
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        if let Some(oldest) = self.events.pop_front() {
+            let cost = oldest.cost();
+            self.bytes -= cost;
+            match oldest {
+                Held::Fresh(_) => self.fresh -= cost,
+                Held::Packed(_) => self.packed -= 1,
             }
+            self.floor = self.floor.max(oldest.due());
+            self.first += 1;
         }
     }
 
@@ -192,10 +267,10 @@ impl Window {
                 return Next::Gone;
             };
             match usize::try_from(index).ok().and_then(|i| self.events.get(i)) {
-                Some(told) => {
+                Some(held) => {
                     cursor.place += 1;
-                    if told.due > cursor.after {
-                        return Next::Told(told.clone());
+                    if held.due() > cursor.after {
+                        return held.told().map_or(Next::Gone, Next::Told);
                     }
                 }
                 None => return Next::End,
@@ -403,6 +478,11 @@ mod tests {
                 }
                 let (bytes, events) = window.size();
                 prop_assert!(bytes <= budget || events == 1);
+                prop_assert_eq!(bytes, window.events.iter().map(Held::cost).sum::<usize>());
+                let (packed, fresh): (Vec<_>, Vec<_>) = window.events.iter().partition(|held| matches!(held, Held::Packed(_)));
+                prop_assert_eq!(packed.len(), window.packed);
+                let fresh_bytes = fresh.iter().map(|held| held.cost()).sum::<usize>();
+                prop_assert!(fresh_bytes <= budget / FRESH_PART || fresh.len() == 1);
             }
             for mut watcher in watchers {
                 if let Some(seen) = drain(&window, watcher.cursor) {
