@@ -106,8 +106,7 @@ pub(crate) fn answer(
 ) -> Option<Result<Response<Body>, Box<Status>>> {
     let (tasks, shutdown) = (&hub.tasks, &hub.shutdown);
     if info.path == presence::PATH {
-        let presence = &hub.coordination.presence;
-        return Some(presence.stream(peer, tasks, shutdown.clone()));
+        return Some(hub.coordination.presence.stream(peer, shutdown.clone()));
     }
     if !is_node_lease(info) {
         return None;

@@ -2,7 +2,10 @@
 //! error or the end of the connection means that it does not answer.
 
 use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream};
 use http::{HeaderValue, Response, header};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
@@ -10,6 +13,7 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use yurt_transport::Body;
 use yurt_wire::{Reason, Status};
 
@@ -28,8 +32,6 @@ const LONGEST_LINE: usize = 4 << 10;
 const MOST_BEATS: u32 = 20;
 /// Streams that one node may listen to at one time: one that hangs, and the one after it.
 const MOST_STREAMS: u8 = 4;
-/// How long a listener may take to take a beat.
-const STALLED: Duration = Duration::from_secs(5);
 
 /// Whether there is a link to the cloud.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -184,38 +186,27 @@ impl Presence {
         streams.values().map(|count| usize::from(*count)).sum()
     }
 
-    /// A stream for the node `peer`. Ends with `tasks`' owner when that drops it, or when the listener takes nothing.
+    /// A stream for the node `peer`, until `shutdown`. It is asked for its lines by the connection: a listener that takes none is that
+    /// one's to mind, and misses all but the last.
     pub fn stream(
         &self,
         peer: &str,
-        tasks: &tokio_util::task::TaskTracker,
-        shutdown: tokio_util::sync::CancellationToken,
+        shutdown: CancellationToken,
     ) -> Result<Response<Body>, Box<Status>> {
-        let listener = self.listen(peer)?;
-        let (sender, body) = yurt_transport::channel(1);
         let mut lines = self.line.subscribe();
         lines.mark_changed();
-        tasks.spawn(async move {
-            let _listener = listener;
-            let telling = async {
-                while lines.changed().await.is_ok() {
-                    let line = lines.borrow_and_update().clone();
-                    if line.is_empty() {
-                        continue;
-                    }
-                    let sent = tokio::time::timeout(STALLED, sender.send(Ok(line))).await;
-                    if !matches!(sent, Ok(Ok(()))) {
-                        return;
-                    }
+        let state = (lines, self.listen(peer)?);
+        let lines = stream::unfold(state, |(mut lines, listener)| async move {
+            loop {
+                lines.changed().await.ok()?;
+                let line = lines.borrow_and_update().clone();
+                if !line.is_empty() {
+                    return Some((Ok(Frame::data(line)), (lines, listener)));
                 }
-            };
-            tokio::select! {
-                () = telling => {}
-                () = sender.closed() => {}
-                () = shutdown.cancelled() => {}
             }
         });
-        let mut response = Response::new(body);
+        let lines = lines.take_until(shutdown.cancelled_owned());
+        let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(LINES));
         headers.insert(
@@ -299,25 +290,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_node_listens_a_few_times_only() {
-        use http_body_util::BodyExt;
         let presence = Presence::default();
-        let tasks = tokio_util::task::TaskTracker::new();
-        let stop = tokio_util::sync::CancellationToken::new();
-        let open = || presence.stream("b", &tasks, stop.clone());
+        let stop = CancellationToken::new();
+        let open = || presence.stream("b", stop.clone());
         presence.tell(&beat(7));
         let mut streams: Vec<_> = (0..MOST_STREAMS).map(|_| open().unwrap()).collect();
         assert_eq!(open().unwrap_err().code(), 429);
-        assert!(presence.stream("c", &tasks, stop.clone()).is_ok());
+        assert!(presence.stream("c", stop.clone()).is_ok());
         let told = streams[0].body_mut().frame().await.unwrap().unwrap();
         assert_eq!(told.into_data().unwrap(), beat(7).line());
+        // Who takes none of them meanwhile gets the latest.
         presence.tell(&beat(8));
+        presence.tell(&beat(9));
         let told = streams[0].body_mut().frame().await.unwrap().unwrap();
-        assert_eq!(told.into_data().unwrap(), beat(8).line());
+        assert_eq!(told.into_data().unwrap(), beat(9).line());
         stop.cancel();
         assert!(streams[0].body_mut().frame().await.is_none());
         drop(streams);
-        tasks.close();
-        tasks.wait().await;
         assert_eq!(presence.listeners(), 0);
     }
 
