@@ -11,6 +11,7 @@
 pub mod apiserver;
 mod comparison;
 mod dataset;
+mod exposition;
 mod load;
 pub mod manager;
 pub mod pool;

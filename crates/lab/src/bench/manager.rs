@@ -2,19 +2,17 @@
 //!
 //! The API server, the native controllers that bring Deployments to life, and the nodes are in this process; the manager is one of its
 //! own, started when all of that is there: converging from nothing, then after single changes. Times of reconciliations and requests
-//! are from its own metrics, memory is the process'. ([`exposition`] reads the metrics.)
-
-mod exposition;
+//! are from its own metrics, memory is the process'. ([`super::exposition`] reads the metrics.)
 
 use super::{
     BenchError, Report, Row, Unit,
+    exposition::Exposition,
     load::{self, Target},
     megabytes,
     processes::{self, Ended, Scratch, Server},
     say,
 };
 use crate::{kube::Kube, light_nodes::LightNodes, plan::LightNode, pools};
-use exposition::Exposition;
 use serde_json::{Value, json};
 use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},

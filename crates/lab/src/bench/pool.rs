@@ -1,8 +1,9 @@
 //! `yurt bench pool`: what a pool takes from the cloud, beside what its nodes take that share nothing; how long it is without news
 //! when its leader goes; what coordination costs in memory.
 //!
-//! One API server and the hubs of one pool, each a process of its own. Links count what comes from the cloud. What hubs take for
-//! themselves is measured in a quiet time and taken off. ([`site`] starts and ends it all, [`takeover`] measures take-overs.)
+//! One API server and the hubs of one pool, each a process of its own. The API server counts what it sends of each resource: what is
+//! the pool's data needs no guess of what else hubs say to the cloud (leases, health), which links count as well. ([`site`] starts and
+//! ends it all, [`takeover`] measures take-overs.)
 
 mod site;
 mod takeover;
@@ -24,12 +25,9 @@ use tokio::time::{sleep, sleep_until};
 
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 const SERVICES: &str = "/api/v1/services";
-/// Quiet times that are waited for at most, and the part of the one before that the next one has when nothing subsides any more.
-const MOST_WINDOWS: usize = 6;
-const STEADY: f64 = 0.9;
 /// Memory that a burst needed is given back within this time. When it falls no more for a while, it has been.
-const GIVEN_BACK: Duration = Duration::from_secs(12);
-const FALLS_NO_MORE: Duration = Duration::from_secs(3);
+const GIVEN_BACK: Duration = Duration::from_secs(25);
+const FALLS_NO_MORE: Duration = Duration::from_secs(6);
 /// What is no fall, bytes.
 const FLAT: u64 = 100_000;
 /// Watches opened at one time.
@@ -63,8 +61,6 @@ struct Scale {
     changes: u32,
     /// Between two changes.
     interval: Duration,
-    /// How often hubs renew leases, seconds: as often in each quiet time as in any other.
-    heartbeat_seconds: u32,
 }
 
 impl Scale {
@@ -81,14 +77,12 @@ impl Scale {
                 shape: shape(20, 10),
                 changes: 40,
                 interval,
-                heartbeat_seconds: 1,
             }
         } else {
             Self {
                 shape: shape(500, 50),
                 changes: 160,
                 interval,
-                heartbeat_seconds: 4,
             }
         }
     }
@@ -97,8 +91,11 @@ impl Scale {
 /// What one pool took and needed.
 #[derive(Clone, Copy, Debug)]
 struct Measured {
-    /// Bytes from the cloud for what is shared, under churn.
-    bytes: f64,
+    /// Bytes that the API server sent of what is shared, to whoever: until all hubs knew it, and then under churn.
+    first: f64,
+    churn: f64,
+    /// Bytes from the cloud under churn, whatever they were.
+    all: f64,
     /// Changes that some watcher did not get.
     missed: u64,
     /// Resident memory of the largest hub: the leader, where one leads.
@@ -124,7 +121,7 @@ async fn measure(args: &BenchPoolArgs, report: &mut Report) -> Result<(), BenchE
     let scale = Scale::of(args);
     let begun = Instant::now();
     say("one node that shares nothing");
-    let site = Site::start(1, false, scale.heartbeat_seconds).await?;
+    let site = Site::start(1, false).await?;
     let one = churn(&site, scale, false).await?;
     site.stop().await;
     let mut missed = one.missed;
@@ -134,21 +131,34 @@ async fn measure(args: &BenchPoolArgs, report: &mut Report) -> Result<(), BenchE
             "a pool of {size} that shares, after {} s",
             begun.elapsed().as_secs()
         ));
-        let site = Site::start(*size, true, scale.heartbeat_seconds).await?;
+        let site = Site::start(*size, true).await?;
         let pool = churn(&site, scale, true).await?;
         missed += pool.missed;
         leader_memory = pool.memory;
-        let name = format!("from the cloud under churn, pool of {size}");
-        let alone = one.bytes * f64::from(*size);
-        report.push(Row::new(&name, Unit::Kilobytes, pool.bytes / 1e3).direct(alone / 1e3));
+        for (what, bytes, of_one) in [
+            ("until all is known", pool.first, one.first),
+            ("under churn", pool.churn, one.churn),
+        ] {
+            let name = format!("sent by the cloud {what}, pool of {size}");
+            let alone = of_one * f64::from(*size);
+            report.push(Row::new(&name, Unit::Kilobytes, bytes / 1e3).direct(alone / 1e3));
+            report.push(
+                Row::new(
+                    &format!("{name}, of one node's"),
+                    Unit::Percent,
+                    bytes / of_one * 100.0,
+                )
+                .direct(100.0 * f64::from(*size))
+                .budget(MOST_SHARE, Some("N x")),
+            );
+        }
         report.push(
             Row::new(
-                &format!("{name}, of one node's"),
-                Unit::Percent,
-                pool.bytes / one.bytes * 100.0,
+                &format!("all bytes from the cloud meanwhile, pool of {size}"),
+                Unit::Kilobytes,
+                pool.all / 1e3,
             )
-            .direct(100.0 * f64::from(*size))
-            .budget(MOST_SHARE, Some("N x")),
+            .direct(one.all * f64::from(*size) / 1e3),
         );
         let site = if *size > 1 {
             take_over(site, *size, report).await?
@@ -196,13 +206,10 @@ async fn churn(site: &Site, scale: Scale, shared: bool) -> Result<Measured, Benc
     let watches = open(site, SLICES).await?;
     let services = open(site, SERVICES).await?;
 
-    say("waiting until the hubs are done with what they do after their start");
-    let window = scale.interval * scale.changes;
-    let quiet = background(site, window / 2).await;
-
     say(&format!("{} changes of endpoints", scale.changes));
     let before: Vec<u64> = watches.iter().map(WatchList::changes).collect();
-    let (bytes, begun) = (site.cloud_bytes(), Instant::now());
+    let (shared_before, all_before) = (site.shared_bytes().await?, site.cloud_bytes());
+    let begun = Instant::now();
     for n in 0..scale.changes {
         sleep_until((begun + scale.interval * n).into()).await;
         let slice = dataset::slice_name(n as usize % scale.shape.services);
@@ -229,17 +236,14 @@ async fn churn(site: &Site, scale: Scale, shared: bool) -> Result<Measured, Benc
     while missing() > 0 && watches.iter().all(WatchList::is_open) && Instant::now() < deadline {
         sleep(Duration::from_millis(20)).await;
     }
-    let (took, bytes) = (
-        begun.elapsed().as_secs_f64(),
-        (site.cloud_bytes() - bytes) as f64,
-    );
-    // What goes on beside it may change slowly: the mean of before and after is taken off.
-    let quiet = f64::midpoint(quiet, rate(site, window).await);
-    let bytes = bytes - quiet * took;
+    let shared_bytes = site.shared_bytes().await?;
+    let all = site.cloud_bytes() - all_before;
     let memory = memory(site).await;
     drop(services);
     Ok(Measured {
-        bytes: bytes.max(0.0),
+        first: shared_before,
+        churn: shared_bytes - shared_before,
+        all: all as f64,
         missed: missing(),
         memory: memory as f64,
     })
@@ -281,26 +285,6 @@ async fn memory(site: &Site) -> u64 {
         }
         sleep(Duration::from_millis(500)).await;
     }
-}
-
-/// Bytes per second from the cloud, over a time.
-async fn rate(site: &Site, window: Duration) -> f64 {
-    let (bytes, begun) = (site.cloud_bytes(), Instant::now());
-    sleep(window).await;
-    (site.cloud_bytes() - bytes) as f64 / begun.elapsed().as_secs_f64()
-}
-
-/// What hubs take for themselves, bytes per second, when what they do after their start is over.
-async fn background(site: &Site, window: Duration) -> f64 {
-    let mut known = rate(site, window).await;
-    for _ in 0..MOST_WINDOWS {
-        let now = rate(site, window).await;
-        if now > known * STEADY {
-            return now;
-        }
-        known = now;
-    }
-    known
 }
 
 /// Cuts the leader from the cloud, heals it, then kills who leads.

@@ -3,6 +3,7 @@
 use crate::{
     bench::{
         BenchError, PATIENCE,
+        exposition::Exposition,
         load::{Target, call},
         processes::{Ended, Scratch, Server, TOKEN, direct, io_error, plain},
     },
@@ -26,6 +27,11 @@ use yurt_pki::Ca;
 use yurt_telemetry::process_usage;
 
 const POOL: &str = "bench";
+/// Of what the pool shares, as its `pool-scoped-metadata` and as metrics name it.
+const SHARED: &str = "/v1/services,discovery.k8s.io/v1/endpointslices";
+const SHARED_RESOURCES: [&str; 2] = ["services", "endpointslices.discovery.k8s.io"];
+/// As kubelets do it.
+const HEARTBEAT_SECONDS: u32 = 10;
 const MAPS: &str = "/api/v1/namespaces/kube-system/configmaps";
 
 /// A hub of the pool.
@@ -90,11 +96,7 @@ pub(super) struct Site {
 
 impl Site {
     /// Starts so many hubs, and waits until they answer.
-    pub(super) async fn start(
-        size: u32,
-        shared: bool,
-        heartbeat_seconds: u32,
-    ) -> Result<Self, BenchError> {
+    pub(super) async fn start(size: u32, shared: bool) -> Result<Self, BenchError> {
         let scratch = Scratch::new()?;
         let directory = Directory::lock(&scratch.0).map_err(LabError::from)?;
         let (claim, subnet) = cluster::claim_subnet(None)?;
@@ -145,7 +147,7 @@ impl Site {
             let link = Link::start(listen, address)
                 .await
                 .map_err(io_error(listen))?;
-            let arguments = cluster::hub_arguments(&plan, heartbeat_seconds, &dir, listen);
+            let arguments = cluster::hub_arguments(&plan, HEARTBEAT_SECONDS, &dir, listen);
             let server = Server::start("hub", &arguments, &dir)?;
             hubs.push(Hub {
                 plan,
@@ -180,7 +182,13 @@ impl Site {
         &self.kube
     }
 
-    /// Bytes that came from the cloud, over all links.
+    /// Bytes of what the pool shares that the API server has sent since it was started.
+    pub(super) async fn shared_bytes(&self) -> Result<f64, BenchError> {
+        let told = Exposition::read(&self.direct()?).await?;
+        Ok(told.sent(&SHARED_RESOURCES))
+    }
+
+    /// Bytes that came from the cloud, over all links, whatever they were.
     pub(super) fn cloud_bytes(&self) -> u64 {
         self.hubs
             .iter()
@@ -267,7 +275,7 @@ async fn announce(kube: &Kube, plans: &[NodePlan], shared: bool) -> Result<(), B
         "data": {
             "leaders": if shared { entries.first() } else { None },
             "candidates": entries.join(","),
-            "pool-scoped-metadata": "/v1/services,discovery.k8s.io/v1/endpointslices",
+            "pool-scoped-metadata": SHARED,
             "interconnectivity": shared.to_string(),
             "enable-leader-election": shared.to_string(),
         },

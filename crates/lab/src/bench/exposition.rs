@@ -1,6 +1,6 @@
-//! Metrics in Prometheus' text format, as far as the bench needs them. Pure but for [`Exposition::read`].
+//! Metrics in Prometheus' text format, as far as benches need them. Pure but for [`Exposition::read`].
 
-use super::super::{BenchError, load::Target};
+use super::{BenchError, load::Target};
 use std::collections::BTreeMap;
 
 const RECONCILE_BUCKET: &str = "controller_runtime_reconcile_time_seconds_bucket";
@@ -8,6 +8,11 @@ const RECONCILE_SUM: &str = "controller_runtime_reconcile_time_seconds_sum";
 const RECONCILE_COUNT: &str = "controller_runtime_reconcile_time_seconds_count";
 const ERRORS: &str = "controller_runtime_reconcile_errors_total";
 const REQUESTS: &str = "rest_client_requests_total";
+/// What API servers sent to who reads: answers to GET and LIST, events of watches.
+const SENT: [&str; 2] = [
+    "apiserver_response_sizes_sum",
+    "apiserver_watch_events_sizes_sum",
+];
 
 /// Samples by name, with their labels.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,6 +42,19 @@ impl Exposition {
 
     fn sum(&self, name: &'static str) -> f64 {
         self.of(name).fold(0.0, |sum, sample| sum + sample.value)
+    }
+
+    /// Bytes that an API server sent to who reads these resources (`RESOURCE` or `RESOURCE.GROUP`).
+    pub(super) fn sent(&self, resources: &[&str]) -> f64 {
+        let samples = SENT.iter().flat_map(|name| self.of(name));
+        let sent = samples.filter(|sample| {
+            let label = |name: &str| sample.labels.get(name).map_or("", String::as_str);
+            let (resource, group) = (label("resource"), label("group"));
+            resources
+                .iter()
+                .any(|asked| asked.split_once('.').unwrap_or((asked, "")) == (resource, group))
+        });
+        sent.fold(0.0, |sum, sample| sum + sample.value)
     }
 
     /// Requests to the API server.
@@ -136,7 +154,22 @@ controller_runtime_reconcile_time_seconds_count{controller="a"} 100
 controller_runtime_reconcile_time_seconds_sum{controller="b"} 1
 rest_client_requests_total{code="200",method="GET"} 7
 rest_client_requests_total{code="409",method="PATCH"} 1
+apiserver_response_sizes_sum{verb="LIST",group="",version="v1",resource="services",subresource=""} 500.0
+apiserver_response_sizes_sum{verb="GET",group="",version="v1",resource="services",subresource=""} 30.0
+apiserver_response_sizes_sum{verb="LIST",group="x.io",version="v1",resource="services",subresource=""} 1000.0
+apiserver_response_sizes_count{verb="LIST",group="",version="v1",resource="services",subresource=""} 7
+apiserver_watch_events_sizes_sum{group="discovery.k8s.io",version="v1",resource="endpointslices"} 4.0
+apiserver_watch_events_sizes_sum{group="coordination.k8s.io",version="v1",resource="leases"} 2000.0
 "#;
+
+    #[test]
+    fn what_readers_of_a_resource_were_sent() {
+        let told = Exposition::parse(TEXT);
+        let sent = |resources: &[&str]| told.sent(resources);
+        assert!((sent(&["services", "endpointslices.discovery.k8s.io"]) - 534.0).abs() < 1e-9);
+        assert!((sent(&["services.x.io"]) - 1000.0).abs() < 1e-9);
+        assert!(sent(&["endpointslices"]).abs() < 1e-9);
+    }
 
     #[test]
     fn quantiles_are_over_all_controllers() {
