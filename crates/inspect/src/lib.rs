@@ -14,6 +14,7 @@ mod why;
 
 pub use access::{AccessError, Connection};
 pub use observe::ObserveError;
+pub use table::{plain, table};
 
 use clap::{Args, Subcommand, ValueEnum};
 use jiff::Timestamp;

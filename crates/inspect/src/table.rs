@@ -3,14 +3,14 @@
 use std::{fmt::Write as _, time::Duration};
 
 /// Text of others on a terminal: nothing in it may steer the terminal.
-pub(crate) fn plain(text: &str) -> String {
+pub fn plain(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
 }
 
 /// Columns as wide as their widest cell, three spaces between, as kubectl prints them; an empty cell is `-`.
-pub(crate) fn table<const N: usize>(
+pub fn table<const N: usize>(
     head: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {

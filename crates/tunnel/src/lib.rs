@@ -8,13 +8,19 @@
 //! our agent and our server); which one a connection speaks is settled by ALPN ([`hello`]).
 
 pub mod directory;
+pub mod frontend;
 pub mod hello;
 pub mod interceptor;
 pub mod link;
-pub mod network;
 pub mod mux;
+pub mod network;
+pub mod peers;
 pub mod pump;
+pub mod registry;
+pub mod routing;
+pub mod server;
 pub mod session;
+pub mod status;
 #[cfg(test)]
 pub(crate) mod twin;
 pub mod steering;

@@ -51,6 +51,8 @@ const RESETS: usize = 1024;
 const HEADERS: u32 = 64 << 10;
 
 const AGENT_ID: &str = "agentid";
+/// Names the node that a connection is for, where the asking end knows it (between instances of the server).
+const NODE: &str = "x-tunnel-proxy-host";
 const AGENT_IDENTIFIERS: &str = "agentidentifiers";
 const AGENT_VERSION: &str = "agentversion";
 const SERVER_ID: &str = "serverid";

@@ -175,10 +175,10 @@ fn target(request: Request<RecvStream>) -> Result<(Destination, RecvStream), Dia
         _ => return Err(DialError::Invalid("only CONNECT is spoken here".into())),
     };
     let to = authority.parse::<Destination>();
-    Ok((
-        to.map_err(|error| DialError::Invalid(error.to_string()))?,
-        recv,
-    ))
+    let to = to.map_err(|error| DialError::Invalid(error.to_string()))?;
+    let node = head.headers.get(super::NODE);
+    let node = node.and_then(|node| node.to_str().ok()).map(str::to_owned);
+    Ok((Destination { node, ..to }, recv))
 }
 
 /// Waits for shutdown, and then until nothing is open any more, or for `limit`.

@@ -7,7 +7,7 @@ use crate::{
 };
 use bytes::Bytes;
 use h2::{Reason, client::SendRequest};
-use http::{Method, Request, StatusCode, Uri};
+use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use std::sync::Arc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +49,11 @@ impl Caller {
         let mut request = Request::new(());
         *request.method_mut() = Method::CONNECT;
         *request.uri_mut() = uri.map_err(|_| DialError::Invalid(format!("{to} is no address")))?;
+        if let Some(node) = &to.node {
+            let node = HeaderValue::from_str(node);
+            let node = node.map_err(|_| DialError::Invalid("the node's name is none".into()))?;
+            request.headers_mut().insert(super::NODE, node);
+        }
         let mut requests = self.requests.clone().ready().await.map_err(failed)?;
         let (response, send) = requests.send_request(request, false).map_err(failed)?;
         let response = response.await.map_err(failed)?;
