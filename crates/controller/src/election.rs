@@ -116,6 +116,22 @@ pub fn claim(
     Some(claimed)
 }
 
+/// Who this process is among candidates, as client-go's managers call themselves: the host's name (`unnamed` where it has none) and
+/// a UUID.
+pub fn identity(unnamed: &str) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => unnamed,
+        host => host,
+    };
+    let random = fastrand::u128(..);
+    let uuid = (random & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
+    let hex = format!("{uuid:032x}");
+    let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)].map(|(from, to)| hex.get(from..to));
+    let parts: Vec<&str> = parts.into_iter().flatten().collect();
+    format!("{host}_{}", parts.join("-"))
+}
+
 /// Why a holder is none any more.
 #[derive(Debug, thiserror::Error)]
 pub enum Lost {

@@ -26,7 +26,7 @@ use yurt_api::names::objects::MANAGER;
 use yurt_controller::{
     Key,
     access::Clients,
-    election::{Candidate, Lost},
+    election::{Candidate, Lost, identity},
     kube::Kube,
     limit::RateLimit,
     metrics::Metrics,
@@ -188,7 +188,7 @@ impl Manager {
             .base
             .with_user_agent("yurt-manager/leader-election")
             .with_metrics(self.context.metrics().clone());
-        let mut candidate = Candidate::new(kube, lease, identity(), election.timing);
+        let mut candidate = Candidate::new(kube, lease, identity(MANAGER), election.timing);
         self.context.metrics().leads(&election.lease, false);
         if !candidate.acquire(&self.life).await {
             return Ok(());
@@ -256,21 +256,6 @@ impl Manager {
         };
         tokio::spawn(shutdown.run_until_cancelled_owned(starting));
     }
-}
-
-/// Who this process is among candidates: as client-go's managers call themselves.
-fn identity() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host = match host.trim() {
-        "" => MANAGER,
-        host => host,
-    };
-    let random = fastrand::u128(..);
-    let uuid = (random & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
-    let hex = format!("{uuid:032x}");
-    let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)].map(|(from, to)| hex.get(from..to));
-    let parts: Vec<&str> = parts.into_iter().flatten().collect();
-    format!("{host}_{}", parts.join("-"))
 }
 
 #[cfg(test)]

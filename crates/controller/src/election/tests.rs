@@ -248,3 +248,14 @@ async fn a_lease_that_was_deleted_is_made_again() {
     end.cancel();
     keeping.await.expect("no panic").expect("kept");
 }
+
+#[test]
+fn identities_are_a_host_and_a_uuid() {
+    let known = identity("unnamed");
+    let (host, uuid) = known.rsplit_once('_').expect("two parts");
+    assert!(!host.is_empty());
+    assert_eq!(uuid.len(), 36, "{uuid}");
+    assert_eq!(uuid.as_bytes()[14], b'4', "{uuid}");
+    assert!(b"89ab".contains(&uuid.as_bytes()[19]), "{uuid}");
+    assert_ne!(known, identity("unnamed"));
+}

@@ -29,17 +29,6 @@ fn counts(nodes: u64) -> impl Fn(&Value) -> bool {
     move |pool: &Value| pool["status"]["unreadyNodeNum"] == nodes
 }
 
-#[test]
-fn identities_are_a_host_and_a_uuid() {
-    let identity = identity();
-    let (host, uuid) = identity.rsplit_once('_').expect("two parts");
-    assert!(!host.is_empty());
-    assert_eq!(uuid.len(), 36, "{uuid}");
-    assert_eq!(uuid.as_bytes()[14], b'4', "{uuid}");
-    assert!(b"89ab".contains(&uuid.as_bytes()[19]), "{uuid}");
-    assert_ne!(identity, super::identity());
-}
-
 #[tokio::test]
 async fn one_of_two_managers_works_and_the_other_takes_over() {
     let stage = Stage::start("").await;
