@@ -295,6 +295,37 @@ mod tests {
         assert_ne!(Found::read(&other), read);
     }
 
+    proptest::proptest! {
+        /// Whatever the plan: what was written is found again, in whatever order the kernel shows options; and that any one rule is gone
+        /// is noticed.
+        #[test]
+        fn what_was_written_is_recognised(ports in proptest::collection::btree_map(1u16.., 1u16.., 1..6),
+            direct in proptest::collection::btree_set(proptest::prelude::any::<u32>(), 0..6), gone: proptest::sample::Index) {
+            let plan = Plan {
+                family: Family::V4,
+                ports: ports.into_iter().map(|(port, to)| (port, ([127, 0, 0, 1], to).into())).collect(),
+                direct: direct.into_iter().map(|bits| std::net::Ipv4Addr::from(bits).into()).collect(),
+            };
+            let shown = |(chain, rule): &(String, String)| {
+                let rule = rule.replace("-p tcp ", "");
+                let (rule, action) = rule.split_once(" -j ").unwrap();
+                let mut options: Vec<&str> = rule.split(" -d ").collect();
+                options.reverse();
+                let options = match options.as_slice() {
+                    [address, rest] => format!("-d {address} {rest}"),
+                    other => other.concat(),
+                };
+                format!("-A {chain} -p tcp {options} -m tcp -j {action}\n")
+            };
+            let all = rules(&plan);
+            let jump = format!("-A OUTPUT {JUMP}\n");
+            let mut lines: Vec<String> = all.iter().map(shown).collect();
+            proptest::prop_assert_eq!(Found::read(&(lines.concat() + &jump)), Found::wanted(&plan));
+            lines.remove(gone.index(lines.len()));
+            proptest::prop_assert_ne!(Found::read(&(lines.concat() + &jump)), Found::wanted(&plan));
+        }
+    }
+
     #[test]
     fn foreign_rules_are_not_ours() {
         let saved = "*nat\n:OUTPUT ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:TUNNEL-PORTAL - [0:0]\n:TUNNEL-PORT-x - [0:0]\n\

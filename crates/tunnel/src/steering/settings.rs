@@ -172,4 +172,22 @@ mod tests {
                 .is_empty()
         );
     }
+
+    #[tokio::test]
+    async fn the_config_map_is_followed_until_it_is_gone() {
+        let stage = Box::pin(yurt_controlplane::stage::Stage::of(|_| {})).await;
+        let mut settings = follow(&stage.context, 10264);
+        assert_eq!(**settings.borrow(), Settings::default());
+        let maps = "/api/v1/namespaces/kube-system/configmaps";
+        let map =
+            |name: &str| json!({"metadata": {"name": name}, "data": {"https-proxy-ports": "9443"}});
+        stage.create(maps, map("another")).await;
+        stage.create(maps, map(CONFIG_MAP)).await;
+        let named = |settings: &Arc<Settings>| settings.ports.get(&9443) == Some(&Scheme::Https);
+        settings.wait_for(named).await.unwrap();
+        let path = format!("{maps}/{CONFIG_MAP}");
+        stage.kube.delete(&path).await.unwrap();
+        let usual = |settings: &Arc<Settings>| **settings == Settings::default();
+        settings.wait_for(usual).await.unwrap();
+    }
 }
