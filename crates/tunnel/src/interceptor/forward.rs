@@ -34,6 +34,9 @@ const ANSWER: Duration = Duration::from_secs(600);
 /// A kubelet that follows a log answers with its first line, which may be long in coming: as long as it keeps an idle stream.
 const LOGS: Duration = Duration::from_secs(4 * 3600);
 
+/// How this proxy calls itself in `Via` (RFC 9110 section 7.6.3).
+const PSEUDONYM: &str = "yurt-tunnel";
+
 /// What every request needs.
 #[derive(Debug)]
 pub(super) struct Interceptor {
@@ -91,12 +94,23 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
+/// Whether a request has been here before: what the server dials directly may be brought back to it by the host's own rules.
+fn goes_round(headers: &HeaderMap) -> bool {
+    let via = headers.get_all(header::VIA).iter();
+    via.filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|hop| hop.split_whitespace().nth(1) == Some(PSEUDONYM))
+}
+
 /// The headers that go on to a target.
 fn passed_headers(mut headers: HeaderMap, target: &Target, upgrade: bool) -> HeaderMap {
     let trailers = wants_trailers(&headers);
     strip_hop_by_hop(&mut headers, upgrade);
     if trailers {
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    if let Ok(via) = HeaderValue::from_str(&format!("1.1 {PSEUDONYM}")) {
+        headers.append(header::VIA, via);
     }
     headers.remove(PROXY_DEST);
     let hint = target.proxy_host.as_deref();
@@ -177,6 +191,10 @@ impl Interceptor {
         if parts.method == Method::CONNECT {
             let text = "this port passes requests on; it opens no tunnels".to_owned();
             return Err((StatusCode::METHOD_NOT_ALLOWED, text));
+        }
+        if goes_round(&parts.headers) {
+            let text = "this request has been here before: no agent reaches its target, and it was led back by rules of this host".to_owned();
+            return Err((StatusCode::LOOP_DETECTED, text));
         }
         // A listener of `serve` always says.
         let Some(peer) = parts.extensions.get::<Peer>() else {

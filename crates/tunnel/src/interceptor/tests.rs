@@ -239,6 +239,11 @@ struct Stage {
 
 impl Stage {
     async fn start(setting: Setting) -> Self {
+        Self::start_with(setting, None).await
+    }
+
+    /// [`Stage::start`], with another tunnel than the one that leads to the kubelet.
+    async fn start_with(setting: Setting, other: Option<Arc<Twin>>) -> Self {
         let shutdown = CancellationToken::new();
         let (seen, metrics) = (Arc::new(Seen::default()), Metrics::default());
         let tls = yurt_pki::server_config(&setting.kubelet, Some(&ca().cert_pem()), setting.http2)
@@ -252,9 +257,11 @@ impl Stage {
             ("127.0.0.1:10267".into(), plain),
             ("10.1.0.5:80".into(), plain),
         ];
-        let twin = Arc::new(Twin {
-            places: places.into(),
-            ..Twin::default()
+        let twin = other.unwrap_or_else(|| {
+            Arc::new(Twin {
+                places: places.into(),
+                ..Twin::default()
+            })
         });
         let known = Arc::new(Known::default());
         let node = NodeFacts {

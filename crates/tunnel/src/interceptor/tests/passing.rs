@@ -365,6 +365,22 @@ async fn there_is_a_most_of_requests() {
 }
 
 #[tokio::test]
+async fn a_request_does_not_go_round() {
+    let mut places: HashMap<String, SocketAddr> = HashMap::new();
+    let stage = Stage::start(Setting::default()).await;
+    // Whatever is dialled leads back here, as by rules of the host.
+    places.insert("10.9.9.9:10255".into(), stage.insecure);
+    let round = Arc::new(Twin {
+        places,
+        ..Twin::default()
+    });
+    let back = Stage::start_with(Setting::default(), Some(round.clone())).await;
+    let (status, text) = answer(&back.plain(), get_at("/who", "10.9.9.9:10255")).await;
+    assert_eq!(status, StatusCode::LOOP_DETECTED, "{text}");
+    assert_eq!(round.opened.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn this_is_no_connect_proxy() {
     let stage = Stage::start(Setting::default()).await;
     let mut stream = TcpStream::connect(stage.insecure).await.unwrap();
