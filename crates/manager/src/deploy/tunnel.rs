@@ -105,23 +105,17 @@ fn of_server(values: &Values) -> Vec<Value> {
             &["certificatesigningrequests"],
             &["create", "get", "list", "watch"],
         ),
-        // Who calls the ports of the interceptor, and whether they may.
+        // Konnectivity's agents may come with tokens instead of certificates.
         rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
-        rule(
-            "authorization.k8s.io",
-            &["subjectaccessreviews"],
-            &["create"],
-        ),
-        rule("", &["events"], &["create", "patch"]),
     ];
     let namespace = values.namespace.as_str();
     let local = vec![
         rule(
             "",
             &["configmaps"],
-            &["get", "list", "watch", "create", "update", "patch"],
+            &["get", "list", "watch", "create", "update"],
         ),
-        rule("", &["services"], &["update", "patch"]),
+        rule("", &["services"], &["update"]),
         rule(
             "coordination.k8s.io",
             &["leases"],
@@ -161,17 +155,20 @@ fn of_proxy_client() -> [Value; 2] {
     ]
 }
 
-/// Where servers are, for agents, which come as their nodes. (A node may ask for certificates as it is.)
-fn of_agents(namespace: &str) -> [Value; 2] {
-    let read = ["get", "list", "watch"];
+/// Where servers are, for agents, which come as their nodes: nodes of the cloud, where the Service is of type NodePort. (A node may ask for
+/// certificates as it is.)
+fn of_agents(namespace: &str) -> [Value; 4] {
+    let nodes = vec![rule("", &["nodes"], &["get", "list", "watch"])];
     let local = vec![
-        rule("", &["services", "endpoints"], &read),
-        rule("discovery.k8s.io", &["endpointslices"], &read),
-        rule("coordination.k8s.io", &["leases"], &read),
+        rule("", &["services"], &["get", "list", "watch"]),
+        rule("coordination.k8s.io", &["leases"], &["get", "list"]),
     ];
+    let subject = Subject::Group(NODES);
     [
+        role(None, AGENT, nodes),
+        bind(None, AGENT, &subject),
         role(Some(namespace), AGENT, local),
-        bind(Some(namespace), AGENT, &Subject::Group(NODES)),
+        bind(Some(namespace), AGENT, &subject),
     ]
 }
 
