@@ -6,7 +6,9 @@
 //! shows instead of the cloud's state apart from it, `writer` is the thread
 //! to the disk; `record` documents the layout of the store.
 
+mod acceptance;
 pub(crate) mod agents;
+mod alarm;
 pub mod collect;
 mod corrections;
 mod coverage;
@@ -21,6 +23,7 @@ mod learner;
 mod model_test;
 pub mod needs;
 mod open;
+pub(crate) mod overlay;
 mod overview;
 pub(crate) mod record;
 mod sealed;

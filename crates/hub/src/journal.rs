@@ -15,8 +15,8 @@ mod shown;
 use crate::{
     cache::{
         Cache,
+        overlay::Overlay,
         record::{self, index_key},
-        state::Overlay,
         tolerate,
     },
     caller::Caller,

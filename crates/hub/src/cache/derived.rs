@@ -3,8 +3,8 @@
 use super::{
     Cache,
     index::{Key, namespace_range},
+    overlay::{Layer, Overlay},
     record::{Stored, split_index_key},
-    state::{Layer, Overlay},
     view::local_change,
 };
 use bytes::Bytes;

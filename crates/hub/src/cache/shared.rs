@@ -3,7 +3,7 @@
 use super::{
     Cache,
     index::{Deletions, Key},
-    state::Layer,
+    overlay::Layer,
 };
 use crate::query::Query;
 use yurt_wire::{Gvr, Object};

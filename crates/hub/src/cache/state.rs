@@ -2,18 +2,20 @@
 //! touches no disk, except [`State::resolve`], which reads a record that was not read since start.
 
 use super::{
+    alarm::Alarm,
     collect::{Missing, today},
     corrections::Corrections,
     coverage::{self, Coverages, Leave},
     documents::Documents,
     grants::Grants,
     index::{self, Deletions, Entry, Key, Upsert, namespace_range},
+    overlay::Overlay,
     record::{self, Stored, index_key, split_index_key},
     sealed::SealedStore,
     shelf::Shelves,
     stats::Stats,
 };
-use crate::{caller::Caller, journal::change::Change, query::Query};
+use crate::query::Query;
 use bytes::Bytes;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -27,51 +29,6 @@ use yurt_wire::{Encoding, Gvr, Object, ObjectKey};
 const LEASE_DELAY: Duration = Duration::from_secs(300);
 /// Events kept; the cloud keeps them for an hour only.
 pub(crate) const MAX_EVENTS: usize = 1000;
-
-/// What the node shows of an object on top of the cloud's state.
-#[derive(Clone, Debug)]
-pub(crate) struct Overlay {
-    /// The object as the node sees it; as it was seen last when it was deleted here.
-    pub(crate) object: Object,
-    /// Why it is seen so.
-    pub(crate) layer: Layer,
-}
-
-/// Where the node's view of an object comes from.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Layer {
-    /// Created here.
-    Created,
-    /// Changed here, by what is to be put on a newer cloud state.
-    Changed(Arc<Change>),
-    /// Deleted here, when it had this uid: nothing shows.
-    Deleted { uid: String },
-    /// Worked out from the cloud's state at this revision and from what changed here.
-    Derived { base: u64 },
-}
-
-impl Overlay {
-    /// What is left of it on a newer state of the cloud.
-    fn on_newer(&self, object: &Object) -> Option<Self> {
-        match &self.layer {
-            // Replayed, or created by somebody else meanwhile: the cloud's word holds.
-            Layer::Created => None,
-            Layer::Changed(change) => Some(Self {
-                object: change.rebase(object)?,
-                layer: self.layer.clone(),
-            }),
-            Layer::Deleted { uid } => {
-                let same = object.meta().is_ok_and(|meta| meta.uid == *uid);
-                same.then(|| Self {
-                    object: object.clone(),
-                    layer: self.layer.clone(),
-                })
-            }
-            // Whoever worked it out does so again.
-            Layer::Derived { .. } => Some(self.clone()),
-        }
-    }
-}
 
 /// All that is known of one resource.
 #[derive(Debug, Default)]
@@ -156,50 +113,6 @@ pub(crate) struct State {
     /// Told when the cloud's state of pods, services and their endpoints changes.
     pub(crate) endpoints: Arc<Notify>,
     pub(crate) alarm: Alarm,
-}
-
-/// Until when the writing thread sleeps, and whether it must be woken before. A wake-up costs more than most of what is learned.
-#[derive(Debug, Default)]
-pub(crate) struct Alarm {
-    /// `None` while it is awake: it looks at everything again before it sleeps.
-    asleep: Option<Asleep>,
-    ringing: bool,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Asleep {
-    until: Instant,
-    /// Nothing ordinary is written before.
-    not_before: Instant,
-}
-
-impl Alarm {
-    /// The thread goes to sleep.
-    pub(crate) fn sleeps(&mut self, until: Instant, not_before: Instant) {
-        self.asleep = Some(Asleep { until, not_before });
-    }
-
-    /// The thread is awake.
-    pub(crate) fn awake(&mut self) {
-        *self = Self::default();
-    }
-
-    /// Something is to be done at `due`.
-    pub(crate) fn due(&mut self, due: Instant) {
-        self.ringing |= self
-            .asleep
-            .is_some_and(|asleep| due.max(asleep.not_before) < asleep.until);
-    }
-
-    /// Something is to be done at once.
-    pub(crate) fn ring(&mut self) {
-        self.ringing |= self.asleep.is_some();
-    }
-
-    /// Whether the thread must be woken, told once.
-    pub(crate) fn rings(&mut self) -> bool {
-        std::mem::take(&mut self.ringing)
-    }
 }
 
 /// This much waiting is written at once.
@@ -422,77 +335,6 @@ impl State {
         let due = Instant::now() + delay;
         self.dirty_due = Some(self.dirty_due.map_or(due, |at| at.min(due)));
         self.alarm.due(due);
-    }
-
-    /// Remembers what a successful read proves about the caller's rights.
-    pub(crate) fn grant(&mut self, caller: &Caller, query: &Query) {
-        let caller = self.grants.who(caller).clone();
-        self.accept(&caller);
-        let grant = Grants::of_read(&caller, query);
-        if self.grants.observe(&caller, &grant) {
-            let record = record::grant_record(&caller, &grant);
-            if record.len() < 16 * 1024 {
-                self.enqueue(record, Value::Raw(Bytes::new()), Duration::ZERO);
-            }
-        }
-    }
-
-    /// Remembers that a caller is still there.
-    pub(crate) fn touch_caller(&mut self, caller: &Caller) {
-        let caller = &self.grants.who(caller).clone();
-        if let Some(bearer) = self.grants.touch(caller, today()) {
-            self.store_bearer(caller, &bearer);
-        }
-    }
-
-    /// Remembers that the cloud accepted a caller.
-    pub(crate) fn accept(&mut self, caller: &Caller) {
-        let caller = self.grants.who(caller).clone();
-        self.touch_caller(&caller);
-        if let Some((bearer, forgotten)) = self.grants.accept(&caller) {
-            self.store_bearer(&caller, &bearer);
-            if let Some((old, grants)) = forgotten {
-                self.strike_out(&old, &grants);
-            }
-        }
-    }
-
-    /// A bearer turned out to be a user: moves its rights over.
-    pub(crate) fn adopt(&mut self, bearer: &Caller, user: &Caller) {
-        let Some((known, grants)) = self.grants.adopt(bearer, user) else {
-            return;
-        };
-        self.strike_out(bearer, &grants);
-        for grant in &grants {
-            self.grant(user, grant);
-        }
-        self.accept(user);
-        let mut moved = None;
-        for (namespace, rules) in known.rules {
-            moved = self.grants.set_rules(user, &namespace, rules).or(moved);
-        }
-        if let Some(bearer) = moved {
-            self.store_bearer(user, &bearer);
-        }
-    }
-
-    /// Takes a forgotten bearer and its grants off the disk.
-    pub(crate) fn strike_out(&mut self, caller: &Caller, grants: &[Query]) {
-        for grant in grants {
-            let record = record::grant_record(caller, grant);
-            self.enqueue(record, Value::Delete, Duration::ZERO);
-        }
-        self.enqueue(bearer_record(caller), Value::Delete, Duration::ZERO);
-    }
-
-    pub(crate) fn store_bearer(&mut self, caller: &Caller, bearer: &super::grants::Bearer) {
-        if let Ok(json) = serde_json::to_vec(bearer) {
-            self.enqueue(
-                bearer_record(caller),
-                Value::Raw(json.into()),
-                Duration::ZERO,
-            );
-        }
     }
 
     /// Learns one object. `observed_at` as in [`index::upsert`].
@@ -768,44 +610,9 @@ impl State {
     }
 }
 
-/// The record of a bearer.
-pub(crate) fn bearer_record(caller: &Caller) -> Vec<u8> {
-    [record::BEARERS, caller.key().as_bytes()].concat()
-}
-
 /// An entry that is known to exist but was not read yet.
 pub(crate) const UNREAD: Entry = Entry {
     revision: 0,
     encoding: Encoding::Json,
     excluded: false,
 };
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_writer_is_woken_for_what_cannot_wait() {
-        let now = Instant::now();
-        let after = |millis| now + Duration::from_millis(millis);
-        let mut alarm = Alarm::default();
-        // Awake: it looks before it sleeps.
-        alarm.due(now);
-        alarm.ring();
-        assert!(!alarm.rings());
-        // Asleep until something is due in a while; its pass begins at 150.
-        alarm.sleeps(after(5_000), after(150));
-        alarm.due(after(6_000));
-        assert!(!alarm.rings());
-        alarm.due(now);
-        assert!(alarm.rings());
-        assert!(!alarm.rings(), "told once");
-        // Asleep until its pass: what is due now waits for it, an overflow does not.
-        alarm.awake();
-        alarm.sleeps(after(150), after(150));
-        alarm.due(now);
-        assert!(!alarm.rings());
-        alarm.ring();
-        assert!(alarm.rings());
-    }
-}

@@ -3,8 +3,8 @@
 use super::{
     Cache, Listing, LocalChange, Lookup, Shared,
     index::{Key, namespace_range},
+    overlay::{Layer, Overlay},
     record::{index_key, split_index_key},
-    state::{Layer, Overlay},
 };
 use crate::{caller::Caller, query::Query};
 use std::collections::HashSet;

@@ -3,7 +3,7 @@
 use super::entry::{Entry, Write};
 use crate::cache::{
     Cache,
-    state::{Layer, Overlay},
+    overlay::{Layer, Overlay},
 };
 use std::sync::Arc;
 use yurt_wire::{Encoding, Object};

@@ -11,8 +11,8 @@ use super::{
 use crate::{
     cache::{
         Lookup,
+        overlay::{Layer, Overlay},
         record::index_key,
-        state::{Layer, Overlay},
     },
     caller::Caller,
     journal::{

@@ -7,7 +7,7 @@ use super::{
     rules::{Refusal, check_identity, decode_object, metadata},
 };
 use crate::{
-    cache::state::{Layer, Overlay},
+    cache::overlay::{Layer, Overlay},
     caller::Caller,
     journal::entry::{Entry, Write},
 };
