@@ -11,6 +11,8 @@ mod fitting;
 mod hubleader;
 mod image_preheat;
 mod load_balancer_set;
+#[cfg(test)]
+mod monitoring;
 mod node_bucket;
 mod node_conversion;
 mod node_life_cycle;

@@ -39,10 +39,15 @@ pub(super) async fn bind(
 
 /// The address to listen on: IPv4's for all where IPv6's is meant and there is none.
 pub(super) async fn any(ip: IpAddr) -> IpAddr {
-    if ip == IpAddr::V6(Ipv6Addr::UNSPECIFIED)
-        && let Err(error) = TcpListener::bind((ip, 0)).await
-        && no_ipv6(&error)
-    {
+    if ip != IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        return ip;
+    }
+    instead(ip, TcpListener::bind((ip, 0)).await.err().as_ref())
+}
+
+/// What is listened on, after a try of all addresses. Pure.
+fn instead(ip: IpAddr, failed: Option<&io::Error>) -> IpAddr {
+    if failed.is_some_and(no_ipv6) {
         return Ipv4Addr::UNSPECIFIED.into();
     }
     ip
@@ -279,6 +284,33 @@ pub(super) async fn metrics(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn where_there_is_no_ipv6_all_addresses_are_those_of_ipv4() {
+        let (all, all_v4) = (
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        );
+        // As the kernel says it without the module, and with `ipv6.disable_ipv6`.
+        for code in [97, 99] {
+            assert_eq!(
+                instead(all, Some(&io::Error::from_raw_os_error(code))),
+                all_v4
+            );
+        }
+        // Somebody else's port, or no right to it, are another matter.
+        for code in [98, 13] {
+            assert_eq!(instead(all, Some(&io::Error::from_raw_os_error(code))), all);
+        }
+        assert_eq!(instead(all, None), all);
+        let one: IpAddr = "127.0.0.1".parse().unwrap();
+        assert_eq!(any(one).await, one);
+        // Whatever this machine has, it can be listened on.
+        let listener = bind(SocketAddr::new(all, 0), "of the test").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let reached = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await;
+        assert!(reached.is_ok(), "{reached:?}");
+    }
 
     #[test]
     fn a_manager_is_ready_when_all_is_read_that_can_be() {

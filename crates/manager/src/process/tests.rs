@@ -147,6 +147,7 @@ async fn controllers_write_as_accounts_of_their_own_and_all_is_served() {
     ] {
         assert!(shown.contains(line), "{line} is missing in\n{shown}");
     }
+    crate::monitoring::assert_told(&shown, false);
     assert_eq!(ask(metrics, "/debug/pprof/").await.0, 404);
     // The account is made anew, as by somebody who cleans up: its token is refused, and another is had at once.
     stage.kube.delete(&account).await.expect("deleted");

@@ -77,6 +77,7 @@ async fn what_is_no_review_gets_a_code_and_reviews_are_counted() {
     ] {
         assert!(shown.contains(&line), "{line} is missing in\n{shown}");
     }
+    crate::monitoring::assert_told(&shown, true);
     assert!(
         !shown.contains("webhook=\"/\""),
         "a label for what anybody asks"
