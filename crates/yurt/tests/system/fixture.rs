@@ -222,6 +222,15 @@ pub(crate) struct Kubectl {
 }
 
 impl Kubectl {
+    /// A kubectl command with a kubeconfig and a directory for what it remembers.
+    pub(crate) fn new(program: PathBuf, kubeconfig: PathBuf, cache: PathBuf) -> Self {
+        Self {
+            program,
+            kubeconfig,
+            cache,
+        }
+    }
+
     /// The command with arguments.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.program);

@@ -13,6 +13,7 @@ mod ota;
 mod peers;
 mod pool;
 mod processes;
+mod real_cluster;
 mod real_node;
 mod reboot;
 mod recorded;

@@ -5,6 +5,7 @@ mod daemons;
 mod plugin;
 mod pools;
 mod static_sets;
+pub(crate) mod takeover;
 mod versions;
 
 use crate::fixture::{Kubectl, Lab};
