@@ -76,7 +76,9 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
+        if let Some(child) = &mut self.child
+            && child.try_wait().is_ok_and(|ended| ended.is_none())
+        {
             signal(child.id(), rustix::process::Signal::TERM);
             let _ = child.wait();
         }
@@ -140,6 +142,7 @@ fn kubelet(
             "x509": {"clientCAFile": ca},
         },
         "authorization": {"mode": "Webhook"},
+        "staticPodPath": dir.join("manifests"), "fileCheckFrequency": "1s",
         "clusterDNS": ["10.96.0.10"], "clusterDomain": "cluster.local", "evictionHard": {},
     });
     let kubeconfig = json!({
@@ -250,52 +253,89 @@ fn greeting(address: &str) -> Option<String> {
     said.rsplit("\r\n\r\n").next().map(str::to_owned)
 }
 
+/// A node with a hub and a kubelet, in a lab behind a link.
+struct RealNode {
+    kubelet: Service,
+    hub: Service,
+    link: Link,
+    // Ends after what uses it.
+    _tokio: tokio::runtime::Runtime,
+    lab: Lab,
+    runtime: Runtime,
+    scratch: Scratch,
+    /// One at a time on a machine: they have addresses and a bridge in common.
+    _turn: File,
+}
+
+impl RealNode {
+    /// Starts one and waits until it is Ready; `None`, said loudly, where it cannot run.
+    fn start() -> Option<Self> {
+        let program = crate::peers::binary("KUBELET")?;
+        let turn = File::create(std::env::temp_dir().join("yurt-real-node.lock")).unwrap();
+        turn.lock().unwrap();
+        let scratch = Scratch::new();
+        let runtime = Runtime::start(&scratch.path().join("runtime"))?;
+        let lab = Lab::start("a=1")?;
+        let cloud = lab.cloud();
+        bootstrap_token(&cloud);
+
+        let api = cloud.ok(&[
+            "config",
+            "view",
+            "-o",
+            "jsonpath={.clusters[0].cluster.server}",
+        ]);
+        let api: SocketAddr = api.trim_start_matches("https://").parse().unwrap();
+        let tokio = tokio::runtime::Runtime::new().unwrap();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let link = tokio.block_on(Link::start(any, api)).unwrap();
+        let ca = lab.dir().join("pki/ca.crt");
+        let hash = pin(&ca);
+
+        let dir = |name: &str| {
+            let dir = scratch.path().join(name);
+            std::fs::create_dir_all(&dir).unwrap();
+            dir
+        };
+        let (address, hub_dir) = (link.address(), dir("hub"));
+        let hub_log = scratch.path().join("hub.log");
+        let hub = Service::start(hub_log, move || hub_command(address, &hash, &hub_dir));
+        dir("kubelet/manifests");
+        let command = kubelet(program, &dir("kubelet"), &runtime, &ca);
+        let kubelet = Service::start(scratch.path().join("kubelet.log"), command);
+        let mut node = Self {
+            kubelet,
+            hub,
+            link,
+            _tokio: tokio,
+            lab,
+            runtime,
+            scratch,
+            _turn: turn,
+        };
+        let condition = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
+        eventually("the node is Ready", || {
+            node.must_run();
+            cloud.output(&["get", "node", NODE, "-o", condition]).stdout == b"True"
+        });
+        Some(node)
+    }
+
+    fn must_run(&mut self) {
+        self.hub.must_run();
+        self.kubelet.must_run();
+    }
+}
+
 #[test]
 fn a_real_kubelet_brings_its_pods_up_again_while_the_cloud_is_away() {
-    let Some(program) = crate::peers::binary("KUBELET") else {
+    let Some(mut real) = RealNode::start() else {
         return;
     };
-    let scratch = Scratch::new();
-    let Some(runtime) = Runtime::start(&scratch.path().join("runtime")) else {
-        return;
-    };
-    let Some(lab) = Lab::start("a=1") else { return };
-    let cloud = lab.cloud();
-    bootstrap_token(&cloud);
-
-    let api = cloud.ok(&[
-        "config",
-        "view",
-        "-o",
-        "jsonpath={.clusters[0].cluster.server}",
-    ]);
-    let api: SocketAddr = api.trim_start_matches("https://").parse().unwrap();
-    let tokio = tokio::runtime::Runtime::new().unwrap();
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let link = tokio.block_on(Link::start(any, api)).unwrap();
-    let ca = lab.dir().join("pki/ca.crt");
-    let hash = pin(&ca);
-
-    let dir = |name: &str| {
-        let dir = scratch.path().join(name);
-        std::fs::create_dir_all(&dir).unwrap();
-        dir
-    };
-    let (address, hub_dir) = (link.address(), dir("hub"));
-    let hub_log = scratch.path().join("hub.log");
-    let mut hub = Service::start(hub_log, move || hub_command(address, &hash, &hub_dir));
-    let command = kubelet(program, &dir("kubelet"), &runtime, &ca);
-    let mut kubelet = Service::start(scratch.path().join("kubelet.log"), command);
-
-    let condition = "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}";
-    eventually("the node is Ready", || {
-        hub.must_run();
-        kubelet.must_run();
-        cloud.output(&["get", "node", NODE, "-o", condition]).stdout == b"True"
-    });
+    let cloud = real.lab.cloud();
     cloud.feed(&["apply", "-f", "-"], &application());
     eventually("both pods are Ready", || {
-        kubelet.must_run();
+        real.kubelet.must_run();
         ready(&cloud).len() == 2
     });
     let before = ready(&cloud);
@@ -303,20 +343,19 @@ fn a_real_kubelet_brings_its_pods_up_again_while_the_cloud_is_away() {
         assert_eq!(greeting(address).as_deref(), Some("hello"), "{address}");
     }
     // As kube-proxy and CoreDNS do: what a component of the node follows is there when the cloud is not.
-    let node = lab.through(&format!("http://{HUB}:10261"));
+    let node = real.lab.through(&format!("http://{HUB}:10261"));
     eventually("the service leads to both", || slices(&node) == before);
     assert_eq!(ready(&node), before);
 
-    link.set(LinkState::Cut);
-    hub.kill();
-    kubelet.kill();
-    runtime.kill_containers();
-    hub.again();
-    kubelet.again();
+    real.link.set(LinkState::Cut);
+    real.hub.kill();
+    real.kubelet.kill();
+    real.runtime.kill_containers();
+    real.hub.again();
+    real.kubelet.again();
 
     eventually("both pods are up again, with new addresses", || {
-        hub.must_run();
-        kubelet.must_run();
+        real.must_run();
         let now = ready(&node);
         now.len() == 2 && now.iter().all(|address| !before.contains(address))
     });
@@ -329,7 +368,7 @@ fn a_real_kubelet_brings_its_pods_up_again_while_the_cloud_is_away() {
     });
     assert_eq!(ready(&cloud), before, "the cloud knows nothing of it yet");
 
-    link.set(LinkState::Up);
+    real.link.set(LinkState::Up);
     eventually("the cloud knows", || {
         ready(&cloud) == after && slices(&cloud) == after
     });
@@ -338,5 +377,83 @@ fn a_real_kubelet_brings_its_pods_up_again_while_the_cloud_is_away() {
     eventually("the pods are gone", || {
         let pods = cloud.ok(&["get", "pods", "-l", "app=web", "-o", "name"]);
         pods.is_empty()
+    });
+}
+
+/// The manifest of a static pod `st` that becomes ready at once, or never.
+fn static_pod(hash: &str, becomes_ready: bool) -> String {
+    let probe = if becomes_ready { "true" } else { "false" };
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "st", "namespace": "default", "annotations": {"openyurt.io/static-pod-hash": hash}},
+        "spec": {"hostNetwork": true, "terminationGracePeriodSeconds": 1, "containers": [{
+            "name": "st", "image": runtime::IMAGE, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000000"],
+            "readinessProbe": {"exec": {"command": ["busybox", probe]}, "periodSeconds": 1}}]},
+    });
+    pod.to_string()
+}
+
+/// What the worker of a YurtStaticSet runs on the node, against a kubelet that really runs the pod.
+#[test]
+fn a_static_pod_of_a_real_kubelet_is_upgraded_and_taken_back() {
+    let Some(mut real) = RealNode::start() else {
+        return;
+    };
+    let cloud = real.lab.cloud();
+    let at = |path: &str| real.scratch.path().join(path);
+    let (file, source) = (at("kubelet/manifests/st.yaml"), at("data"));
+    let (manifests, token) = (at("kubelet/manifests"), at("hub/ota.token"));
+    std::fs::create_dir_all(&source).unwrap();
+    // Whose container runs, and whether it is ready, as the cluster is told.
+    let seen = || {
+        let out = cloud.output(&["get", "pod", "st-real", "-o", "json"]);
+        let pod: Value = serde_json::from_slice(&out.stdout).ok()?;
+        let hash = pod["metadata"]["annotations"]["openyurt.io/static-pod-hash"].as_str()?;
+        let status = &pod["status"]["containerStatuses"][0];
+        let id = status["containerID"].as_str()?;
+        (status["ready"] == true).then(|| (hash.to_owned(), id.to_owned()))
+    };
+    let is = |hash: &str| seen().is_some_and(|(seen, _)| seen == hash);
+    let mut upgrade = |hash: &str, becomes_ready: bool| {
+        std::fs::write(source.join("st"), static_pod(hash, becomes_ready)).unwrap();
+        let out = yurt()
+            .args([
+                "node",
+                "static-pod-upgrade",
+                "--name=st-real",
+                "--namespace=default",
+                "--manifest=st",
+            ])
+            .arg(format!("--hash={hash}"))
+            .arg(format!("--source={}", source.display()))
+            .arg(format!("--manifests={}", manifests.display()))
+            .arg(format!("--pods=http://{HUB}:10267"))
+            .arg(format!("--token-file={}", token.display()))
+            .arg("--timeout=40s")
+            .output()
+            .unwrap();
+        real.must_run();
+        (out.status.code(), text(&out.stderr))
+    };
+    std::fs::write(&file, static_pod("h1", true)).unwrap();
+    eventually("the static pod is ready", || is("h1"));
+    let (_, first) = seen().unwrap();
+
+    assert_eq!(upgrade("h2", true).0, Some(0));
+    eventually("the new pod is ready", || is("h2"));
+    let (_, second) = seen().unwrap();
+    assert_ne!(first, second, "another container");
+
+    let (code, said) = upgrade("h3", false);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("is back"), "{said}");
+    assert_eq!(
+        std::fs::read_to_string(&file).unwrap(),
+        static_pod("h2", true)
+    );
+    eventually("the pod of before is ready again", || is("h2"));
+    std::fs::remove_file(&file).unwrap();
+    eventually("the pod is gone", || {
+        cloud.output(&["get", "pod", "st-real"]).status.code() == Some(1)
     });
 }
