@@ -7,6 +7,10 @@
 //! Begin with [`link`]: the seams between protocols, server and agent. Protocols are `anp` (konnectivity's) and `mux` (ours, between
 //! our agent and our server); which one a connection speaks is settled by ALPN ([`hello`]).
 
+pub mod agent;
+pub mod allow;
+pub mod certificates;
+pub mod cluster;
 pub mod directory;
 pub mod frontend;
 pub mod hello;
@@ -21,6 +25,11 @@ pub mod routing;
 pub mod server;
 pub mod session;
 pub mod status;
+pub mod published;
+pub mod pump;
+pub mod reverse;
+pub mod session;
+pub mod standalone;
 #[cfg(test)]
 pub(crate) mod twin;
 pub mod steering;

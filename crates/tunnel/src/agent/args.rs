@@ -1,0 +1,436 @@
+//! Flags of the agent, and the file that may say the same.
+
+use super::{
+    AgentConfig, Authority,
+    address::{AGENT_PORT, ServerAddress},
+    fleet::Policy,
+    proxy::Proxy,
+};
+use crate::{
+    Identifiers,
+    allow::{Bounds, LOCALHOST_PORTS, NodeScope, Rule},
+    certificates::GivenFiles,
+    cluster::Way,
+    reverse::Route,
+    standalone::JoinToken,
+};
+use clap::Args;
+use serde::Deserialize;
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use yurt_pki::store::read_text;
+
+const CERTIFICATES: &str = "/var/lib/yurttunnel-agent/pki";
+const KUBELET_CONFIG: &str = "/etc/kubernetes/kubelet.conf";
+const META_PORT: u16 = 10266;
+
+/// Why an agent cannot be configured so. The caller's fault.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct AgentArgsError(String);
+
+fn wrong(what: impl std::fmt::Display) -> AgentArgsError {
+    AgentArgsError(what.to_string())
+}
+
+/// Declares flags once, for the command line and for the file.
+macro_rules! settings {
+    ($($(#[$meta:meta])* $name:ident: $kind:ty,)*) => {
+        /// What flags and the file say.
+        #[derive(Args, Clone, Debug, Default, Deserialize)]
+        #[serde(default, rename_all = "kebab-case", deny_unknown_fields)]
+        struct Settings {
+            $($(#[$meta])* $name: $kind,)*
+        }
+
+        impl Settings {
+            /// What is said here, and of the rest what `file` says.
+            fn over(self, file: Self) -> Self {
+                let said = Self::default();
+                Self { $($name: if self.$name == said.$name { file.$name } else { self.$name },)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Name of this node, by which it is asked for [default: the host's name].
+    #[arg(long, visible_alias = "agent-id", env = "NODE_NAME")]
+    node_name: Option<String>,
+    /// Addresses of this node, by which it is asked for.
+    #[arg(long, env = "NODE_IP", value_delimiter = ',', value_name = "IP")]
+    node_ip: Vec<IpAddr>,
+    /// Servers: [NAME@]HOST[:PORT] or [NAME@]_service._tcp.DOMAIN (SRV); several by commas. Without any, the Service
+    /// x-tunnel-server-svc says.
+    #[arg(long, visible_alias = "server", value_delimiter = ',', value_name = "ADDRESS")]
+    tunnelserver_addr: Vec<String>,
+    /// One server, as konnectivity's agent is told it.
+    #[arg(long, value_name = "HOST")]
+    proxy_server_host: Option<String>,
+    /// Its port.
+    #[arg(long, value_name = "PORT")]
+    proxy_server_port: Option<u16>,
+    /// How many servers to be connected to: `all`, or a number.
+    #[arg(long, value_name = "all|N")]
+    server_connections: Option<String>,
+    /// On the way to servers: socks5://[USER:PASSWORD@]HOST:PORT or http://[USER:PASSWORD@]HOST:PORT.
+    #[arg(long, env = "YURT_TUNNEL_PROXY", hide_env_values = true, value_name = "URL")]
+    proxy: Option<String>,
+    /// Kubeconfig for certificates and addresses [default: /etc/kubernetes/kubelet.conf].
+    #[arg(long, visible_alias = "kubeconfig", value_name = "FILE")]
+    kube_config: Option<PathBuf>,
+    /// Ask the API server as a pod, by its service account.
+    #[arg(long)]
+    in_cluster: bool,
+    /// Ask the API server by the hub of this node at HOST:PORT (plain HTTP on loopback).
+    #[arg(long, value_name = "HOST:PORT")]
+    hub_addr: Option<String>,
+    /// Namespace of the Service that publishes servers [default: kube-system].
+    #[arg(long, value_name = "NAMESPACE")]
+    service_namespace: Option<String>,
+    /// Count the servers' leases in this namespace, beside what servers say of their number.
+    #[arg(long, value_name = "NAMESPACE")]
+    count_server_leases: Option<String>,
+    /// By what the agent is asked for: ipv4=, ipv6=, host=, cidr=, default-route=true, separated by & or commas.
+    #[arg(long, value_name = "LIST")]
+    agent_identifiers: Option<String>,
+    /// Directory of the certificates and of what is kept over restarts [default: /var/lib/yurttunnel-agent/pki].
+    #[arg(long, value_name = "DIR")]
+    cert_dir: Option<PathBuf>,
+    /// Certificate that somebody else keeps; read again when it changes.
+    #[arg(long, visible_alias = "cert", value_name = "FILE")]
+    agent_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, visible_alias = "key", value_name = "FILE")]
+    agent_key: Option<PathBuf>,
+    /// CAs that servers are verified with [default: the API server's].
+    #[arg(long, visible_alias = "ca", value_name = "FILE")]
+    ca_cert: Option<PathBuf>,
+    /// Token that konnectivity's servers ask for.
+    #[arg(long, value_name = "FILE")]
+    service_account_token_path: Option<PathBuf>,
+    /// What the cloud may reach beside this node's kubelet and pods: ADDRESS[/BITS][:PORTS] or NAME:PORTS.
+    #[arg(long, value_name = "RULE")]
+    allow: Vec<String>,
+    /// Only what --allow names may be reached.
+    #[arg(long)]
+    no_default_allow: bool,
+    /// Networks of this node's pods, beside those that its Node object says.
+    #[arg(long, value_delimiter = ',', value_name = "CIDR")]
+    pod_cidr: Vec<String>,
+    /// Ports of this node's loopback that the cloud may reach [default: 10266,10267].
+    #[arg(long, value_delimiter = ',', value_name = "PORT")]
+    localhost_proxy_ports: Vec<u16>,
+    /// Seconds that a target may take to answer [default: 5].
+    #[arg(long, value_name = "SECONDS")]
+    dial_timeout: Option<u64>,
+    /// Connections to targets at a time [default: 16384].
+    #[arg(long, value_name = "N")]
+    max_connections: Option<usize>,
+    /// Seconds that open connections may go on after a signal to stop [default: 30].
+    #[arg(long, value_name = "SECONDS")]
+    drain_timeout: Option<u64>,
+    /// Address of the port for health, metrics and status [default: 127.0.0.1].
+    #[arg(long, value_name = "IP")]
+    meta_host: Option<IpAddr>,
+    /// That port [default: 10266].
+    #[arg(long, value_name = "PORT")]
+    meta_port: Option<u16>,
+    /// Listen here for programs of this node that want the cloud: HTTP CONNECT and SOCKS5.
+    #[arg(long, value_name = "IP:PORT")]
+    reverse_listen: Vec<SocketAddr>,
+    /// Connections to [IP:]PORT of this node go to HOST:PORT in the cloud: LISTEN=TARGET.
+    #[arg(long, value_name = "LISTEN=TARGET")]
+    route: Vec<String>,
+    /// Without Kubernetes: the certificate is the server's, had by --token.
+    #[arg(long)]
+    standalone: bool,
+    /// Join token of `yurt tunnel token`; needed until the agent has its certificate.
+    #[arg(long, env = "YURT_TUNNEL_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+}
+
+/// `yurt tunnel agent`: connects this node to the tunnel's servers.
+#[derive(Args, Clone, Debug, Default)]
+pub struct AgentArgs {
+    /// YAML with any of the flags by name; flags win.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+fn host_name() -> Option<String> {
+    let name = rustix::system::uname()
+        .nodename()
+        .to_str()
+        .ok()?
+        .to_ascii_lowercase();
+    (!name.is_empty()).then_some(name)
+}
+
+impl AgentArgs {
+    /// What the flags and their file mean.
+    pub fn config(self) -> Result<AgentConfig, AgentArgsError> {
+        let mut settings = self.settings;
+        if let Some(path) = &self.config {
+            let text = read_text(path)
+                .map_err(|error| wrong(format_args!("{}: {error}", path.display())))?;
+            let file: Settings = serde_saphyr::from_str(&text)
+                .map_err(|error| wrong(format_args!("{}: {error}", path.display())))?;
+            settings = settings.over(file);
+        }
+        settings.config()
+    }
+}
+
+impl Settings {
+    fn servers(&self) -> Result<Vec<ServerAddress>, AgentArgsError> {
+        let mut texts: Vec<String> = self
+            .tunnelserver_addr
+            .iter()
+            .filter(|t| !t.trim().is_empty())
+            .cloned()
+            .collect();
+        if let Some(host) = &self.proxy_server_host {
+            let port = self.proxy_server_port.unwrap_or(AGENT_PORT);
+            texts.push(match host.parse::<IpAddr>() {
+                Ok(IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
+                _ => format!("{host}:{port}"),
+            });
+        }
+        texts
+            .iter()
+            .map(|text| text.parse().map_err(wrong))
+            .collect()
+    }
+
+    fn authority(&self, directory: &Path) -> Result<Authority, AgentArgsError> {
+        match (&self.agent_cert, &self.agent_key, &self.ca_cert) {
+            (Some(cert), Some(key), Some(ca)) => {
+                return Ok(Authority::Files(GivenFiles {
+                    cert: cert.clone(),
+                    key: key.clone(),
+                    ca: ca.clone(),
+                }));
+            }
+            (None, None, _) => {}
+            _ => return Err(wrong("--agent-cert, --agent-key and --ca-cert go together")),
+        }
+        if self.standalone {
+            let token = self
+                .token
+                .as_deref()
+                .map(str::parse::<JoinToken>)
+                .transpose()
+                .map_err(wrong)?;
+            return Ok(Authority::Standalone {
+                token,
+                directory: directory.to_owned(),
+            });
+        }
+        if self.token.is_some() {
+            return Err(wrong("--token is for --standalone"));
+        }
+        Ok(Authority::Cluster {
+            directory: directory.to_owned(),
+            ca: self.ca_cert.clone(),
+        })
+    }
+
+    /// How the API server is asked; nothing standalone.
+    fn way(&self) -> Option<Way> {
+        if self.standalone {
+            return None;
+        }
+        if let Some(hub) = &self.hub_addr {
+            return Some(Way::Hub(hub.clone()));
+        }
+        if self.in_cluster {
+            return Some(Way::Pod);
+        }
+        let path = self.kube_config.clone();
+        Some(Way::Kubeconfig(
+            path.unwrap_or_else(|| KUBELET_CONFIG.into()),
+        ))
+    }
+
+    fn config(self) -> Result<AgentConfig, AgentArgsError> {
+        let directory = self.cert_dir.clone().unwrap_or_else(|| CERTIFICATES.into());
+        let node = match self.node_name.clone().filter(|name| !name.is_empty()) {
+            Some(name) => name,
+            None => {
+                host_name().ok_or_else(|| wrong("--node-name is needed: this host has no name"))?
+            }
+        };
+        let servers = self.servers()?;
+        let way = self.way();
+        let authority = self.authority(&directory)?;
+        if servers.is_empty() && way.is_none() {
+            return Err(wrong("--standalone needs --server"));
+        }
+        let policy = match self.server_connections.as_deref() {
+            None | Some("all") => Policy::All,
+            Some(text) => match text.parse() {
+                Ok(count) if count > 0 => Policy::Some(count),
+                _ => return Err(wrong("--server-connections is `all` or a number from 1")),
+            },
+        };
+        let mut addresses: Vec<IpAddr> = self.node_ip.iter().map(IpAddr::to_canonical).collect();
+        addresses.dedup();
+        let identifiers = match &self.agent_identifiers {
+            Some(text) => text.parse().unwrap_or_default(),
+            None => Identifiers {
+                addresses: addresses.clone(),
+                hosts: vec![node.clone()],
+                ..Identifiers::default()
+            },
+        };
+        let networks = self.pod_cidr.iter().map(|text| text.parse().map_err(wrong));
+        let allow = self.allow.iter().map(|text| text.parse().map_err(wrong));
+        let localhost = match self.localhost_proxy_ports.is_empty() {
+            true => LOCALHOST_PORTS.to_vec(),
+            false => self.localhost_proxy_ports.clone(),
+        };
+        let scope = NodeScope {
+            addresses,
+            pod_networks: networks.collect::<Result<_, _>>()?,
+            localhost_ports: localhost,
+        };
+        let usual = Bounds::default();
+        let bounds = Bounds {
+            timeout: self.dial_timeout.map_or(usual.timeout, Duration::from_secs),
+            connections: self.max_connections.unwrap_or(usual.connections),
+            ..usual
+        };
+        let routes = self
+            .route
+            .iter()
+            .map(|text| text.parse::<Route>().map_err(wrong));
+        let host = self.meta_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
+        Ok(AgentConfig {
+            node,
+            identifiers,
+            servers,
+            policy,
+            proxy: self
+                .proxy
+                .as_deref()
+                .map(str::parse::<Proxy>)
+                .transpose()
+                .map_err(wrong)?,
+            authority,
+            way,
+            namespace: self
+                .service_namespace
+                .clone()
+                .unwrap_or_else(|| "kube-system".into()),
+            leases: self.count_server_leases.clone(),
+            token: self.service_account_token_path.clone(),
+            scope,
+            default_allow: !self.no_default_allow,
+            allow: allow.collect::<Result<Vec<Rule>, _>>()?,
+            bounds,
+            drain: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
+            meta: SocketAddr::new(host, self.meta_port.unwrap_or(META_PORT)),
+            known: directory,
+            reverse: self.reverse_listen.clone(),
+            routes: routes.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        agent: AgentArgs,
+    }
+
+    fn configured(flags: &[&str]) -> Result<AgentConfig, AgentArgsError> {
+        let flags = std::iter::once("agent").chain(flags.iter().copied());
+        Cli::try_parse_from(flags).expect("flags").agent.config()
+    }
+
+    #[test]
+    fn flags_of_openyurt_and_konnectivity_are_understood() {
+        let config = configured(&[
+            "--node-name=edge-1",
+            "--node-ip=10.0.0.7",
+            "--tunnelserver-addr=a:1,b",
+        ])
+        .unwrap();
+        assert_eq!(config.identifiers.to_string(), "ipv4=10.0.0.7&host=edge-1");
+        assert_eq!(config.servers.len(), 2);
+        assert_eq!(config.meta.to_string(), "127.0.0.1:10266");
+        assert!(
+            matches!(&config.way, Some(Way::Kubeconfig(path)) if path.as_os_str() == KUBELET_CONFIG)
+        );
+        let konnectivity = configured(&[
+            "--agent-id=x",
+            "--proxy-server-host=fd00::1",
+            "--proxy-server-port=8091",
+            "--agent-identifiers=ipv4=10.0.0.8,host=y",
+            "--ca-cert=ca",
+            "--agent-cert=c",
+            "--agent-key=k",
+            "--service-account-token-path=t",
+        ])
+        .unwrap();
+        assert_eq!(
+            (
+                konnectivity.node.as_str(),
+                konnectivity.servers[0].to_string().as_str()
+            ),
+            ("x", "[fd00::1]:8091")
+        );
+        assert_eq!(konnectivity.identifiers.to_string(), "ipv4=10.0.0.8&host=y");
+        assert!(matches!(konnectivity.authority, Authority::Files(_)));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        for (flags, why) in [
+            (&["--node-name=a", "--standalone"][..], "--server"),
+            (&["--node-name=a", "--agent-cert=c"], "go together"),
+            (&["--node-name=a", "--token=x"], "--standalone"),
+            (&["--node-name=a", "--server-connections=0"], "number"),
+            (&["--node-name=a", "--allow=x"], "needs ports"),
+            (&["--node-name=a", "--proxy=ftp://x"], "socks5"),
+            (&["--node-name=a", "--route=x"], "LISTEN"),
+            (&["--node-name=a", "--server=a b"], "a b"),
+        ] {
+            let error = configured(flags).map(|_| ()).unwrap_err().to_string();
+            assert!(error.contains(why), "{flags:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_file_says_the_same_and_flags_win() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.yaml");
+        std::fs::write(&path, "node-name: edge-1\nserver-connections: '2'\ntunnelserver-addr: [a:1]\nallow: ['127.0.0.1:22']\n").unwrap();
+        let flag = format!("--config={}", path.display());
+        let config = configured(&[&flag, "--server-connections=1"]).unwrap();
+        assert_eq!(
+            (config.node.as_str(), config.policy),
+            ("edge-1", Policy::Some(1))
+        );
+        assert_eq!(config.allow.len(), 1);
+        std::fs::write(&path, "node-nam: x\n").unwrap();
+        assert!(
+            configured(&[&flag])
+                .map(|_| ())
+                .unwrap_err()
+                .to_string()
+                .contains("node-nam")
+        );
+    }
+}
