@@ -1,5 +1,4 @@
-//! `csr-approver-controller` of OpenYurt: client and serving certificates of hubs, client certificates of the tunnel that older releases
-//! had.
+//! `csr-approver-controller` of OpenYurt: client and serving certificates of hubs, and those of the tunnel's agents and servers.
 //!
 //! OpenYurt's controller compares shapes only, so that whoever may create requests becomes any node, and a server under any name.
 //! Here who asks must be entitled: to a client certificate a bootstrap token or the node itself, to a serving certificate the node
@@ -13,7 +12,9 @@ use crate::{
     collections::{CSRS, NODES, SERVICES},
 };
 use jiff::Timestamp;
-use rules::{Objection, SERVER_NAMES_SERVICE, Shape, USER, entitled, foreign_name, shape};
+use rules::{
+    Objection, SERVER_NAMES_SERVICE, Shape, USER, entitled, foreign_name, others_name, shape,
+};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -163,15 +164,18 @@ impl Controller for CsrApprover {
                 return decide("Denied", "NotEntitled", &why).await;
             }
         }
-        if shape == Shape::Serving {
-            let name = request.subject.user.strip_prefix(USER).unwrap_or_default();
+        let node_named = match shape {
+            Shape::Serving => request.subject.user.strip_prefix(USER),
+            Shape::TunnelAgent => request.dns.first().map(String::as_str),
+            Shape::Client | Shape::TunnelServer | Shape::TunnelServing => None,
+        };
+        if let Some(name) = node_named {
             // Noted before it is looked, so that no change falls between.
             lock(&self.open).wait(name, key);
             let node = context.objects(&NODES).get(&Key::new("", name));
-            let service = Key::new("default", SERVER_NAMES_SERVICE);
-            let service = match context.kube().get(&SERVICES.object_path(&service)).await {
-                Err(error) if error.is_not_found() => Value::Null,
-                other => other?,
+            let service = match shape {
+                Shape::Serving => api_service(context).await?,
+                _ => Value::Null,
             };
             let node = node.as_deref().unwrap_or(&Value::Null);
             if let Some(foreign) = foreign_name(&request, name, node, &service) {
@@ -181,7 +185,24 @@ impl Controller for CsrApprover {
                 return Ok(self.leave(&csr, &why, context));
             }
         }
+        if shape == Shape::TunnelServing {
+            let nodes = context.objects(&NODES).list("");
+            let service = api_service(context).await?;
+            if let Some(taken) = others_name(&request, &nodes, &service) {
+                let why = format!("{taken} is no name or address of the tunnel's servers");
+                return Ok(self.leave(&csr, &why, context));
+            }
+        }
         decide("Approved", "AutoApproved", shape.message()).await
+    }
+}
+
+/// The Service of the API server; null when there is none.
+async fn api_service(context: &Context) -> Result<Value, Failure> {
+    let key = Key::new("default", SERVER_NAMES_SERVICE);
+    match context.kube().get(&SERVICES.object_path(&key)).await {
+        Err(error) if error.is_not_found() => Ok(Value::Null),
+        other => Ok(other?),
     }
 }
 

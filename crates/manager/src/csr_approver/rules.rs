@@ -2,7 +2,12 @@
 
 use crate::fields::items;
 use serde_json::Value;
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+    sync::Arc,
+};
+use yurt_api::names::labels::EDGE_WORKER;
 use yurt_controller::signing_request::{CLIENT, KUBELET_SERVING, are};
 use yurt_pki::SigningRequest;
 
@@ -16,8 +21,12 @@ pub(super) const USER: &str = "system:node:";
 const TUNNEL: &str = "openyurt:yurttunnel";
 const TUNNEL_SERVER: &str = "tunnel-proxy-client";
 const TUNNEL_AGENT: &str = "tunnel-agent-client";
+/// The name that servers serve agents and callers under.
+const TUNNEL_SERVING: &str = "system:node:tunnel-server";
 /// The service account of the tunnel's server.
 const TUNNEL_SERVER_ACCOUNT: &str = "tunnel-server";
+/// In the `extra` of who asks: the node that its pod runs on.
+const POD_NODE: &str = "authentication.kubernetes.io/node-name";
 /// The Service of the API server, in whose place hubs answer pods.
 pub(super) const SERVER_NAMES_SERVICE: &str = "kubernetes";
 /// Its names.
@@ -37,8 +46,10 @@ pub(super) enum Shape {
     Client,
     /// A hub's, for pods.
     Serving,
-    /// That of the tunnel's server.
+    /// That of the tunnel's server, for kubelets.
     TunnelServer,
+    /// That of the tunnel's server, for agents and callers.
+    TunnelServing,
     /// That of the tunnel's agents.
     TunnelAgent,
 }
@@ -49,6 +60,7 @@ impl Shape {
             Self::Client => "Auto approving yurthub node client certificate",
             Self::Serving => "Auto approving openyurt tls server certificate",
             Self::TunnelServer => "Auto approving tunnel-server proxy client certificate",
+            Self::TunnelServing => "Auto approving tunnel-server serving certificate",
             Self::TunnelAgent => "Auto approving tunnel-agent client certificate",
         }
     }
@@ -73,19 +85,25 @@ pub(super) fn shape(signer: &str, request: &SigningRequest, usages: &[&str]) -> 
     let is_node = subject.user.len() > USER.len() && subject.user.starts_with(USER);
     let of_hubs = |group: &String| group == HUBS || group == NODES || group.starts_with(TENANT);
     match signer {
-        CLIENT if named || !are(usages, "client auth") => None,
+        CLIENT if !are(usages, "client auth") => None,
+        // An agent is asked for by the names in its certificate: the node's, and its addresses.
+        CLIENT if subject.groups == [TUNNEL] && subject.user == TUNNEL_AGENT => {
+            (request.dns.len() <= 1).then_some(Shape::TunnelAgent)
+        }
+        CLIENT if named => None,
         CLIENT if is_node => {
             let groups = &subject.groups;
             (groups.len() >= 2 && groups.iter().all(of_hubs)).then_some(Shape::Client)
         }
-        CLIENT if subject.groups == [TUNNEL] => match subject.user.as_str() {
-            TUNNEL_SERVER => Some(Shape::TunnelServer),
-            TUNNEL_AGENT => Some(Shape::TunnelAgent),
-            _ => None,
-        },
+        CLIENT if subject.groups == [TUNNEL] && subject.user == TUNNEL_SERVER => {
+            Some(Shape::TunnelServer)
+        }
         KUBELET_SERVING => {
             let fits = is_node && named && subject.groups == [NODES] && are(usages, "server auth");
-            fits.then_some(Shape::Serving)
+            fits.then_some(match subject.user == TUNNEL_SERVING {
+                true => Shape::TunnelServing,
+                false => Shape::Serving,
+            })
         }
         _ => None,
     }
@@ -123,7 +141,7 @@ pub(super) fn entitled(
         )),
         Shape::Serving if is_itself => Ok(()),
         Shape::Serving => refuse(format!("only {node} itself may ask for it, not {who}")),
-        Shape::TunnelServer => {
+        Shape::TunnelServer | Shape::TunnelServing => {
             let account = format!("system:serviceaccount:{namespace}:{TUNNEL_SERVER_ACCOUNT}");
             match who == account {
                 true => Ok(()),
@@ -132,14 +150,51 @@ pub(super) fn entitled(
         }
         Shape::TunnelAgent => {
             let accounts = format!("system:serviceaccounts:{namespace}");
-            match groups.contains(&NODES) || groups.contains(&accounts.as_str()) {
-                true => Ok(()),
-                false => refuse(format!(
-                    "only nodes and {accounts} may ask for it, not {who}"
+            let name = request.dns.first().map(String::as_str);
+            // A pod's token says which node it runs on; those of older clusters do not.
+            let of_pod = items(&spec["extra"][POD_NODE]).find_map(Value::as_str);
+            let on = match who.strip_prefix(USER).filter(|_| groups.contains(&NODES)) {
+                Some(node) => Some(node),
+                None if groups.contains(&accounts.as_str()) => of_pod,
+                None => {
+                    return refuse(format!(
+                        "only nodes and {accounts} may ask for it, not {who}"
+                    ));
+                }
+            };
+            match (on, name) {
+                (Some(on), Some(name)) if !on.eq_ignore_ascii_case(name) => {
+                    Err(Objection::Sure(format!("{who} on {on} is not {name}")))
+                }
+                (_, None) if !request.ips.is_empty() => Err(Objection::Doubt(
+                    "addresses without the name of their node".to_owned(),
                 )),
+                _ => Ok(()),
             }
         }
     }
+}
+
+/// A name or address in a serving certificate of the tunnel that is somebody else's: the API server's, or an edge node's. All others may be
+/// how the tunnel's servers are reached, which the Service and flags say.
+pub(super) fn others_name(
+    request: &SigningRequest,
+    nodes: &[Arc<Value>],
+    service: &Value,
+) -> Option<String> {
+    let of_service = items(&service["spec"]["clusterIPs"]).chain([&service["spec"]["clusterIP"]]);
+    let mut taken: BTreeSet<&str> = SERVICE_NAMES.into();
+    taken.extend(of_service.filter_map(Value::as_str));
+    for node in nodes {
+        if node["metadata"]["labels"][EDGE_WORKER] == "true" {
+            taken.extend(node["metadata"]["name"].as_str());
+            let addresses = items(&node["status"]["addresses"]);
+            taken.extend(addresses.filter_map(|address| address["address"].as_str()));
+        }
+    }
+    let ips = request.ips.iter().map(IpAddr::to_string);
+    let mut all = request.dns.iter().cloned().chain(ips);
+    all.find(|name| name.contains('*') || taken.contains(name.to_ascii_lowercase().as_str()))
 }
 
 /// A name or address of the request that is not the node's.
@@ -258,7 +313,18 @@ mod tests {
         );
         assert_eq!(tunnel("other", &[TUNNEL], &[]), None);
         assert_eq!(tunnel(TUNNEL_AGENT, &[TUNNEL, NODES], &[]), None);
-        assert_eq!(tunnel(TUNNEL_AGENT, &[TUNNEL], &["a"]), None);
+        assert_eq!(
+            tunnel(TUNNEL_AGENT, &[TUNNEL], &["a"]),
+            Some(Shape::TunnelAgent)
+        );
+        assert_eq!(tunnel(TUNNEL_AGENT, &[TUNNEL], &["a", "b"]), None);
+        assert_eq!(tunnel(TUNNEL_SERVER, &[TUNNEL], &["a"]), None);
+        let serving = asked(TUNNEL_SERVING, &[NODES], &["tunnel"], &[]);
+        assert_eq!(
+            shape(KUBELET_SERVING, &serving, &AS_SERVER),
+            Some(Shape::TunnelServing)
+        );
+        assert_eq!(shape(KUBELET_SERVING, &serving, &AS_CLIENT), None);
     }
 
     /// `ok`, `denied` or `left`.
@@ -357,6 +423,73 @@ mod tests {
                 expected,
                 "{shape:?} by {user}"
             );
+        }
+    }
+
+    #[test]
+    fn an_agent_is_asked_for_by_its_own_node_only() {
+        let agent = asked(TUNNEL_AGENT, &[TUNNEL], &["a"], &["10.0.0.7"]);
+        let nameless = asked(TUNNEL_AGENT, &[TUNNEL], &[], &["10.0.0.7"]);
+        let accounts = "system:serviceaccounts:kube-system";
+        let by = |user: &str, group: &str, node: &str, request: &SigningRequest| {
+            let spec = json!({"username": user, "groups": [group], "extra": {POD_NODE: [node]}});
+            match entitled(Shape::TunnelAgent, &spec, request, "kube-system") {
+                Ok(()) => "ok",
+                Err(Objection::Sure(_)) => "denied",
+                Err(Objection::Doubt(_)) => "left",
+            }
+        };
+        assert_eq!(by("system:node:a", NODES, "", &agent), "ok");
+        assert_eq!(by("system:node:b", NODES, "", &agent), "denied");
+        assert_eq!(by("system:node:a", NODES, "", &nameless), "left");
+        let pod = "system:serviceaccount:kube-system:tunnel-agent";
+        assert_eq!(by(pod, accounts, "a", &agent), "ok");
+        assert_eq!(by(pod, accounts, "b", &agent), "denied");
+        assert_eq!(
+            by(pod, "system:serviceaccounts:default", "a", &agent),
+            "left"
+        );
+        // It calls itself a node, and is none.
+        assert_eq!(
+            by("system:node:a", "system:authenticated", "", &agent),
+            "left"
+        );
+    }
+
+    #[test]
+    fn servers_of_the_tunnel_do_not_take_names_of_others() {
+        let node = |name: &str, edge: &str, ip: &str| {
+            Arc::new(
+                json!({"metadata": {"name": name, "labels": {EDGE_WORKER: edge}},
+                "status": {"addresses": [{"type": "InternalIP", "address": ip}]}}),
+            )
+        };
+        let nodes = [
+            node("edge-1", "true", "192.168.0.1"),
+            node("cloud-1", "false", "10.0.0.1"),
+        ];
+        let service = json!({"spec": {"clusterIP": "10.96.0.1"}});
+        let taken = |dns: &[&str], ips: &[&str]| {
+            let request = asked(TUNNEL_SERVING, &[NODES], dns, ips);
+            others_name(&request, &nodes, &service)
+        };
+        assert_eq!(
+            taken(
+                &["x-tunnel-server-svc", "lb.example", "cloud-1"],
+                &["10.0.0.1", "127.0.0.1"]
+            ),
+            None
+        );
+        for name in [
+            "edge-1",
+            "kubernetes.default.svc",
+            "Kubernetes",
+            "*.example",
+        ] {
+            assert_eq!(taken(&["a", name], &[]).as_deref(), Some(name));
+        }
+        for ip in ["192.168.0.1", "10.96.0.1"] {
+            assert_eq!(taken(&[], &[ip]).as_deref(), Some(ip));
         }
     }
 
