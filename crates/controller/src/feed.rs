@@ -134,6 +134,8 @@ pub async fn follow(
     loop {
         let began = Instant::now();
         let ended = tokio::select! {
+            // Where all is over already, nobody is asked.
+            biased;
             () = shutdown.cancelled() => return,
             ended = feed.stream() => ended,
         };

@@ -136,8 +136,6 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
         {
             "warn"
         }
-        // It starts controllers to see what they read, at a server that does not answer.
-        Command::Manifests(_) if cli.log == "info" => "error",
         Command::Hub(hub) if cli.log == "info" && matches!(**hub, Hub::Ask(_)) => "warn",
         Command::Manager(args) if cli.log == "info" => args.logging.level().unwrap_or("info"),
         _ => &cli.log,
