@@ -11,7 +11,7 @@ use crate::{
     reconnect::Drilled,
 };
 use bytes::Bytes;
-use http::{Method, Request, header};
+use http::{Method, Request, StatusCode, header};
 use jiff::Timestamp;
 pub(crate) use round::{Next, Round, Step};
 use serde_json::{Map, Value, json};
@@ -299,28 +299,41 @@ async fn ask(
     method: Method,
     body: Option<Value>,
 ) -> Result<(u16, Value), String> {
+    let request = request(method, &hub.node_name, body)?;
+    let answer = cloud
+        .call(request, timeout)
+        .await
+        .map_err(|error| error.to_string())?;
+    answered(answer.status(), answer.body())
+}
+
+/// A request about a node's lease, to whoever keeps it.
+pub(crate) fn request(
+    method: Method,
+    node: &str,
+    lease: Option<Value>,
+) -> Result<Request<Bytes>, String> {
     let collection = format!("/apis/coordination.k8s.io/v1/namespaces/{NODE_LEASES}/leases");
     let path = match method {
         Method::POST => collection,
-        _ => format!("{collection}/{}", hub.node_name),
+        _ => format!("{collection}/{node}"),
     };
-    let request = Request::builder()
+    Request::builder()
         .method(method)
         .uri(path)
         .header(header::ACCEPT, "application/json")
         .header(header::CONTENT_TYPE, "application/json")
         .header(header::USER_AGENT, crate::USER_AGENT)
-        .body(body.map_or_else(Bytes::new, |body| body.to_string().into()))
-        .map_err(|error| error.to_string())?;
-    let answer = cloud
-        .call(request, timeout)
-        .await
-        .map_err(|error| error.to_string())?;
-    let code = answer.status().as_u16();
-    match serde_json::from_slice(answer.body()) {
-        Ok(body) => Ok((code, body)),
+        .body(lease.map_or_else(Bytes::new, |lease| lease.to_string().into()))
+        .map_err(|error| error.to_string())
+}
+
+/// The answer: its code, and the lease.
+pub(crate) fn answered(status: StatusCode, body: &[u8]) -> Result<(u16, Value), String> {
+    match serde_json::from_slice(body) {
+        Ok(body) => Ok((status.as_u16(), body)),
         // A proxy's error page; its code decides.
-        Err(_) if !answer.status().is_success() => Ok((code, Value::Null)),
+        Err(_) if !status.is_success() => Ok((status.as_u16(), Value::Null)),
         Err(error) => Err(format!("the answer is no lease: {error}")),
     }
 }

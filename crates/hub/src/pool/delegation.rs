@@ -6,11 +6,10 @@ mod proxy;
 
 use super::{leases::Kept, role::Role};
 use crate::{
-    autonomy::heartbeat::{DELEGATE, Heartbeat, NODE_LEASES, Next, Round, Step, micros},
+    autonomy::heartbeat::{self, DELEGATE, Heartbeat, NODE_LEASES, Next, Round, Step, micros},
     proxy::Hub,
 };
-use bytes::Bytes;
-use http::{Method, Request, header};
+use http::Method;
 use jiff::{SignedDuration, Timestamp};
 use proxy::Proxy;
 pub(super) use proxy::Readiness;
@@ -283,31 +282,12 @@ async fn ask(
     method: Method,
     body: Option<Value>,
 ) -> Result<(u16, Value), String> {
-    let collection = format!("/apis/coordination.k8s.io/v1/namespaces/{NODE_LEASES}/leases");
-    let path = match method {
-        Method::POST => collection,
-        _ => format!("{collection}/{node}"),
-    };
-    let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::ACCEPT, "application/json")
-        .header(header::CONTENT_TYPE, "application/json")
-        .header(header::USER_AGENT, crate::USER_AGENT)
-        .body(yurt_transport::full(body))
-        .map_err(|error| error.to_string())?;
+    let request = heartbeat::request(method, node, body)?.map(yurt_transport::full);
     let response = client.send(request, timeout).await;
     let response = response.map_err(|error| error.to_string())?;
     let status = response.status();
     let body = yurt_transport::collect(response.into_body(), MOST_ANSWER).await;
-    let body = body.map_err(|error| error.to_string())?;
-    match serde_json::from_slice(&body) {
-        Ok(body) => Ok((status.as_u16(), body)),
-        // A proxy's error page; its code decides.
-        Err(_) if !status.is_success() => Ok((status.as_u16(), Value::Null)),
-        Err(error) => Err(format!("the answer is no lease: {error}")),
-    }
+    heartbeat::answered(status, &body.map_err(|error| error.to_string())?)
 }
 
 #[cfg(test)]

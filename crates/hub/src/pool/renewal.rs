@@ -8,12 +8,11 @@ use super::{
 use crate::{
     autonomy::{
         self,
-        heartbeat::{Heartbeat, NODE_LEASES},
+        heartbeat::{self, Heartbeat},
     },
     proxy::Hub,
 };
-use bytes::Bytes;
-use http::{Method, Request, header};
+use http::Method;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 use std::{sync::Arc, time::Duration};
@@ -96,17 +95,7 @@ async fn tell(hub: &Hub, role: &Role, written: &Written) -> Result<(), String> {
 
 async fn send(hub: &Hub, leader: &PeerNode, written: &Written) -> Result<(), String> {
     let node = &hub.node_name;
-    let lease = written.lease(node);
-    let request = Request::builder()
-        .method(Method::PUT)
-        .uri(format!(
-            "/apis/coordination.k8s.io/v1/namespaces/{NODE_LEASES}/leases/{node}"
-        ))
-        .header(header::ACCEPT, "application/json")
-        .header(header::CONTENT_TYPE, "application/json")
-        .header(header::USER_AGENT, crate::USER_AGENT)
-        .body(Bytes::from(lease.to_string()))
-        .map_err(|error| error.to_string())?;
+    let request = heartbeat::request(Method::PUT, node, Some(written.lease(node)))?;
     let sending = async {
         let response = hub.peers.send_within(leader, request, WAIT).await;
         let response = response.map_err(|error| error.to_string())?;
