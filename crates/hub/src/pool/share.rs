@@ -391,16 +391,6 @@ impl Drop for Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use yurt_wire::{Encoding, Object, watch::EventType};
-
-    fn told(revision: u64) -> Told {
-        let object = Object {
-            encoding: Encoding::Json,
-            bytes: "{}".into(),
-        };
-        let kind = EventType::Modified;
-        Told::new(revision, kind, "d/a", revision, &object, Before::Nothing)
-    }
 
     #[tokio::test(start_paused = true)]
     async fn watchers_are_told_as_it_happens() {
@@ -408,14 +398,14 @@ mod tests {
         assert_eq!(feed.ready(Duration::ZERO).await, Stage::Synced);
         let (mut early, mut ahead) = (feed.subscribe(10).unwrap(), feed.subscribe(11).unwrap());
         assert_eq!(early.settled(), Some(10));
-        feed.tell([told(11), told(12)]);
+        feed.tell([Told::sample(11), Told::sample(12)]);
         assert_eq!(early.settled(), None);
         assert_eq!(early.next().await.unwrap().revision, 11);
         assert_eq!(early.next().await.unwrap().revision, 12);
         assert_eq!(ahead.next().await.unwrap().revision, 12);
         let waiting = tokio::spawn(async move { ahead.next().await.map(|told| told.revision) });
         tokio::task::yield_now().await;
-        feed.tell([told(13)]);
+        feed.tell([Told::sample(13)]);
         assert_eq!(waiting.await.unwrap(), Some(13));
         // Something else is true: whoever follows has to begin anew.
         feed.begin(5);

@@ -161,29 +161,20 @@ mod tests {
     use super::*;
     use yurt_wire::Gvr;
 
-    fn told(revision: u64) -> Told {
-        let object = Object {
-            encoding: Encoding::Json,
-            bytes: "{}".into(),
-        };
-        let kind = EventType::Modified;
-        Told::new(revision, kind, "d/a", revision, &object, Before::Unknown)
-    }
-
     #[test]
     fn what_initial_events_showed_is_not_told_again() {
         let feed = Feed::detached(Gvr::new("", "v1", "services"), 10);
         let mut following = Following::new(&feed, 10).unwrap();
         assert_eq!(following.showed("d/a", true, Some(13)), Some(10));
         assert_eq!(following.showed("d/old", true, Some(9)), None);
-        assert_eq!(following.held(&told(12)), Held::Already);
+        assert_eq!(following.held(&Told::sample(12)), Held::Already);
         // At the revision that it has at last.
-        assert_eq!(following.held(&told(13)), Held::Shown);
-        assert_eq!(following.held(&told(14)), Held::AsTold);
+        assert_eq!(following.held(&Told::sample(13)), Held::Shown);
+        assert_eq!(following.held(&Told::sample(14)), Held::AsTold);
         assert!(following.ahead.is_empty());
         following.showed("d/a", false, None);
-        assert_eq!(following.held(&told(12)), Held::Nothing);
-        assert_eq!(following.held(&told(13)), Held::AsTold);
+        assert_eq!(following.held(&Told::sample(12)), Held::Nothing);
+        assert_eq!(following.held(&Told::sample(13)), Held::AsTold);
         assert!(Following::new(&feed, 9).is_err(), "before the window");
     }
 }

@@ -75,6 +75,17 @@ impl Told {
         }
     }
 
+    /// A change of `d/a`, of which nothing else matters.
+    #[cfg(test)]
+    pub(crate) fn sample(revision: u64) -> Self {
+        let object = Object {
+            encoding: Encoding::Json,
+            bytes: "{}".into(),
+        };
+        let kind = EventType::Modified;
+        Self::new(revision, kind, "d/a", revision, &object, Before::Unknown)
+    }
+
     pub(crate) fn place(&self) -> (&str, &str) {
         split_index_key(&self.key)
     }
