@@ -25,11 +25,8 @@ use tokio::time::{sleep, sleep_until};
 
 const SLICES: &str = "/apis/discovery.k8s.io/v1/endpointslices";
 const SERVICES: &str = "/api/v1/services";
-/// Memory that a burst needed is given back within this time. When it falls no more for a while, it has been.
+/// Memory that a burst needed has been given back after this time (jemalloc keeps it for ten seconds, and gives it back bit by bit).
 const GIVEN_BACK: Duration = Duration::from_secs(25);
-const FALLS_NO_MORE: Duration = Duration::from_secs(6);
-/// What is no fall, bytes.
-const FLAT: u64 = 100_000;
 /// Watches opened at one time.
 const OPENED: usize = 8;
 /// What pools may take of one node's bytes.
@@ -272,19 +269,9 @@ async fn open_at(target: &Target, path: &str) -> Result<WatchList, BenchError> {
 
 /// Of the largest hub, when what the churn needed has been given back.
 async fn memory(site: &Site) -> u64 {
-    let largest = || site.hubs.iter().map(site::Hub::memory).max();
-    let (mut lowest, mut fell) = (u64::MAX, Instant::now());
-    let deadline = fell + GIVEN_BACK;
-    loop {
-        let now = largest().unwrap_or_default();
-        if now.saturating_add(FLAT) < lowest {
-            (lowest, fell) = (now, Instant::now());
-        }
-        if fell.elapsed() > FALLS_NO_MORE || Instant::now() > deadline {
-            return now;
-        }
-        sleep(Duration::from_millis(500)).await;
-    }
+    sleep(GIVEN_BACK).await;
+    let largest = site.hubs.iter().map(site::Hub::memory).max();
+    largest.unwrap_or_default()
 }
 
 /// Cuts the leader from the cloud, heals it, then kills who leads.
