@@ -13,6 +13,8 @@ pub mod certificates;
 pub mod cluster;
 pub mod directory;
 pub mod frontend;
+pub mod anp;
+pub(crate) mod grpc;
 pub mod hello;
 pub mod interceptor;
 pub mod link;

@@ -21,7 +21,9 @@ use crate::{
     link::{self, Opening},
     session::{Ended, Heard, Live, Session, SessionError, until_silent},
 };
-use answerer::{Answerer, Dialling};
+pub(crate) use answerer::Dialling;
+
+use answerer::Answerer;
 use bytes::Bytes;
 use caller::Caller;
 use control::{Hearing, Line, Saying};
@@ -34,7 +36,7 @@ use std::{
     },
 };
 use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use yurt_transport::{BoxStream, Destination, Dialer};
 
 /// The control stream's path.
@@ -58,11 +60,12 @@ const AGENT_VERSION: &str = "agentversion";
 const SERVER_ID: &str = "serverid";
 const SERVER_COUNT: &str = "servercount";
 
-/// A connection to an agent of ours.
+/// A connection to an agent of ours. Dropping it ends it.
 #[derive(Debug)]
 pub struct MuxLink {
     hello: AgentHello,
     caller: Caller,
+    _ends: DropGuard,
     saying: Saying,
     draining: Arc<AtomicBool>,
 }
@@ -145,7 +148,7 @@ async fn greet_agent(
         identifiers: parsed(get(headers, AGENT_IDENTIFIERS)?)?,
         version: get(headers, AGENT_VERSION)?.to_owned(),
     };
-    let closed = ends.disarm();
+    let closed = driven.closed;
     let draining = Arc::new(AtomicBool::new(false));
     let mut hearing = Hearing::new(response.into_body());
     tokio::spawn({
@@ -171,6 +174,7 @@ async fn greet_agent(
             live: driven.live,
             closed,
         },
+        _ends: ends,
         saying: Saying::new(saying),
         draining,
     }))

@@ -82,7 +82,6 @@ struct Course {
     /// Where in `held` to go on.
     at: usize,
     stage: Stage,
-    unflushed: bool,
     carried: u64,
     /// The end that is written to takes nothing any more.
     failure: Option<io::Error>,
@@ -188,23 +187,18 @@ impl Course {
             Ok(0) => Err(Torn::Writing(io::ErrorKind::WriteZero.into())),
             Ok(count) => {
                 self.carried += count as u64;
-                self.unflushed = true;
                 Ok(count)
             }
             Err(error) => Err(Torn::Writing(error)),
         }
     }
 
-    /// Lets out what the stream may have kept back. Pending, unless it fails.
+    /// Lets out what the stream may have kept back, and learns whether it takes anything still. Pending, unless it fails.
     fn flush(&mut self, to: &mut BoxStream, context: &mut Context<'_>) -> Poll<Result<(), Torn>> {
-        if self.unflushed {
-            match Pin::new(&mut *to).poll_flush(context) {
-                Poll::Ready(Ok(())) => self.unflushed = false,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(Torn::Writing(error))),
-                Poll::Pending => {}
-            }
+        match Pin::new(&mut *to).poll_flush(context) {
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Torn::Writing(error))),
+            _ => Poll::Pending,
         }
-        Poll::Pending
     }
 }
 

@@ -8,7 +8,7 @@ pub(crate) use liveness::{Heard, Pulse, until_silent};
 
 use crate::hello::ServerHello;
 use futures_util::future::BoxFuture;
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
 use std::{io, sync::Arc, time::Duration};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -142,5 +142,11 @@ pub fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
     socket.set_tcp_notsent_lowat(UNSENT)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(KERNEL_PATIENCE / 3)
+            .with_interval(KERNEL_PATIENCE / 3)
+            .with_retries(2),
+    )?;
     socket.set_tcp_user_timeout(Some(KERNEL_PATIENCE))
 }

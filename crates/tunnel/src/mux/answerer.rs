@@ -23,7 +23,7 @@ pub(super) const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A dialler as the tunnel's streams want it.
 #[derive(Debug)]
-pub(super) struct Dialling(pub(super) Arc<dyn Dialer>);
+pub(crate) struct Dialling(pub(crate) Arc<dyn Dialer>);
 
 impl Tunnels for Dialling {
     fn open<'a>(&'a self, to: &'a Destination) -> Opening<'a> {

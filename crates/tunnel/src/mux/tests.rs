@@ -467,3 +467,13 @@ async fn the_cloud_is_asked_the_other_way_round() {
     assert_eq!(serving.await.unwrap(), SessionError::Closed);
     cloud.closed().cancelled().await;
 }
+
+#[tokio::test]
+async fn a_link_that_is_dropped_ends_the_session() {
+    let (link, mut session) = twin::mux("node-1", served(echo), Options::default()).await;
+    let stream = link.dial(&to("a:1")).await.unwrap();
+    drop(link);
+    assert!(matches!(session.ended().await, SessionError::Broken(_)));
+    assert!(exchange(stream, b"gone").await.is_err());
+    session.live.idle().await;
+}
