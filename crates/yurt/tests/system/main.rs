@@ -9,6 +9,7 @@ mod faults;
 mod hub;
 mod link_cut;
 mod manager;
+mod node_conversion;
 mod ota;
 mod peers;
 mod pool;
