@@ -1,6 +1,10 @@
 //! As much of gRPC over HTTP/2 as konnectivity uses: messages with a five-byte head, a status in the trailers, no compression.
 //! (<https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>)
 
+mod authority;
+
+pub(crate) use authority::Mended;
+
 use crate::session::SessionError;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::server::SendResponse;

@@ -64,7 +64,7 @@ pub async fn serve(
     options: Options,
     shutdown: CancellationToken,
 ) -> SessionError {
-    let (heard, pulse) = Heard::new(io);
+    let (heard, pulse) = Heard::new(Box::new(grpc::Mended::new(io)));
     let handshake = h2::server::Builder::new()
         .initial_window_size(WINDOW)
         .initial_connection_window_size(4 * WINDOW)
