@@ -9,11 +9,11 @@
 
 pub mod agent;
 pub mod allow;
+pub mod anp;
 pub mod certificates;
 pub mod cluster;
 pub mod directory;
 pub mod frontend;
-pub mod anp;
 pub(crate) mod grpc;
 pub mod hello;
 pub mod interceptor;
@@ -21,20 +21,18 @@ pub mod link;
 pub mod mux;
 pub mod network;
 pub mod peers;
+pub mod published;
 pub mod pump;
 pub mod registry;
+pub mod reverse;
 pub mod routing;
 pub mod server;
 pub mod session;
-pub mod status;
-pub mod published;
-pub mod pump;
-pub mod reverse;
-pub mod session;
 pub mod standalone;
+pub mod status;
+pub mod steering;
 #[cfg(test)]
 pub(crate) mod twin;
-pub mod steering;
 
 pub use directory::Directory;
 pub use hello::{AgentHello, Identifiers, ServerHello};

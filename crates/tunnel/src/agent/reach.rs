@@ -4,8 +4,9 @@ use super::{fleet::Door, proxy::Proxy};
 use crate::{
     AgentHello, Options, Session, SessionError,
     allow::connect_any,
+    anp,
     certificates::Kept,
-    hello::{ALPN_CLOUD, ALPN_MUX},
+    hello::{ALPN_CLOUD, ALPN_GRPC, ALPN_MUX},
     mux, session,
 };
 use std::{
@@ -18,7 +19,7 @@ use std::{
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::sync::CancellationToken;
-use yurt_pki::PkiError;
+use yurt_pki::{PkiError, store::read_text};
 use yurt_transport::{Destination, Dialer};
 
 /// For TCP and TLS together, a proxy's part included.
@@ -93,16 +94,17 @@ impl Reach {
         door: &Door,
         shutdown: CancellationToken,
     ) -> Result<Session, ReachError> {
-        let stream = self.tls(door, &[ALPN_MUX]).await?;
+        let stream = self.tls(door, &[ALPN_MUX, ALPN_GRPC]).await?;
         let chosen = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
         let (hello, dialer) = (self.hello.clone(), self.dialer.clone());
         let (io, options) = (Box::new(stream), self.options.clone());
         let session = match chosen.as_deref() {
             Some(ALPN_MUX) => mux::answer(io, hello, dialer, options, shutdown).await?,
+            // Konnectivity's, whose TLS may not name a protocol.
             _ => {
-                return Err(
-                    SessionError::Protocol("it does not speak yurt-tunnel/1".to_owned()).into(),
-                );
+                let token = self.token.as_deref().and_then(|path| read_text(path).ok());
+                let token = token.map(|text| text.trim().to_owned());
+                anp::agent::connect(io, hello, dialer, token, options, shutdown).await?
             }
         };
         Ok(session)
