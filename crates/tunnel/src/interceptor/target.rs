@@ -236,7 +236,9 @@ pub(super) fn target(
     }
     let is_kubelet = owner.as_ref().is_some_and(|node| {
         let is_its = |ip: IpAddr| node.internal.contains(&ip) || node.external.contains(&ip);
-        node.kubelet_port == place.port && place.ip().is_some_and(is_its)
+        agent.as_ref() == Some(&node.name)
+            && node.kubelet_port == place.port
+            && place.ip().is_some_and(is_its)
     });
     Ok(Target {
         to: Destination {
@@ -424,6 +426,27 @@ mod tests {
             ..host("10.0.0.1:80")
         };
         assert_eq!(ask(asked).unwrap().to.node.as_deref(), Some("edge-2"));
+    }
+
+    proptest::proptest! {
+        /// Whatever callers write: no panic, a port, and a kubelet is one only at its node's own address. Tokens go nowhere else.
+        #[test]
+        fn a_kubelet_is_where_its_node_is(
+            host in "[a-z0-9:.\\[\\]@%-]{0,24}|edge-1:10250|192\\.168\\.0\\.1[12]:10250",
+            hint in proptest::option::of("edge-[12](:10250)?|twin-1|[ -~]{0,12}"),
+            dest in proptest::option::of("192\\.168\\.0\\.1[12]:10250|127.0.0.1:1025[05]|[ -~]{0,16}"),
+            path in "/(exec|run)/shop/(cart-0|x)/c|[ -~]{0,16}", tls: bool) {
+            let asked = Asked { path: &path, host: Some(&host), proxy_host: hint.as_deref(), proxy_dest: dest.as_deref(), tls };
+            if let Ok(target) = ask(asked) {
+                proptest::prop_assert!(target.to.port > 0);
+                if target.is_kubelet {
+                    let node = known().node(target.to.node.as_deref().unwrap()).unwrap();
+                    proptest::prop_assert!(node.internal.contains(&target.to.host.parse().unwrap()));
+                    proptest::prop_assert_eq!(target.to.port, node.kubelet_port);
+                    proptest::prop_assert_eq!(target.authority, target.to.to_string());
+                }
+            }
+        }
     }
 
     #[test]

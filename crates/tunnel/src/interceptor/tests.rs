@@ -1,5 +1,6 @@
 //! The interceptor between real callers and a kubelet of real TLS, with a tunnel that is a connection of its own per dial.
 
+mod failing;
 mod passing;
 mod upgrades;
 
@@ -244,6 +245,15 @@ impl Stage {
 
     /// [`Stage::start`], with another tunnel than the one that leads to the kubelet.
     async fn start_with(setting: Setting, other: Option<Arc<Twin>>) -> Self {
+        Self::start_by(setting, other.unwrap_or_default(), None).await
+    }
+
+    /// [`Stage::start`], where `twin` leads to places that it knows, else to the kubelet; or `tunnels` instead of it.
+    async fn start_by(
+        setting: Setting,
+        twin: Arc<Twin>,
+        tunnels: Option<Arc<dyn Tunnels>>,
+    ) -> Self {
         let shutdown = CancellationToken::new();
         let (seen, metrics) = (Arc::new(Seen::default()), Metrics::default());
         let tls = yurt_pki::server_config(&setting.kubelet, Some(&ca().cert_pem()), setting.http2)
@@ -257,12 +267,14 @@ impl Stage {
             ("127.0.0.1:10267".into(), plain),
             ("10.1.0.5:80".into(), plain),
         ];
-        let twin = other.unwrap_or_else(|| {
-            Arc::new(Twin {
+        let twin = match twin.places.is_empty() {
+            true => Arc::new(Twin {
                 places: places.into(),
                 ..Twin::default()
-            })
-        });
+            }),
+            false => twin,
+        };
+        let tunnels = tunnels.unwrap_or_else(|| twin.clone());
         let known = Arc::new(Known::default());
         let node = NodeFacts {
             name: "edge-1".into(),
@@ -303,7 +315,7 @@ impl Stage {
             max_requests: setting.max_requests,
             drain: Duration::from_secs(1),
         };
-        let running = tokio::spawn(run(config, twin.clone(), known, shutdown.clone()));
+        let running = tokio::spawn(run(config, tunnels, known, shutdown.clone()));
         Self {
             secure,
             insecure,

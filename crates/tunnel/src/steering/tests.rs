@@ -43,7 +43,7 @@ impl Namespace {
                 return skip(&format!("{program} is not installed"));
             }
         }
-        let script = "ip link set lo up && ip addr add 192.168.77.1/24 dev lo && ip addr add 10.77.0.1/32 dev lo && ip route add 10.77.0.0/16 dev lo && echo ready && exec cat";
+        let script = "ip link set lo up && ip addr add 192.168.77.1/24 dev lo && ip addr add 10.77.0.1/32 dev lo && ip route add 10.77.0.0/16 dev lo && { ip -6 addr add fd77::1/128 dev lo nodad && ip -6 addr add fd77::5/128 dev lo nodad && ip -6 route add fd78::/64 dev lo || true; } && echo ready && exec cat";
         let spawned = Command::new("unshare")
             .args(["-rn", "sh", "-c", script])
             .stdin(Stdio::piped())
@@ -91,13 +91,13 @@ impl Namespace {
 
     /// Something that greets whoever connects.
     fn listen(&self, address: &str, greeting: &str) -> Listener {
-        let (host, port) = address.rsplit_once(':').unwrap();
+        let (host, port) = host_and_port(address);
         let script = format!(
-            "$s = IO::Socket::INET->new(LocalAddr => '{host}', LocalPort => {port}, Listen => 9, ReuseAddr => 1) or die; $| = 1; print \"ready\\n\"; while ($c = $s->accept) {{ print $c '{greeting}'; close $c }}"
+            "$s = IO::Socket::IP->new(LocalHost => '{host}', LocalPort => {port}, Listen => 9, ReuseAddr => 1) or die; $| = 1; print \"ready\\n\"; while ($c = $s->accept) {{ print $c '{greeting}'; close $c }}"
         );
         let mut child = self
             .command("perl")
-            .args(["-MIO::Socket::INET", "-e", &script])
+            .args(["-MIO::Socket::IP", "-e", &script])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -111,13 +111,13 @@ impl Namespace {
 
     /// Who answers at an address; empty when nobody does.
     fn greeting(&self, address: &str) -> String {
-        let (host, port) = address.rsplit_once(':').unwrap();
+        let (host, port) = host_and_port(address);
         let script = format!(
-            "$s = IO::Socket::INET->new(PeerAddr => '{host}', PeerPort => {port}, Timeout => 5) or exit; print while <$s>"
+            "$s = IO::Socket::IP->new(PeerHost => '{host}', PeerPort => {port}, Timeout => 5) or exit; print while <$s>"
         );
         let mut child = self
             .command("perl")
-            .args(["-MIO::Socket::INET", "-e", &script])
+            .args(["-MIO::Socket::IP", "-e", &script])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -127,6 +127,11 @@ impl Namespace {
         child.wait().unwrap();
         text
     }
+}
+
+fn host_and_port(address: &str) -> (&str, &str) {
+    let (host, port) = address.rsplit_once(':').unwrap();
+    (host.trim_matches(['[', ']']), port)
 }
 
 /// A listener in a namespace.
@@ -160,14 +165,20 @@ struct Host {
 
 impl Host {
     fn start(namespace: Namespace, backend: Backend) -> Self {
+        Self::start_at(namespace, backend, ("0.0.0.0:10263", "127.0.0.1:10264"))
+    }
+
+    /// [`Host::start`], with the interceptor on these addresses.
+    fn start_at(namespace: Namespace, backend: Backend, (secure, insecure): (&str, &str)) -> Self {
         let known = Arc::new(Known::default());
         known.put_node("cloud", Some(node("cloud", "10.77.0.1", false)));
         known.put_node("edge", Some(node("edge", "10.77.0.2", true)));
+        known.put_node("cloud-six", Some(node("cloud-six", "fd77::1", false)));
         let (settings, receiver) = watch::channel(Arc::default());
         let (metrics, shutdown) = (Metrics::default(), CancellationToken::new());
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();
         let config = Config {
-            targets: Targets::new(address("0.0.0.0:10263"), address("127.0.0.1:10264")),
+            targets: Targets::new(address(secure), address(insecure)),
             settings: receiver,
             backend,
             period: Duration::from_millis(200),
@@ -339,6 +350,44 @@ async fn iptables_bring_callers_to_the_tunnel_and_leave_others_alone() {
     assert!(saved.contains("-j KUBE-SERVICES"), "{saved}");
     let drift = ["-t", "nat", "-F", "TUNNEL-PORT-10250"];
     host.course(&listing, ("iptables", &drift)).await;
+}
+
+#[tokio::test]
+async fn ipv6_goes_the_same_ways() {
+    for (backend, listing) in [
+        (Backend::Nftables, ["nft", "list", "ruleset"]),
+        (Backend::Iptables, ["ip6tables-save", "-t", "nat"]),
+    ] {
+        let Some(namespace) = Namespace::new(&[listing[0], "nsenter", "perl"]) else {
+            continue;
+        };
+        let addresses = namespace.tools().run("ip", &["-6", "addr"], "").await;
+        if !addresses.is_ok_and(|shown| shown.contains("fd77::5")) {
+            eprintln!("SKIPPED: no IPv6 here");
+            continue;
+        }
+        let host = Host::start_at(namespace, backend, ("[::]:10263", "[::1]:10264"));
+        host.until(&listing, "[::1]:10264", true).await;
+        let _tunnel = host.namespace.listen("[::1]:10263", "tunnel");
+        let _direct = host.namespace.listen("[fd77::1]:10250", "direct");
+        assert_eq!(host.namespace.greeting("[fd78::2]:10250"), "tunnel");
+        assert_eq!(host.namespace.greeting("[fd77::1]:10250"), "direct");
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        assert_eq!(
+            host.metrics.writes.get(),
+            1,
+            "what was written is recognised"
+        );
+        host.shutdown.cancel();
+        let ended = tokio::time::timeout(LONG, host.running).await;
+        ended.expect("in time").unwrap().unwrap();
+        let left = host
+            .namespace
+            .tools()
+            .run(listing[0], &listing[1..], "")
+            .await;
+        assert!(!left.unwrap().contains("[::1]:10264"));
+    }
 }
 
 #[tokio::test]
