@@ -183,12 +183,12 @@ async fn ended(
 
 /// Exits with 0 when the node works through its hub, 1 when all is as before, 2 when somebody has to look.
 pub(crate) async fn convert(args: &ConvertArgs, shutdown: &CancellationToken) -> Outcome {
-    ended(converted(args), shutdown).await
+    Box::pin(ended(converted(args), shutdown)).await
 }
 
 /// Exits with 0 when the node is as before its conversion, 1 when nothing was changed, 2 when somebody has to look.
 pub(crate) async fn revert(args: &RevertArgs, shutdown: &CancellationToken) -> Outcome {
-    ended(reverted(args), shutdown).await
+    Box::pin(ended(reverted(args), shutdown)).await
 }
 
 #[cfg(test)]
