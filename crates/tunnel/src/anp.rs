@@ -29,4 +29,4 @@ const WINDOW: u32 = 4 << 20;
 const SEND_BUFFER: usize = 128 << 10;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

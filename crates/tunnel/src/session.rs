@@ -1,5 +1,7 @@
 //! What both protocols have in common: bounds, why a connection ended, and what the agent's end of one looks like.
 
+#[cfg(test)]
+mod delivery;
 mod live;
 mod liveness;
 

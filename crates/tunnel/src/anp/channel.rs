@@ -535,7 +535,10 @@ impl AsyncWrite for AnpStream {
         if !self.shut {
             self.shut = true;
             let (channel, id) = (Arc::clone(&self.channel), self.id);
-            if let Ok(runtime) = Handle::try_current() {
+            if channel.answers() {
+                // An answer that is over needs no more of the question.
+                channel.close(id);
+            } else if let Ok(runtime) = Handle::try_current() {
                 runtime.spawn(async move { channel.close_after_answer(id).await });
             }
         }
@@ -565,11 +568,23 @@ impl Channel {
             if until > Instant::now() {
                 continue;
             }
+            drop(state);
+            return self.close(id);
+        }
+    }
+
+    fn answers(&self) -> bool {
+        self.state().core.role() == Role::Answering
+    }
+
+    /// Closes a connection of which everything was said; what was received can still be read.
+    fn close(&self, id: i64) {
+        let mut state = self.state();
+        if let Some(line) = state.lines.get_mut(&id) {
             line.finish(String::new());
-            if let Some(packet) = state.core.close(id, "") {
-                state.send(packet);
-            }
-            return;
+        }
+        if let Some(packet) = state.core.close(id, "") {
+            state.send(packet);
         }
     }
 }
@@ -577,7 +592,9 @@ impl Channel {
 impl Drop for AnpStream {
     fn drop(&mut self) {
         let mut state = self.channel.state();
-        let packet = state.core.close(self.id, "");
+        // Only who answers can say so; a request to close has no text.
+        let why = if self.shut { "" } else { "connection reset" };
+        let packet = state.core.close(self.id, why);
         let Some(line) = state.lines.get_mut(&self.id) else {
             return;
         };

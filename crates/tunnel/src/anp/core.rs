@@ -65,6 +65,10 @@ impl Core {
         }
     }
 
+    pub(super) fn role(&self) -> Role {
+        self.role
+    }
+
     /// What a packet asks for. Packets that only the other role may receive are ignored, as are answers to nothing.
     pub(super) fn receive(&mut self, packet: Packet) -> Option<Action> {
         match (self.role, packet) {

@@ -66,7 +66,7 @@ fn server(
     (theirs, coming)
 }
 
-async fn pair(dialer: Arc<dyn Dialer>) -> (Arc<dyn Link>, Session) {
+pub(crate) async fn pair(dialer: Arc<dyn Dialer>) -> (Arc<dyn Link>, Session) {
     pair_until(dialer, CancellationToken::new()).await
 }
 
