@@ -200,6 +200,24 @@ impl NodeConversion {
         Ok(())
     }
 
+    /// Says on the node how it ended (the condition's status, reason and message), then notes that it did.
+    async fn conclude(
+        &self,
+        context: &Context,
+        node: &Value,
+        (status, reason, message): (&str, &str, &str),
+        state: &State,
+        cordoned: bool,
+        labels: Value,
+    ) -> Result<(), Failure> {
+        self.set_condition(context, node, status, reason, message)
+            .await?;
+        // With the condition it is another version.
+        let known = context.objects(&NODES).get(&Key::of(node));
+        let node = known.as_deref().unwrap_or(node);
+        self.change(context, node, state, cordoned, labels).await
+    }
+
     /// Changes the node at the version that was looked at.
     async fn change(
         &self,
@@ -296,17 +314,12 @@ impl NodeConversion {
                 let labels = labels(node, state.direction, &pool, |zone| {
                     pools.get(&Key::new("", zone)).is_some()
                 });
-                self.set_condition(context, node, "False", reason, "")
-                    .await?;
-                let node = context
-                    .objects(&NODES)
-                    .get(&Key::of(node))
-                    .unwrap_or_else(|| Arc::new(node.clone()));
                 let state = State {
                     phase: Phase::Done,
                     ..state
                 };
-                self.change(context, &node, &state, state.cordoned, labels)
+                let said = ("False", reason, "");
+                self.conclude(context, node, said, &state, state.cordoned, labels)
                     .await?;
                 event("Normal", reason, "The node is as its labels say.");
                 if let Some(job) = job {
@@ -320,17 +333,12 @@ impl NodeConversion {
                      ({direction}:2); to leave it, take the wish back.",
                     direction = state.direction
                 );
-                self.set_condition(context, node, "True", reason, &message)
-                    .await?;
-                let node = context
-                    .objects(&NODES)
-                    .get(&Key::of(node))
-                    .unwrap_or_else(|| Arc::new(node.clone()));
                 let state = State {
                     phase: Phase::Failed,
                     ..state
                 };
-                self.change(context, &node, &state, true, Value::Null)
+                let said = ("True", reason, &*message);
+                self.conclude(context, node, said, &state, true, Value::Null)
                     .await?;
                 event("Warning", reason, &why);
                 if let Some(job) = job {
@@ -344,17 +352,12 @@ impl NodeConversion {
                 }
             }
             Step::Release(state, reason) => {
-                self.set_condition(context, node, "False", reason, "")
-                    .await?;
-                let node = context
-                    .objects(&NODES)
-                    .get(&Key::of(node))
-                    .unwrap_or_else(|| Arc::new(node.clone()));
                 let state = State {
                     phase: Phase::Done,
                     ..state
                 };
-                self.change(context, &node, &state, state.cordoned, Value::Null)
+                let said = ("False", reason, "");
+                self.conclude(context, node, said, &state, state.cordoned, Value::Null)
                     .await?;
             }
         }
