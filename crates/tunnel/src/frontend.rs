@@ -201,10 +201,10 @@ async fn say(mut io: BoxStream, text: &str) {
 }
 
 /// Counts something for as long as it is there.
-struct Present(Gauge);
+pub(crate) struct Present(Gauge);
 
 impl Present {
-    fn new(gauge: Gauge) -> Self {
+    pub(crate) fn new(gauge: Gauge) -> Self {
         gauge.inc();
         Self(gauge)
     }

@@ -11,6 +11,7 @@ pub mod agent;
 pub mod allow;
 pub mod anp;
 pub mod certificates;
+pub mod cli;
 pub mod cluster;
 pub mod directory;
 pub mod frontend;
@@ -34,6 +35,7 @@ pub mod steering;
 #[cfg(test)]
 pub(crate) mod twin;
 
+pub use cli::{TunnelArgs, TunnelError, run};
 pub use directory::Directory;
 pub use hello::{AgentHello, Identifiers, ServerHello};
 pub use link::{DialError, Link, Opening, Tunnels};

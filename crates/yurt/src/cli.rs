@@ -37,6 +37,8 @@ enum Command {
     Hub(Box<Hub>),
     /// OpenYurt's controllers and webhooks (yurt-manager).
     Manager(Box<yurt_manager::ManagerArgs>),
+    /// The tunnel: the cloud reaches nodes that only dial out.
+    Tunnel(Box<yurt_tunnel::TunnelArgs>),
     /// Commands for the node this runs on: would it survive a cut and a reboot.
     Node(yurt_node::NodeArgs),
     /// Questions about a cluster: how pools, apps, nodes and pods are, and why. The same as `kubectl yurt`, where this program is
@@ -100,13 +102,17 @@ enum Bench {
     ApiServer(yurt_lab::bench::apiserver::BenchApiServerArgs),
 }
 
-/// Names of this program that mean a command: OpenYurt's units, manifests and workers call the first three so, kubectl its plugins
-/// the last.
-const NAMES: [(&str, &str); 4] = [
-    ("yurthub", "hub"),
-    ("yurt-manager", "manager"),
-    ("node-servant", "node"),
-    ("kubectl-yurt", "kubectl"),
+/// Names of this program that mean a command: OpenYurt's and konnectivity's units, manifests and workers call it so, kubectl its
+/// plugins.
+const NAMES: [(&str, &[&str]); 8] = [
+    ("yurthub", &["hub"]),
+    ("yurt-manager", &["manager"]),
+    ("node-servant", &["node"]),
+    ("kubectl-yurt", &["kubectl"]),
+    ("yurt-tunnel-server", &["tunnel", "server"]),
+    ("yurt-tunnel-agent", &["tunnel", "agent"]),
+    ("proxy-server", &["tunnel", "server"]),
+    ("proxy-agent", &["tunnel", "agent"]),
 ];
 
 /// The command line, with the command that the name of the program means.
@@ -117,7 +123,7 @@ fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
         .iter()
         .find(|(known, _)| name.flatten().is_some_and(|name| name == *known));
     if let Some((_, command)) = meant {
-        all.insert(1, command.into());
+        all.splice(1..1, command.iter().map(OsString::from));
     }
     all
 }
@@ -136,6 +142,7 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
         {
             "warn"
         }
+        Command::Tunnel(args) if cli.log == "info" && !args.is_component() => "warn",
         Command::Hub(hub) if cli.log == "info" && matches!(**hub, Hub::Ask(_)) => "warn",
         Command::Manager(args) if cli.log == "info" => args.logging.level().unwrap_or("info"),
         _ => &cli.log,
@@ -189,6 +196,12 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
         Command::Manager(args) => {
             mind_parent(&shutdown);
             yurt_manager::run(yurt_manager::Config::try_from(*args)?, shutdown).await?;
+        }
+        Command::Tunnel(args) => {
+            if args.is_component() {
+                mind_parent(&shutdown);
+            }
+            return Ok(Box::pin(yurt_tunnel::run(*args, shutdown)).await?);
         }
         Command::Node(args) => {
             return Ok(yurt_node::run(args, shutdown).await.code().into());
@@ -259,6 +272,10 @@ mod tests {
         assert_eq!(line(&["/yurt-manager", "--v=2"])[1], "manager");
         assert_eq!(line(&["/usr/local/bin/node-servant", "x"])[1], "node");
         assert_eq!(line(&["yurt", "hub"]), ["yurt", "hub"]);
+        for (name, command) in [("yurt-tunnel-server", "server"), ("proxy-agent", "agent")] {
+            let line = line(&[name, "--x"]);
+            assert_eq!(line[1..], ["tunnel", command, "--x"]);
+        }
         assert!(line(&[]).is_empty());
         let plugin =
             Cli::try_parse_from(line(&["/bin/kubectl-yurt", "why", "node/a", "-o", "json"]));

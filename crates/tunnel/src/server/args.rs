@@ -1,0 +1,318 @@
+//! Flags of `yurt tunnel server`: OpenYurt's and konnectivity's names where they have one.
+
+use super::{
+    callers::{Bearers, ServiceAccount},
+    cloud::Rule,
+    switchboard::{Direct, Ways},
+};
+use crate::{interceptor::InterceptorArgs, routing::Strategy, steering::SteeringArgs};
+use clap::{ArgAction, Args};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// Who may be a frontend unless told otherwise: API servers, administrators, and the server's own client certificate.
+const FRONTENDS: [&str; 7] = [
+    "kube-apiserver",
+    "system:kube-apiserver",
+    "kube-apiserver-kubelet-client",
+    "tunnel-proxy-client",
+    "O=system:masters",
+    "O=kubeadm:cluster-admins",
+    "system:konnectivity-server",
+];
+
+/// Runs an instance of the tunnel server.
+#[derive(Args, Clone, Debug)]
+pub struct ServerArgs {
+    /// The kubeconfig [default: the service account of the pod].
+    #[arg(long, visible_alias = "kube-config", value_name = "FILE")]
+    pub(super) kubeconfig: Option<PathBuf>,
+    /// Without Kubernetes: certificates are of an authority in --data-dir, agents join by `yurt tunnel token`.
+    #[arg(long, conflicts_with = "kubeconfig")]
+    pub(super) standalone: bool,
+    /// Where a standalone server keeps its authority and tokens.
+    #[arg(long, value_name = "DIR", default_value = crate::standalone::DATA)]
+    pub(super) data_dir: PathBuf,
+    /// Namespace of the Services that publish the server.
+    #[arg(long, value_name = "NAMESPACE", default_value = "kube-system")]
+    pub(super) namespace: String,
+
+    /// Address for agents, frontends and callers of the secure port.
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
+    pub(super) bind_address: IpAddr,
+    /// Port for agents, other instances, and frontends with a client certificate.
+    #[arg(
+        long,
+        visible_alias = "agent-port",
+        value_name = "PORT",
+        default_value_t = 10262
+    )]
+    pub(super) tunnel_agent_connect_port: u16,
+    /// Port for metrics, health and status, on the insecure bind address.
+    #[arg(long, visible_aliases = ["health-port", "admin-port"], value_name = "PORT", default_value_t = 10265)]
+    pub(super) meta_port: u16,
+    /// Unix socket for frontends: CONNECT and gRPC; whoever may open the file may use it.
+    #[arg(long, value_name = "PATH")]
+    pub(super) uds_name: Option<PathBuf>,
+    /// Replace a socket that was left over.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub(super) delete_existing_uds_file: bool,
+    /// Another port for frontends, by mTLS with --server-cert; 0: none.
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    pub(super) server_port: u16,
+    /// Certificate of --server-port [default: the one agents see].
+    #[arg(long, value_name = "FILE", requires_all = ["server_key", "server_ca_cert"])]
+    pub(super) server_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE")]
+    pub(super) server_key: Option<PathBuf>,
+    /// The CA of frontends at --server-port.
+    #[arg(long, value_name = "FILE")]
+    pub(super) server_ca_cert: Option<PathBuf>,
+    /// Both kinds of frontends are served whatever this says.
+    #[arg(long, hide = true, value_parser = ["grpc", "http-connect"])]
+    pub(super) mode: Option<String>,
+
+    /// Certificate that agents see, kept by somebody else [default: had by CSR, or of the own authority].
+    #[arg(long, value_name = "FILE", requires_all = ["cluster_key", "cluster_ca_cert"])]
+    pub(super) cluster_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE")]
+    pub(super) cluster_key: Option<PathBuf>,
+    /// The CA of agents, other instances and frontends [default: the cluster's].
+    #[arg(long, value_name = "FILE")]
+    pub(super) cluster_ca_cert: Option<PathBuf>,
+    /// Client certificate towards kubelets and other instances [default: had by CSR; else --cluster-cert].
+    #[arg(long, value_name = "FILE", requires = "proxy_client_key")]
+    pub(super) proxy_client_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE")]
+    pub(super) proxy_client_key: Option<PathBuf>,
+    /// Where certificates are kept that are had by CSR.
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/var/lib/yurttunnel-server/pki"
+    )]
+    pub(super) cert_dir: PathBuf,
+    /// Further names of the serving certificate.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    pub(super) cert_dns_names: Vec<String>,
+    /// Further addresses of the serving certificate.
+    #[arg(long, value_name = "ADDRESS,...", value_delimiter = ',')]
+    pub(super) cert_ips: Vec<IpAddr>,
+
+    /// How agents are found; the first that finds one wins.
+    #[arg(long, visible_alias = "proxy-strategy", value_name = "STRATEGY,...", value_delimiter = ',',
+          default_values_t = Ways::default().strategies)]
+    pub(super) proxy_strategies: Vec<Strategy>,
+    /// What the server dials itself: never; cloud: what is on nodes without agents; any: also what nobody knows.
+    #[arg(long, default_value_t = Direct::Cloud)]
+    pub(super) direct: Direct,
+    /// Within so many seconds a dial has a connection or an error.
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = seconds)]
+    pub(super) backend_dial_timeout: Duration,
+    /// How long open connections may go on after SIGTERM.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(super) graceful_shutdown_timeout: Duration,
+    /// Silence after which an agent is asked whether it lives.
+    #[arg(long, value_name = "SECONDS", default_value = "4", value_parser = seconds)]
+    pub(super) keepalive_time: Duration,
+    /// Proxied connections at a time.
+    #[arg(long, value_name = "N", default_value_t = Ways::default().connections)]
+    pub(super) max_connections: usize,
+
+    /// Certificates whose bearers may be any agent: CN, or O=ORGANIZATION. Others are what their certificate is for.
+    #[arg(long, value_name = "CN|O=ORG,...", value_delimiter = ',')]
+    pub(super) trusted_agents: Vec<Bearers>,
+    /// Certificates of frontends: CN, O=ORGANIZATION, or * for all of the CA.
+    #[arg(long, value_name = "CN|O=ORG|*,...", value_delimiter = ',', default_values = FRONTENDS)]
+    pub(super) frontends: Vec<Bearers>,
+    /// Certificates of other instances.
+    #[arg(
+        long,
+        value_name = "CN|O=ORG,...",
+        value_delimiter = ',',
+        default_value = "tunnel-proxy-client"
+    )]
+    pub(super) peer_identities: Vec<Bearers>,
+    /// Namespace of the service account whose tokens let agents in.
+    #[arg(long, value_name = "NAMESPACE", requires = "agent_service_account")]
+    pub(super) agent_namespace: Option<String>,
+    /// Its name.
+    #[arg(long, value_name = "NAME", requires = "agent_namespace")]
+    pub(super) agent_service_account: Option<String>,
+    /// For what such a token must be.
+    #[arg(long, value_name = "AUDIENCE")]
+    pub(super) authentication_audience: Option<String>,
+    /// What edges may reach in the cloud: NETWORK, NAME, *.DOMAIN or NAMESPACE/SERVICE, with :PORT or :FROM-TO [default: nothing].
+    #[arg(long, value_name = "RULE,...", value_delimiter = ',')]
+    pub(super) cloud_allow: Vec<Rule>,
+
+    /// This instance's id [default: a random one].
+    #[arg(long, env = "PROXY_SERVER_ID", value_name = "ID")]
+    pub(super) server_id: Option<String>,
+    /// How many instances there are, where leases do not tell.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) server_count: u32,
+    /// Find other instances, and count them, by leases.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, num_args = 0..=1, default_missing_value = "true")]
+    pub(super) enable_lease_controller: bool,
+    /// Where the leases are.
+    #[arg(long, value_name = "NAMESPACE", default_value = "kube-system")]
+    pub(super) lease_namespace: String,
+    /// The label of the leases.
+    #[arg(long, value_name = "KEY=VALUE", default_value = "k8s-app=konnectivity-server", value_parser = label)]
+    pub(super) lease_label: (String, String),
+    /// Other instances, where leases do not tell.
+    #[arg(long, value_name = "HOST:PORT,...", value_delimiter = ',')]
+    pub(super) peers: Vec<String>,
+    /// Where other instances reach this one [default: $POD_IP, $NODE_IP or the bind address].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(super) peer_address: Option<String>,
+    /// The name that certificates of other instances are for [default: x-tunnel-server-svc in a cluster, else their host].
+    #[arg(long, value_name = "NAME")]
+    pub(super) peer_server_name: Option<String>,
+
+    #[command(flatten)]
+    pub(super) interceptor: InterceptorArgs,
+    #[command(flatten)]
+    pub(super) steering: SteeringArgs,
+}
+
+/// Seconds, or with a unit as Go writes it: `90`, `500ms`, `30s`, `5m`, `1h`.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("{text:?} is no time: 90, 500ms, 30s, 5m, 1h"))?;
+    let millis = match text.get(digits.len()..).unwrap_or_default() {
+        "" | "s" => number.checked_mul(1000),
+        "ms" => Some(number),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        unit => return Err(format!("{unit:?} is no unit of time: ms, s, m, h")),
+    };
+    // A year is for ever.
+    let within = millis.filter(|millis| (1..=31_536_000_000).contains(millis));
+    within.map(Duration::from_millis).ok_or_else(|| {
+        format!("{text:?} is not between a millisecond and a year: every wait here has an end")
+    })
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .ok_or_else(|| format!("{text:?} is not KEY=VALUE"))
+}
+
+impl ServerArgs {
+    pub(super) fn agents(&self) -> SocketAddr {
+        (self.bind_address, self.tunnel_agent_connect_port).into()
+    }
+
+    pub(super) fn meta(&self) -> Option<SocketAddr> {
+        let address = self.interceptor.insecure_address(self.bind_address);
+        (self.meta_port > 0).then(|| (address.ip(), self.meta_port).into())
+    }
+
+    pub(super) fn ways(&self) -> Ways {
+        Ways {
+            strategies: self.proxy_strategies.clone(),
+            direct: self.direct,
+            dial: self.backend_dial_timeout,
+            connections: self.max_connections,
+            ..Ways::default()
+        }
+    }
+
+    pub(super) fn account(&self) -> Option<ServiceAccount> {
+        Some(ServiceAccount {
+            namespace: self.agent_namespace.clone()?,
+            name: self.agent_service_account.clone()?,
+            audiences: self.authentication_audience.iter().cloned().collect(),
+        })
+    }
+
+    /// Where other instances reach this one.
+    pub(super) fn peer_address(&self) -> Option<String> {
+        if let Some(address) = &self.peer_address {
+            return Some(address.clone());
+        }
+        let given = ["POD_IP", "NODE_IP"].into_iter().find_map(|name| {
+            let text = std::env::var(name).ok()?;
+            text.parse::<IpAddr>().ok()
+        });
+        let address = given.or(Some(self.bind_address).filter(|ip| !ip.is_unspecified()))?;
+        Some(SocketAddr::new(address, self.tunnel_agent_connect_port).to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: ServerArgs,
+    }
+
+    #[test]
+    fn flags_are_openyurts_and_konnectivitys() {
+        Line::command().debug_assert();
+        let args = Line::parse_from(["server"]).args;
+        assert_eq!(args.agents().to_string(), "0.0.0.0:10262");
+        assert_eq!(
+            args.meta().map(|at| at.to_string()),
+            Some("127.0.0.1:10265".into())
+        );
+        assert_eq!(args.ways().strategies, Ways::default().strategies);
+        assert!(args.cloud_allow.is_empty() && args.account().is_none());
+        let args = Line::parse_from([
+            "server",
+            "--kube-config=/a",
+            "--proxy-strategy=destHost",
+            "--agent-port=8091",
+            "--mode=http-connect",
+            "--uds-name=/run/s",
+            "--delete-existing-uds-file=false",
+            "--cluster-cert=c",
+            "--cluster-key=k",
+            "--cluster-ca-cert=ca",
+            "--backend-dial-timeout=500ms",
+            "--agent-namespace=kube-system",
+            "--agent-service-account=konnectivity-agent",
+            "--authentication-audience=system:konnectivity-server",
+            "--cloud-allow=10.0.0.0/8:443,shop/web",
+        ])
+        .args;
+        assert_eq!(args.ways().strategies, [Strategy::DestHost]);
+        assert_eq!(args.ways().dial, Duration::from_millis(500));
+        assert_eq!((args.cloud_allow.len(), args.agents().port()), (2, 8091));
+        assert!(args.account().is_some());
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_at_the_start() {
+        for wrong in [
+            "--proxy-strategies=destHost,luck",
+            "--proxy-strategies=",
+            "--direct=maybe",
+            "--cloud-allow=10.0.0.0/99",
+            "--backend-dial-timeout=0",
+            "--graceful-shutdown-timeout=5y",
+            "--lease-label=x",
+            "--cluster-cert=only",
+            "--agent-namespace=only",
+            "--mode=carrier-pigeon",
+        ] {
+            assert!(Line::try_parse_from(["server", wrong]).is_err(), "{wrong}");
+        }
+        assert!(Line::try_parse_from(["server", "--standalone", "--kubeconfig=x"]).is_err());
+    }
+}

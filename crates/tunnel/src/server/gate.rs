@@ -1,0 +1,484 @@
+//! The listeners: agents, other instances and frontends on one TLS port, told apart by ALPN and first bytes; frontends on a Unix
+//! socket, let in by its file mode.
+
+use super::{
+    callers::{Bearers, Refused, ServiceAccount, Shown},
+    metrics::Metrics,
+    switchboard::{Here, Switchboard},
+};
+use crate::{
+    AgentHello, Link, Options, ServerHello, Tunnels, anp,
+    certificates::Kept,
+    frontend::{self, Grpc, Page, Present, Service},
+    hello::{ALPN_CLOUD, ALPN_GRPC, ALPN_MUX},
+    mux,
+    registry::Origin,
+    standalone::{ALPN_JOIN, Authority},
+};
+use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
+use std::{
+    collections::HashMap,
+    fmt, io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::{TcpListener, TcpStream, UnixListener},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use yurt_controller::kube::Kube;
+use yurt_pki::Leaf;
+use yurt_transport::BoxStream;
+
+/// ALPN of other instances of the server.
+pub const ALPN_PEER: &[u8] = b"yurt-peer/1";
+/// Everything that the TLS port speaks, the best first. `http/1.1`: frontends by CONNECT that offer something at all.
+pub const ALPN: &[&[u8]] = &[ALPN_MUX, ALPN_CLOUD, ALPN_PEER, ALPN_GRPC, b"http/1.1"];
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Handshakes at a time: after an outage all agents come at once.
+const HANDSHAKES: usize = 256;
+/// Reviews of tokens at a time.
+const REVIEWS: usize = 16;
+/// How long a review may take.
+const REVIEW: Duration = Duration::from_secs(10);
+
+/// By tokens: whose, and who reviews them.
+#[derive(Clone, Debug)]
+pub struct Reviewer {
+    /// Whose tokens let agents in.
+    pub account: ServiceAccount,
+    /// The API server that knows the tokens.
+    pub kube: Kube,
+}
+
+/// Who may do what.
+#[derive(Clone, Debug)]
+pub struct Guards {
+    /// Certificates whose bearers may be any agent: `--trusted-agents`.
+    pub agents: Vec<Bearers>,
+    /// Certificates of frontends: `--frontends`.
+    pub frontends: Vec<Bearers>,
+    /// Certificates of other instances: `--peer-identities`.
+    pub peers: Vec<Bearers>,
+    /// How agents without a certificate are let in, if they are.
+    pub tokens: Option<Reviewer>,
+}
+
+/// What all listeners share.
+pub struct Gate {
+    pub(super) switchboard: Arc<Switchboard>,
+    pub(super) cloud: Arc<dyn Tunnels>,
+    pub(super) guards: Guards,
+    /// The authority of a server without Kubernetes, and the certificate that it shows.
+    pub(super) authority: Option<(Authority, Kept)>,
+    pub(super) id: String,
+    pub(super) count: Arc<AtomicU32>,
+    pub(super) options: Options,
+    pub(super) page: Arc<Page>,
+    pub(super) metrics: Metrics,
+    /// Connections at a time, of all kinds.
+    pub(super) places: Arc<Semaphore>,
+    pub(super) handshakes: Arc<Semaphore>,
+    pub(super) reviews: Arc<Semaphore>,
+    pub(super) tasks: TaskTracker,
+    /// Nothing new is taken.
+    pub(super) drain: CancellationToken,
+    /// Everything ends.
+    pub(super) stop: CancellationToken,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Gate")
+            .field("id", &self.id)
+            .field("guards", &self.guards)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why somebody's connection came to nothing.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    #[error("TLS: {0}")]
+    Tls(#[from] io::Error),
+    #[error("no TLS handshake within {HANDSHAKE:?}")]
+    Slow,
+    #[error("certificate: {0}")]
+    Pki(#[from] yurt_pki::PkiError),
+    #[error("{0}")]
+    Refused(#[from] Refused),
+    #[error("{0}")]
+    Session(#[from] crate::SessionError),
+}
+
+impl Gate {
+    /// The bounds of handshakes and reviews.
+    pub(super) fn bounds() -> (Arc<Semaphore>, Arc<Semaphore>) {
+        (
+            Arc::new(Semaphore::new(HANDSHAKES)),
+            Arc::new(Semaphore::new(REVIEWS)),
+        )
+    }
+
+    /// Takes connections until the drain begins.
+    pub async fn listen(
+        self: Arc<Self>,
+        listener: TcpListener,
+        tls: Arc<ArcSwap<rustls::ServerConfig>>,
+    ) {
+        let mut failures = 0u32;
+        loop {
+            let accepted = tokio::select! {
+                () = self.drain.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    failures = 0;
+                    let Ok(place) = self.places.clone().try_acquire_owned() else {
+                        tracing::warn!(%address, "too many connections, turning one away");
+                        continue;
+                    };
+                    let (gate, tls) = (self.clone(), tls.load_full());
+                    self.tasks.spawn(gate.admit(stream, address, tls, place));
+                }
+                Err(error) => self.pause(&error, &mut failures).await,
+            }
+        }
+    }
+
+    /// The same for frontends on a Unix socket.
+    pub async fn listen_unix(self: Arc<Self>, listener: UnixListener) {
+        let mut failures = 0u32;
+        loop {
+            let accepted = tokio::select! {
+                () = self.drain.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    failures = 0;
+                    let Ok(place) = self.places.clone().try_acquire_owned() else {
+                        tracing::warn!("too many connections, turning a frontend away");
+                        continue;
+                    };
+                    let gate = self.clone();
+                    let service = self.service(None, "unix socket".into(), false);
+                    self.tasks.spawn(async move {
+                        let _place = place;
+                        let serving = frontend::serve(Box::new(stream), service);
+                        gate.stop.run_until_cancelled(serving).await;
+                    });
+                }
+                Err(error) => self.pause(&error, &mut failures).await,
+            }
+        }
+    }
+
+    /// Out of descriptors or memory: what is open goes on, and accepting resumes when something was closed.
+    async fn pause(&self, error: &io::Error, failures: &mut u32) {
+        let pause = Duration::from_millis(20 << (*failures).min(5));
+        *failures = failures.saturating_add(1);
+        tracing::warn!(%error, ?pause, "cannot accept connections");
+        self.drain
+            .run_until_cancelled(tokio::time::sleep(pause))
+            .await;
+    }
+
+    async fn admit(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        tls: Arc<rustls::ServerConfig>,
+        place: OwnedSemaphorePermit,
+    ) {
+        let _place = place;
+        let stop = self.stop.clone();
+        let serving = Box::pin(self.serve(stream, address, tls));
+        if let Some(Err(error)) = stop.run_until_cancelled(serving).await {
+            tracing::info!(%address, %error, "a connection is refused or broke");
+        }
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        tls: Arc<rustls::ServerConfig>,
+    ) -> Result<(), Trouble> {
+        crate::session::tune(&stream)?;
+        let join = match &self.authority {
+            Some((authority, kept)) => Some(authority.join_config(&kept.current())?),
+            None => None,
+        };
+        let handshaking = async {
+            let Ok(_turn) = self.handshakes.acquire().await else {
+                return Err(io::ErrorKind::Interrupted.into());
+            };
+            match join {
+                Some(join) => Authority::accept(stream, tls, join).await,
+                None => tokio_rustls::TlsAcceptor::from(tls).accept(stream).await,
+            }
+        };
+        let stream = match timeout(HANDSHAKE, Box::pin(handshaking)).await {
+            Ok(Ok(stream)) => Box::new(stream),
+            Ok(Err(error)) => {
+                self.metrics.refused("handshake");
+                return Err(error.into());
+            }
+            Err(_) => {
+                self.metrics.refused("handshake");
+                return Err(Trouble::Slow);
+            }
+        };
+        let session = stream.get_ref().1;
+        let certificate = session.peer_certificates().and_then(<[_]>::first);
+        let leaf = certificate.map(|der| Leaf::of(der)).transpose()?;
+        let protocol = session.alpn_protocol().map(<[u8]>::to_vec);
+        if let (Some(ALPN_JOIN), Some((authority, _))) = (protocol.as_deref(), &self.authority) {
+            return Ok(authority.answer(*stream).await?);
+        }
+        let io: BoxStream = stream;
+        match protocol.as_deref() {
+            Some(ALPN_MUX) => self.agent(io, leaf, address).await,
+            Some(ALPN_CLOUD) => self.cloud(io, leaf).await,
+            Some(ALPN_PEER) => self.peer(io, leaf).await,
+            Some(ALPN_GRPC) => {
+                let grpc = self.grpc(leaf, address.to_string(), true);
+                grpc(io).await;
+                Ok(())
+            }
+            _ => {
+                let service = self.service(leaf, address.to_string(), true);
+                frontend::serve(io, service).await;
+                Ok(())
+            }
+        }
+    }
+
+    fn hello(&self) -> ServerHello {
+        ServerHello {
+            id: self.id.clone(),
+            count: self.count.load(Ordering::Relaxed).max(1),
+        }
+    }
+
+    /// One of our agents.
+    async fn agent(
+        self: Arc<Self>,
+        io: BoxStream,
+        leaf: Option<Leaf>,
+        address: SocketAddr,
+    ) -> Result<(), Trouble> {
+        let link = mux::call(io, self.hello(), self.options.clone()).await?;
+        let hello = link.hello().clone();
+        let closed = link.closed().clone();
+        // Whatever ends this ends the connection.
+        let ends = closed.clone().drop_guard();
+        match self.welcome(&hello, leaf.as_ref(), None).await {
+            Ok(identity) => {
+                let address = address.to_string();
+                let origin = Origin { address, identity };
+                self.switchboard.registry().register(link, origin);
+                closed.cancelled().await;
+                Ok(())
+            }
+            Err(refused) => {
+                self.metrics.refused("agent");
+                link.refuse(&refused.0);
+                // It hangs up when it has read why, and is hung up on when it does not.
+                closed.cancelled().await;
+                drop(ends);
+                Err(refused.into())
+            }
+        }
+    }
+
+    /// As whom an agent is let in.
+    async fn welcome(
+        &self,
+        hello: &AgentHello,
+        leaf: Option<&Leaf>,
+        bearer: Option<&str>,
+    ) -> Result<String, Refused> {
+        let directory = &**self.switchboard.directory();
+        let shown = match (leaf, bearer, &self.guards.tokens) {
+            (_, Some(token), Some(reviewer)) => {
+                let status = self.review(reviewer, token).await?;
+                Shown::by_token(&status, &reviewer.account, directory)?
+            }
+            (Some(leaf), ..) => Shown::by_certificate(leaf, &self.guards.agents, directory)?,
+            (None, Some(_), None) => {
+                return Err(Refused("this server takes certificates, not tokens".into()));
+            }
+            (None, None, _) => {
+                return Err(Refused("an agent shows a certificate or a token".into()));
+            }
+        };
+        shown.covers(hello)?;
+        Ok(shown.identity)
+    }
+
+    async fn review(&self, reviewer: &Reviewer, token: &str) -> Result<serde_json::Value, Refused> {
+        const PATH: &str = "/apis/authentication.k8s.io/v1/tokenreviews";
+        let failed = |why: String| Refused(format!("the token cannot be reviewed: {why}"));
+        let reviewing = async {
+            let turn = self.reviews.acquire().await;
+            let _turn = turn.map_err(|error| failed(error.to_string()))?;
+            let review = reviewer.account.review(token);
+            let answer = reviewer.kube.create(PATH, &review).await;
+            answer.map_err(|error| failed(error.to_string()))
+        };
+        let mut answer = match timeout(REVIEW, reviewing).await {
+            Ok(answer) => answer?,
+            Err(_) => return Err(failed(format!("no answer in {REVIEW:?}"))),
+        };
+        Ok(answer["status"].take())
+    }
+
+    /// An agent that wants to reach the cloud.
+    async fn cloud(&self, io: BoxStream, leaf: Option<Leaf>) -> Result<(), Trouble> {
+        let directory = &**self.switchboard.directory();
+        let shown = match &leaf {
+            Some(leaf) => Shown::by_certificate(leaf, &self.guards.agents, directory),
+            None => Err(Refused("the way to the cloud takes a certificate".into())),
+        };
+        let shown = shown.inspect_err(|_| self.metrics.refused("cloud"))?;
+        tracing::debug!(identity = %shown.identity, "an agent may ask for the cloud");
+        let options = self.options.clone();
+        let serving = mux::cloud::serve(io, self.cloud.clone(), options, self.drain.clone());
+        Err(serving.await.into())
+    }
+
+    /// Another instance.
+    async fn peer(&self, io: BoxStream, leaf: Option<Leaf>) -> Result<(), Trouble> {
+        let identity = leaf.map(|leaf| leaf.identity).unwrap_or_default();
+        if !Bearers::any(&self.guards.peers, &identity) {
+            self.metrics.refused("peer");
+            return Err(Trouble::Refused(Refused(format!(
+                "{:?} is no instance of the server (--peer-identities)",
+                identity.user
+            ))));
+        }
+        let here = Arc::new(Here(self.switchboard.clone()));
+        let serving = mux::cloud::serve(io, here, self.options.clone(), self.drain.clone());
+        Err(serving.await.into())
+    }
+
+    /// What a frontend is given; without a certificate: on the Unix socket.
+    fn service(self: &Arc<Self>, leaf: Option<Leaf>, from: String, tls: bool) -> Service {
+        Service {
+            tunnels: {
+                let (gate, leaf) = (self.clone(), leaf.clone());
+                Box::new(move || gate.frontend(leaf.as_ref(), tls))
+            },
+            page: self.page.clone(),
+            grpc: self.grpc(leaf, from, tls),
+            http: self.metrics.http.clone(),
+            apart: tls,
+        }
+    }
+
+    /// What a frontend may have; the error says why it may not.
+    fn frontend(&self, leaf: Option<&Leaf>, tls: bool) -> Result<Arc<dyn Tunnels>, String> {
+        let identity = leaf.map(|leaf| &leaf.identity);
+        // Other instances reach all that frontends do, and ask for explanations.
+        let known = identity.is_some_and(|who| {
+            Bearers::any(&self.guards.frontends, who) || Bearers::any(&self.guards.peers, who)
+        });
+        if known || !tls {
+            return Ok(self.switchboard.clone());
+        }
+        self.metrics.refused("frontend");
+        Err(match identity {
+            Some(who) => format!("{:?} is no frontend of this server (--frontends)", who.user),
+            None => "a frontend shows a client certificate".into(),
+        })
+    }
+
+    /// Serves konnectivity's protocol: agents and frontends.
+    fn grpc(self: &Arc<Self>, leaf: Option<Leaf>, from: String, tls: bool) -> Grpc {
+        let gate = self.clone();
+        let guest = Arc::new(Guest {
+            gate: self.clone(),
+            leaf,
+            from,
+            tls,
+            welcomed: Mutex::default(),
+        });
+        Box::new(move |io| {
+            let (gate, guest) = (gate.clone(), guest.clone());
+            Box::pin(async move {
+                let _counted = Present::new(gate.metrics.grpc.clone());
+                let (options, drain) = (gate.options.clone(), gate.drain.clone());
+                let serving = anp::server::serve(io, gate.hello(), guest.clone(), options, drain);
+                let ended = Box::pin(serving).await;
+                tracing::debug!(from = %guest.from, %ended, "a gRPC connection ended");
+            })
+        })
+    }
+}
+
+/// Whoever is at the other end of a gRPC connection.
+struct Guest {
+    gate: Arc<Gate>,
+    leaf: Option<Leaf>,
+    from: String,
+    tls: bool,
+    /// As whom agents were let in that are not registered yet, by id.
+    welcomed: Mutex<HashMap<String, String>>,
+}
+
+impl Guest {
+    fn welcomed(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.welcomed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl anp::server::Welcome for Guest {
+    fn agent<'a>(
+        &'a self,
+        hello: &'a AgentHello,
+        bearer: Option<&'a str>,
+    ) -> BoxFuture<'a, Result<(), anp::server::Refused>> {
+        Box::pin(async move {
+            let welcome = match self.tls {
+                true => self.gate.welcome(hello, self.leaf.as_ref(), bearer).await,
+                false => Err(Refused("agents come in by TLS".into())),
+            };
+            let identity = welcome.map_err(|refused| {
+                self.gate.metrics.refused("agent");
+                tracing::info!(from = %self.from, agent = %hello.id, why = %refused, "an agent is refused");
+                anp::server::Refused(refused.0)
+            })?;
+            self.welcomed().insert(hello.id.clone(), identity);
+            Ok(())
+        })
+    }
+
+    fn registered(&self, link: Arc<dyn Link>) {
+        let identity = self.welcomed().remove(&link.hello().id);
+        let origin = Origin {
+            address: self.from.clone(),
+            identity: identity.unwrap_or_default(),
+        };
+        self.gate.switchboard.registry().register(link, origin);
+    }
+
+    fn frontend(&self) -> Option<Arc<dyn Tunnels>> {
+        let allowed = self.gate.frontend(self.leaf.as_ref(), self.tls);
+        allowed
+            .inspect_err(|why| tracing::info!(from = %self.from, %why, "a frontend is refused"))
+            .ok()
+    }
+}

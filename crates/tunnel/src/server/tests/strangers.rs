@@ -1,0 +1,207 @@
+use super::*;
+use crate::{
+    DialError, SessionError,
+    hello::{ALPN_CLOUD, ALPN_GRPC},
+    server::gate::ALPN_PEER,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+async fn greeted(world: &World, client: &Kept, hello: AgentHello) -> Result<Session, SessionError> {
+    let way = world.ca.way(world.server.agents, client, &[ALPN_MUX]);
+    let io = way
+        .open()
+        .await
+        .map_err(|error| SessionError::Broken(error.to_string()))?;
+    let dialer = twin::served(twin::echo);
+    mux::answer(
+        io,
+        hello,
+        dialer,
+        Options::default(),
+        CancellationToken::new(),
+    )
+    .await
+}
+
+fn hello(id: &str, identifiers: &str) -> AgentHello {
+    AgentHello {
+        id: id.into(),
+        identifiers: identifiers.parse().expect("never fails"),
+        version: String::new(),
+    }
+}
+
+#[tokio::test]
+async fn nobody_takes_another_nodes_place() {
+    let world = World::new().await;
+    let _victim = world.agent_by("victim", twin::served(twin::count)).await;
+    let client = world
+        .ca
+        .client("tunnel-agent-client", &["openyurt:yurttunnel"], &["thief"]);
+    for said in [
+        hello("victim", ""),
+        hello("thief", "host=victim"),
+        hello("thief", "ipv4=10.9.9.9"),
+        hello("thief", "cidr=0.0.0.0/0"),
+        hello("thief", "default-route=true"),
+    ] {
+        // It may have a session for the moment in which it is told no.
+        let why = match greeted(&world, &client, said.clone()).await {
+            Ok(mut session) => session.ended().await,
+            Err(error) => error,
+        };
+        let SessionError::Refused(why) = why else {
+            panic!("{said:?}: {why}");
+        };
+        assert!(why.contains("is not covered"), "{why}");
+    }
+    assert_eq!(world.server.switchboard.registry().connected(), 1);
+    let stream = world.dial(&twin::to("victim:22")).await.expect("dialled");
+    assert_eq!(twin::exchange(stream, b"four").await.expect("read"), b"4");
+}
+
+#[tokio::test]
+async fn certificates_of_others_let_nobody_in() {
+    let world = World::new().await;
+    let other = Authority::new();
+    let foreign = other.issue("kube-apiserver", &[], &["edge-1"]);
+    // It believes the server, and shows what the server does not believe.
+    let foreign = Kept::fixed(Credentials {
+        pair: Some(Pair::of(foreign).expect("a pair")),
+        ca: world.ca.0.cert_pem(),
+    });
+    for alpn in [ALPN_MUX, ALPN_CLOUD, ALPN_PEER, b"http/1.1"] {
+        let way = world.ca.way(world.server.agents, &foreign, &[alpn]);
+        // With TLS 1.3 the client learns of the refusal with its first read.
+        let refused = match way.open().await {
+            Ok(mut io) => io.read(&mut [0]).await.is_err(),
+            Err(_) => true,
+        };
+        assert!(refused);
+    }
+    // Of the right CA, but nobody's who may do this.
+    let nobody = world.ca.client("somebody", &[], &["edge-1"]);
+    let mut ended = match greeted(&world, &nobody, hello("edge-1", "")).await {
+        Ok(session) => session,
+        Err(error) => panic!("{error}"),
+    };
+    let why = ended.ended().await;
+    assert!(
+        matches!(&why, SessionError::Refused(why) if why.contains("no agent's")),
+        "{why}"
+    );
+    let way = world.ca.way(world.server.agents, &nobody, &[]);
+    let io = way.open().await.expect("TLS");
+    let refused = client::connect(io, &twin::to("edge-1:1")).await.err();
+    assert!(
+        matches!(&refused, Some(DialError::Forbidden(why)) if why.contains("--frontends")),
+        "{refused:?}"
+    );
+    for alpn in [ALPN_CLOUD, ALPN_PEER] {
+        let way = world.ca.way(world.server.agents, &nobody, &[alpn]);
+        let mut io = way.open().await.expect("TLS");
+        assert!(
+            !matches!(io.read(&mut [0]).await, Ok(1..)),
+            "it is hung up on"
+        );
+    }
+    assert!(world.server.switchboard.registry().is_empty());
+}
+
+#[tokio::test]
+async fn garbage_is_hung_up_on_and_others_go_on() {
+    let world = World::new().await;
+    let _agent = world.agent_by("edge-1", twin::served(twin::echo)).await;
+    // No TLS at all.
+    for bytes in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0; 4096],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    ] {
+        let mut stream = TcpStream::connect(world.server.agents).await.expect("TCP");
+        stream.write_all(bytes).await.expect("written");
+        let mut rest = Vec::new();
+        // An alert, then the end; or a reset.
+        let _ = stream.read_to_end(&mut rest).await;
+        assert!(rest.len() < 64, "{rest:?}");
+    }
+    // Rubbish where a protocol is expected.
+    let client = world
+        .ca
+        .client("tunnel-agent-client", &["openyurt:yurttunnel"], &["edge-2"]);
+    let apiserver = world.ca.client("kube-apiserver", &[], &[]);
+    for (who, alpn) in [
+        (&client, ALPN_MUX),
+        (&client, ALPN_CLOUD),
+        (&client, ALPN_GRPC),
+        (&apiserver, b"http/1.1".as_slice()),
+    ] {
+        let way = world.ca.way(world.server.agents, who, &[alpn]);
+        let mut io = way.open().await.expect("TLS");
+        let _ = io.write_all(&[0xff; 1000]).await;
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(Duration::from_secs(15), io.read_to_end(&mut rest));
+        assert!(ended.await.is_ok(), "{}", String::from_utf8_lossy(alpn));
+    }
+    let stream = world.dial(&twin::to("edge-1:22")).await.expect("dialled");
+    assert_eq!(twin::exchange(stream, b"ok").await.expect("read"), b"ok");
+}
+
+#[tokio::test]
+async fn edges_reach_in_the_cloud_what_is_allowed() {
+    let target = echo().await;
+    let rule = format!("127.0.0.0/8:{}", target.port);
+    let world = World::with(|config| {
+        config.cloud = vec![rule.parse().expect("a rule")];
+    })
+    .await;
+    let client = world
+        .ca
+        .client("tunnel-agent-client", &["openyurt:yurttunnel"], &["edge-1"]);
+    let way = world.ca.way(world.server.agents, &client, &[ALPN_CLOUD]);
+    let io = way.open().await.expect("TLS");
+    let cloud = mux::cloud::ask(io, Options::default())
+        .await
+        .expect("a way");
+    let stream = crate::Tunnels::open(&*cloud, &target)
+        .await
+        .expect("allowed");
+    assert_eq!(twin::exchange(stream, b"up").await.expect("read"), b"up");
+    let other = crate::Tunnels::open(&*cloud, &twin::to("127.0.0.1:1"))
+        .await
+        .err();
+    assert!(
+        matches!(&other, Some(DialError::Forbidden(why)) if why.contains("--cloud-allow")),
+        "{other:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_socket_that_was_left_over_is_replaced_and_one_in_use_is_not() {
+    let world = World::new().await;
+    let again = UnixSocket {
+        path: world.unix.clone(),
+        replace: true,
+    };
+    let again = process::bind_unix(&again).await;
+    let error = again.expect_err("in use");
+    assert!(error.to_string().contains("another process"), "{error}");
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("left.sock");
+    drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
+    let socket = |path: &std::path::Path, replace| UnixSocket {
+        path: path.to_owned(),
+        replace,
+    };
+    assert!(process::bind_unix(&socket(&path, false)).await.is_err());
+    let _listener = process::bind_unix(&socket(&path, true))
+        .await
+        .expect("replaced");
+    tokio::net::UnixStream::connect(&path)
+        .await
+        .expect("served");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").expect("written");
+    assert!(process::bind_unix(&socket(&file, true)).await.is_err());
+    assert!(file.exists());
+}
