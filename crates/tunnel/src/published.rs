@@ -1,7 +1,7 @@
 //! Where servers are to be had from outside, and what names their certificate needs for it: told by a Service, as OpenYurt publishes
 //! its tunnel. [`published`] is pure; [`follow`] keeps it current.
 
-use crate::{agent::address::ServerAddress, certificates::shape, cluster::Cluster};
+use crate::{agent::address::ServerAddress, cluster::Cluster};
 use serde_json::Value;
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
 use tokio::sync::{Notify, watch};
@@ -11,7 +11,6 @@ use yurt_controller::{
     Collection, Key, Objects, Scope,
     collections::{ENDPOINT_SLICES, NODES, SERVICES},
 };
-use yurt_pki::Profile;
 
 /// The Service that agents reach servers by.
 pub const SERVICE: &str = "x-tunnel-server-svc";
@@ -25,8 +24,6 @@ const PORT: &str = "tcp";
 const SETTLE: Duration = Duration::from_millis(200);
 /// How often credentials are looked at that may have been rotated.
 const LOOK: Duration = Duration::from_secs(60);
-/// How long the Service is waited for.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is known of how servers are reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -299,45 +296,6 @@ pub fn follow(
     told
 }
 
-/// What the server's certificate must be for, always: what is published, and names and addresses that were given. Without a Service
-/// the latter alone, once it was waited for.
-pub fn certificate(
-    mut published: watch::Receiver<Option<Published>>,
-    dns: Vec<String>,
-    ips: Vec<IpAddr>,
-    shutdown: CancellationToken,
-) -> watch::Receiver<Option<Profile>> {
-    let (tell, told) = watch::channel::<Option<Profile>>(None);
-    tokio::spawn(shutdown.run_until_cancelled_owned(async move {
-        // Without an answer the given names are better than none.
-        let known = published.wait_for(Option::is_some);
-        let _ = tokio::time::timeout(PATIENCE, known).await;
-        loop {
-            let now = published.borrow_and_update().clone().unwrap_or_default();
-            let profile = shape::server(
-                now.dns.into_iter().chain(dns.iter().cloned()),
-                now.ips.into_iter().chain(ips.iter().copied()),
-            );
-            if !profile.dns.is_empty() || !profile.ips.is_empty() {
-                tell.send_if_modified(|before| {
-                    let is_new = before.as_ref().is_none_or(|before| {
-                        (&before.dns, &before.ips) != (&profile.dns, &profile.ips)
-                    });
-                    if is_new {
-                        tracing::info!(names = ?profile.dns, addresses = ?profile.ips, "the server's certificate is to be for");
-                        *before = Some(profile);
-                    }
-                    is_new
-                });
-            }
-            if published.changed().await.is_err() {
-                return;
-            }
-        }
-    }));
-    told
-}
-
 /// Follows the objects, with the credentials of the moment.
 async fn watch_all(cluster: Cluster, followed: Arc<Followed>, shutdown: CancellationToken) {
     loop {
@@ -358,16 +316,16 @@ async fn watch_all(cluster: Cluster, followed: Arc<Followed>, shutdown: Cancella
         }
         let mut with_nodes = false;
         loop {
-            if followed.by_nodes() && !with_nodes {
-                with_nodes = true;
-                let (kube, until, nodes) = (kube.clone(), until.clone(), followed.nodes.clone());
-                tokio::spawn(async move { nodes.follow(&kube, until).await });
-            }
             // The Service tells soon after the start; its type seldom changes later.
             let pause = match followed.service().is_some() {
                 true => LOOK,
                 false => SETTLE,
             };
+            if followed.by_nodes() && !with_nodes {
+                with_nodes = true;
+                let (kube, until, nodes) = (kube.clone(), until.clone(), followed.nodes.clone());
+                tokio::spawn(async move { nodes.follow(&kube, until).await });
+            }
             tokio::time::sleep(pause).await;
             if cluster.epoch() != epoch {
                 break;

@@ -211,7 +211,9 @@ impl Connections {
                     }
                 }
                 Some(event) = events.recv() => self.happened(event),
-                () = certificates.changed() => {}
+                () = certificates.changed() => {
+                    self.shown().fleet.encourage(Instant::now(), fastrand::f64());
+                }
                 () = tokio::time::sleep(pause.max(Duration::from_millis(5))) => {}
             }
         }

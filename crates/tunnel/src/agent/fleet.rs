@@ -378,6 +378,15 @@ impl Fleet {
         self.forget_doors();
     }
 
+    /// What kept doors shut may be over, as when there is a certificate at last: they are tried soon, though not all agents at once.
+    pub fn encourage(&mut self, now: Instant, luck: f64) {
+        let soon = now + pause(0, luck);
+        for state in self.doors.values_mut() {
+            state.failures = 0;
+            state.not_before = state.not_before.map(|time| time.min(soon));
+        }
+    }
+
     /// A server asked to look elsewhere.
     pub fn drains(&mut self, number: u64, now: Instant, luck: f64) {
         if let Some(connected) = self.connections.get_mut(&number) {

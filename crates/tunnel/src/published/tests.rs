@@ -119,3 +119,54 @@ fn certificates_are_for_every_name_that_servers_are_reached_by() {
     );
     assert!(!found.dns.contains("None"));
 }
+
+/// Against an API server: agents learn of servers, certificates of names, as they change.
+#[tokio::test]
+async fn what_is_published_is_followed() {
+    use crate::cluster::Way;
+    use yurt_controlplane::stage::Stage;
+    let soon = Duration::from_secs(20);
+    let stage = Stage::of(|_| {}).await;
+    let stop = CancellationToken::new();
+    let cluster = Cluster::new(Way::Given(stage.kube.clone(), String::new()), stop.clone());
+    let mut agent = follow(cluster.clone(), "kube-system", Reader::Agent, stop.clone());
+    let mut server = follow(cluster, "kube-system", Reader::Server, stop.clone());
+    let own = node(
+        "c1",
+        false,
+        json!([{"type": "InternalIP", "address": "10.0.0.1"}]),
+    );
+    stage.create("/api/v1/nodes", (*own).clone()).await;
+    let kube = &stage.kube;
+    kube.merge("/api/v1/nodes/c1/status", &json!({"status": own["status"]}))
+        .await
+        .expect("a status");
+    let object = json!({"metadata": {"name": SERVICE, "namespace": "kube-system"},
+        "spec": {"type": "NodePort", "ports": [{"name": "tcp", "port": 10262, "nodePort": 31008}]}});
+    stage
+        .create("/api/v1/namespaces/kube-system/services", object)
+        .await;
+    let at = |wanted: &'static str| {
+        move |found: &Option<Published>| {
+            let found = found
+                .as_ref()
+                .map(|p| p.addresses.iter().any(|a| a.to_string() == wanted));
+            found.unwrap_or(false)
+        }
+    };
+    let found = tokio::time::timeout(soon, agent.wait_for(at("10.0.0.1:31008"))).await;
+    found.expect("in time").expect("an address");
+    let annotation = json!({"metadata": {"annotations": {EXTERNAL_ADDRESS: "moved.example:443"}}});
+    let path = format!("/api/v1/namespaces/kube-system/services/{SERVICE}");
+    kube.merge(&path, &annotation).await.expect("annotated");
+    let found = tokio::time::timeout(soon, agent.wait_for(at("moved.example:443"))).await;
+    found.expect("in time").expect("an address");
+    let named = |found: &Option<Published>| {
+        found
+            .as_ref()
+            .is_some_and(|p| p.dns.contains("moved.example"))
+    };
+    let found = tokio::time::timeout(soon, server.wait_for(named)).await;
+    found.expect("in time").expect("a name");
+    stop.cancel();
+}

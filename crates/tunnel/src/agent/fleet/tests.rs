@@ -158,6 +158,20 @@ fn a_server_that_drains_is_replaced_and_not_dialled_in_a_circle() {
 }
 
 #[test]
+fn a_new_certificate_is_tried_soon() {
+    let now = Instant::now();
+    let mut fleet = Fleet::new(Policy::All);
+    fleet.set_doors([door("a")]);
+    for _ in 0..10 {
+        fleet.failed(&door("a"), "no certificate".into(), now, 1.0);
+    }
+    assert!(fleet.plan(later(now, 29)).is_empty());
+    fleet.encourage(now, 1.0);
+    assert!(fleet.plan(now).is_empty(), "not all agents at once");
+    assert_eq!(dials(&fleet.plan(later(now, 1))), ["a"]);
+}
+
+#[test]
 fn k_of_n_prefers_and_races() {
     let now = Instant::now();
     let mut fleet = Fleet::new(Policy::Some(1));
