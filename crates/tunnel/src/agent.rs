@@ -51,7 +51,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 use yurt_pki::PkiError;
 use yurt_telemetry::Metrics;
-use yurt_transport::{ServeOptions, serve};
+use yurt_transport::{Dialer, ServeOptions, serve};
 
 /// How long the certificate may be for addresses that the node has lost.
 const GRACE: Duration = Duration::from_secs(3600);
@@ -118,6 +118,8 @@ pub struct AgentConfig {
     pub reverse: Vec<SocketAddr>,
     /// Ports of the node that lead to the cloud.
     pub routes: Vec<Route>,
+    /// What connects to permitted addresses in place of TCP: the network of a node that is simulated.
+    pub beneath: Option<Arc<dyn Dialer>>,
 }
 
 /// Why an agent cannot run.
@@ -170,13 +172,14 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
         .map(|way| Cluster::new(way, stop.clone()));
     let kept = certificate(&config, cluster.as_ref(), certificates, &stop)?;
     let list = allowed(&config, cluster.as_ref(), &stop);
-    let dialer = Arc::new(AllowedDialer::new(
+    let allowed = AllowedDialer::new(
         list.clone(),
         Arc::new(SystemResolver),
         &config.node,
         config.scope.addresses.clone(),
         config.bounds,
-    ));
+    );
+    let dialer = Arc::new(allowed.over(config.beneath.clone()));
     let reach = Arc::new(Reach {
         kept: kept.clone(),
         proxy: config.proxy.clone(),

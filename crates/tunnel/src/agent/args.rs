@@ -339,6 +339,7 @@ impl Settings {
             known: directory,
             reverse: self.reverse_listen.clone(),
             routes: routes.collect::<Result<_, _>>()?,
+            beneath: None,
         })
     }
 }

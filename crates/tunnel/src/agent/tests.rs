@@ -460,6 +460,7 @@ async fn a_whole_agent_serves_what_is_allowed_and_tells_how_it_is() {
         known: "/dev/full".into(),
         reverse: Vec::new(),
         routes: vec![format!("{route}=service.ns.svc:443").parse().unwrap()],
+        beneath: None,
     };
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(run(config, shutdown.clone()));

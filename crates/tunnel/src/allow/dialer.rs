@@ -81,6 +81,7 @@ pub struct AllowedDialer {
     bounds: Bounds,
     dials: Semaphore,
     open: Arc<AtomicUsize>,
+    beneath: Option<Arc<dyn Dialer>>,
 }
 
 impl AllowedDialer {
@@ -100,7 +101,14 @@ impl AllowedDialer {
             dials: Semaphore::new(bounds.dials),
             bounds,
             open: Arc::default(),
+            beneath: None,
         }
+    }
+
+    /// Has something else connect to permitted addresses, in place of TCP: the network of a node that is simulated.
+    #[must_use]
+    pub fn over(self, beneath: Option<Arc<dyn Dialer>>) -> Self {
+        Self { beneath, ..self }
     }
 
     /// Connections that are open.
@@ -173,14 +181,31 @@ impl AllowedDialer {
             .map_err(|_| busy("too many connections to open at once"))?;
         let connected = timeout(self.bounds.timeout, async {
             let addresses = self.permitted(to).await?;
-            connect_any(addresses).await
+            let (Some(beneath), Some(first)) = (&self.beneath, addresses.first()) else {
+                return connect_any(addresses).await.map(Connected::Tcp);
+            };
+            let to = Destination {
+                node: None,
+                host: first.ip().to_string(),
+                port: first.port(),
+            };
+            beneath.dial(&to).await.map(Connected::Other)
         });
-        let stream = match connected.await {
+        let connected = match connected.await {
             Ok(connected) => connected.map_err(|error| with_target(error, to))?,
             Err(_) => {
                 let limit = self.bounds.timeout;
                 let text = format!("{to} does not answer on {} within {limit:?}", self.node);
                 return Err(io::Error::new(ErrorKind::TimedOut, text));
+            }
+        };
+        let stream = match connected {
+            Connected::Tcp(stream) => stream,
+            Connected::Other(stream) => {
+                return Ok(Box::new(Counting {
+                    stream,
+                    _counted: counted,
+                }));
             }
         };
         stream.set_nodelay(true)?;
@@ -194,6 +219,12 @@ impl AllowedDialer {
             _counted: counted,
         }))
     }
+}
+
+/// What came of a dial.
+enum Connected {
+    Tcp(TcpStream),
+    Other(BoxStream),
 }
 
 /// Silence after which a target is asked whether it still lives.
@@ -255,12 +286,12 @@ impl Drop for Counted {
 }
 
 /// A connection that counts while it is open.
-struct Counting {
-    stream: TcpStream,
+struct Counting<S> {
+    stream: S,
     _counted: Counted,
 }
 
-impl AsyncRead for Counting {
+impl<S: AsyncRead + Unpin> AsyncRead for Counting<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -270,7 +301,7 @@ impl AsyncRead for Counting {
     }
 }
 
-impl AsyncWrite for Counting {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counting<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
