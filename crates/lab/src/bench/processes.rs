@@ -14,6 +14,7 @@ use std::{
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 use tokio::{
@@ -159,7 +160,10 @@ pub(super) struct Scratch(pub(super) PathBuf);
 impl Scratch {
     /// Empty, and closed to others.
     pub(super) fn new() -> Result<Self, BenchError> {
-        let dir = std::env::temp_dir().join(format!("yurt-bench-{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("yurt-bench-{}-{number}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
         fs::DirBuilder::new()
             .mode(0o700)
             .create(&dir)

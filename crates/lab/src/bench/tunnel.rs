@@ -1,7 +1,7 @@
 //! `yurt bench tunnel`: the tunnel beside no tunnel, and beside a pair of konnectivity's where one is given.
 //!
-//! `yurt tunnel server` and `yurt tunnel agent` are processes of their own with TLS between them; this process is the client before the
-//! server's Unix socket (as kube-apiserver is, by CONNECT) and the origin behind the agent. The same loads go directly to the origin,
+//! `yurt tunnel server` and `yurt tunnel agent` are processes of their own with TLS between them; so is the origin behind the agent; this
+//! process is the client before the server's Unix socket, as kube-apiserver is, by CONNECT. The same loads go directly to the origin,
 //! through our pair, and through the other one. ([`origin`] answers, [`way`] leads to it, [`loads`] are the loads, [`pair`] the processes.)
 
 mod loads;
@@ -23,7 +23,6 @@ use crate::{
     link::{Link, LinkState},
 };
 use loads::{Bulk, Ends, Manner, Pings, Stuck, Toward};
-use origin::Origin;
 use pair::Pair;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
@@ -47,8 +46,7 @@ const RECORDED_CPU: [f64; 2] = [6.5, 5.8];
 /// machine's own noise decides.
 const TIMES_PING: f64 = 2.0;
 const MORE_PING: f64 = 2.0;
-/// Descriptors that a connection costs this process: the client's and the origin's.
-const DESCRIPTORS: u64 = 2;
+/// Descriptors that a process needs beside one for each connection.
 const SPARE_DESCRIPTORS: u64 = 200;
 
 /// Flags of `yurt bench tunnel`.
@@ -76,6 +74,9 @@ pub struct BenchTunnelArgs {
     /// the server is.
     #[arg(long, value_name = "LISTEN=SERVER", requires = "peer_connect_uds")]
     pub peer_relay: Option<Relay>,
+    /// Be the origin of a bench under way: write the address to this file.
+    #[arg(long, hide = true)]
+    pub serve_origin: Option<PathBuf>,
 }
 
 /// The value of `--peer-relay`.
@@ -153,6 +154,10 @@ struct Side {
 
 /// Measures, prints the report and returns it.
 pub async fn run(args: BenchTunnelArgs) -> Result<Comparison, BenchError> {
+    if let Some(file) = &args.serve_origin {
+        origin::serve_process(file).await?;
+        return Ok(Comparison::default());
+    }
     let sides = Sides {
         bench: "tunnel",
         direct: Some("DIRECT"),
@@ -177,7 +182,7 @@ pub async fn run(args: BenchTunnelArgs) -> Result<Comparison, BenchError> {
 async fn measure(args: &BenchTunnelArgs, report: &mut Comparison) -> Result<(), BenchError> {
     let scale = Scale::of(args.quick);
     let descriptors = raise_descriptors();
-    let origin = Origin::start()?;
+    let origin = pair::Origin::start().await?;
     let pair = Pair::start(origin.address, false).await?;
     let relay = match args.peer_relay {
         Some(Relay { listen, server }) => {
@@ -211,7 +216,7 @@ async fn measure(args: &BenchTunnelArgs, report: &mut Comparison) -> Result<(), 
     bench.small_requests(&scale).await;
     bench.stuck(&scale).await?;
     for count in scale.held {
-        let places = descriptors.saturating_sub(SPARE_DESCRIPTORS) / DESCRIPTORS;
+        let places = descriptors.saturating_sub(SPARE_DESCRIPTORS);
         if places < *count as u64 {
             say(&format!(
                 "{count} connections need more than the {descriptors} descriptors allowed here"
@@ -239,6 +244,7 @@ async fn measure(args: &BenchTunnelArgs, report: &mut Comparison) -> Result<(), 
         bench.far(&scale, *rtt).await?;
     }
     far.end().await;
+    origin.end().await;
     Ok(())
 }
 

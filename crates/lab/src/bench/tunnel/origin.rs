@@ -1,10 +1,13 @@
 //! What is behind the agent: an HTTP/1.1 server that answers little, sends much, takes much, or takes nothing.
 
-use super::super::processes::io_error;
-use crate::bench::BenchError;
+use crate::bench::{
+    BenchError,
+    processes::{interrupted, io_error},
+};
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
+    path::Path,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -84,6 +87,23 @@ impl Drop for Origin {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Is the origin of a bench, until the bench is gone.
+pub(super) async fn serve_process(file: &Path) -> Result<(), BenchError> {
+    let origin = Origin::start()?;
+    // Whole when it is there.
+    let begun = file.with_extension("new");
+    let written = std::fs::write(&begun, origin.address.to_string())
+        .and_then(|()| std::fs::rename(&begun, file));
+    written.map_err(io_error(file.display()))?;
+    let gone = tokio::task::spawn_blocking(|| io::copy(&mut io::stdin().lock(), &mut io::sink()));
+    tokio::select! {
+        () = interrupted() => {}
+        // The end of stdin, or an error of it, means that the bench is gone.
+        _ = gone => {}
+    }
+    Ok(())
 }
 
 async fn accept(listener: TcpListener) {

@@ -1,4 +1,4 @@
-//! Our server and agent, each a process of its own, with TLS between them.
+//! Our server and agent, with TLS between them, and the origin: each a process of its own.
 
 use super::{Side, loads::Ends, way::Way};
 use crate::{
@@ -56,7 +56,7 @@ impl Pair {
             false => None,
         };
         let at = link.as_ref().map_or(listens, Link::address);
-        let agent = Server::start("tunnel agent", &agent_arguments(&dir, at), &dir)?;
+        let agent = Server::start("tunnel agent", &agent_arguments(&dir, at, origin), &dir)?;
         let pair = Self {
             server,
             agent,
@@ -85,6 +85,38 @@ impl Pair {
     /// Ends both.
     pub(super) async fn end(mut self) {
         self.agent.end(Ended::Drained).await;
+        self.server.end(Ended::Drained).await;
+    }
+}
+
+/// The origin, a process of its own.
+#[derive(Debug)]
+pub(super) struct Origin {
+    pub(super) address: SocketAddr,
+    server: Server,
+    // Last: the process ends first.
+    _scratch: Scratch,
+}
+
+impl Origin {
+    pub(super) async fn start() -> Result<Self, BenchError> {
+        let scratch = Scratch::new()?;
+        let file = scratch.0.join("address");
+        let mut serve = OsString::from("--serve-origin=");
+        serve.push(&file);
+        let arguments = ["bench".into(), "tunnel".into(), serve];
+        let mut server = Server::start("origin", &arguments, &scratch.0)?;
+        server.written(&file).await?;
+        let address = fs::read_to_string(&file).map_err(io_error(file.display()))?;
+        let address = address.parse().map_err(|error| server.failed(error))?;
+        Ok(Self {
+            address,
+            server,
+            _scratch: scratch,
+        })
+    }
+
+    pub(super) async fn end(mut self) {
         self.server.end(Ended::Drained).await;
     }
 }
@@ -150,8 +182,10 @@ fn server_arguments(dir: &Path, listens: SocketAddr) -> Vec<OsString> {
     vec![
         "tunnel".into(),
         "server".into(),
+        "--standalone".into(),
         flag("bind-address", listens.ip().to_string()),
         flag("tunnel-agent-connect-port", listens.port().to_string()),
+        flag("meta-port", "0"),
         flag("uds-name", dir.join("connect.sock")),
         flag("cluster-cert", dir.join("server.crt")),
         flag("cluster-key", dir.join("server.key")),
@@ -159,13 +193,17 @@ fn server_arguments(dir: &Path, listens: SocketAddr) -> Vec<OsString> {
     ]
 }
 
-fn agent_arguments(dir: &Path, server: SocketAddr) -> Vec<OsString> {
+fn agent_arguments(dir: &Path, server: SocketAddr, origin: SocketAddr) -> Vec<OsString> {
     vec![
         "tunnel".into(),
         "agent".into(),
+        "--standalone".into(),
         flag("node-name", NODE),
         flag("node-ip", Ipv4Addr::LOCALHOST.to_string()),
-        flag("tunnelserver-addr", server.to_string()),
+        flag("server", server.to_string()),
+        flag("allow", origin.to_string()),
+        flag("meta-port", "0"),
+        flag("cert-dir", dir.join("agent")),
         flag("ca-cert", dir.join("ca.crt")),
         flag("agent-cert", dir.join("agent.crt")),
         flag("agent-key", dir.join("agent.key")),
