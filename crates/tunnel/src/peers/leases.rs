@@ -173,14 +173,16 @@ pub async fn keep(
         let mut said = Ok(());
         if renewed.is_none_or(|at| at.elapsed() >= RENEW) {
             said = shutdown
-                .run_until_cancelled(renew(&kube, &settings, acquired))
+                .run_until_cancelled(Box::pin(renew(&kube, &settings, acquired)))
                 .await
                 .unwrap_or(Ok(()));
             if said.is_ok() {
                 renewed = Some(Instant::now());
             }
         }
-        let looked = shutdown.run_until_cancelled(look(&kube, &settings)).await;
+        let looked = shutdown
+            .run_until_cancelled(Box::pin(look(&kube, &settings)))
+            .await;
         match looked {
             Some(Ok(leases)) => {
                 let found = watched.look(&leases, &settings.id, Timestamp::now(), Instant::now());
@@ -191,7 +193,9 @@ pub async fn keep(
                 for name in found.dead {
                     let path = LEASES.object_path(&Key::new(&settings.namespace, &name));
                     // Another instance may have been first.
-                    let _ = shutdown.run_until_cancelled(kube.delete(&path)).await;
+                    let _ = shutdown
+                        .run_until_cancelled(Box::pin(kube.delete(&path)))
+                        .await;
                 }
             }
             Some(Err(error)) => said = said.and(Err(error)),

@@ -169,7 +169,8 @@ impl Shown {
             self.names.contains(&name.to_ascii_lowercase())
                 || address.is_ok_and(|address| self.addresses.contains(&address))
         };
-        if !named(id) && !(self.nameless && is_uuid(id)) {
+        let made_up = self.nameless && is_uuid(id);
+        if !named(id) && !made_up {
             return uncovered(format!("the agent's id {id}"));
         }
         if let Some(host) = identifiers.hosts.iter().find(|host| !named(host)) {

@@ -205,3 +205,33 @@ async fn a_socket_that_was_left_over_is_replaced_and_one_in_use_is_not() {
     assert!(process::bind_unix(&socket(&file, true)).await.is_err());
     assert!(file.exists());
 }
+
+/// konnectivity's protocol by the same port: who it is counts there as well.
+#[tokio::test]
+async fn konnectivitys_agents_are_let_in_by_what_they_show() {
+    let world = World::new().await;
+    let client = world
+        .ca
+        .client("tunnel-agent-client", &["openyurt:yurttunnel"], &["edge-1"]);
+    let asked = async |hello: AgentHello| {
+        let way = world.ca.way(world.server.agents, &client, &[ALPN_GRPC]);
+        let io = way.open().await.expect("TLS");
+        let (dialer, options) = (twin::served(twin::echo), Options::default());
+        let shutdown = CancellationToken::new();
+        crate::anp::agent::connect(io, hello, dialer, None, options, shutdown).await
+    };
+    let refused = asked(hello("edge-2", "host=edge-2")).await.err();
+    assert!(refused.is_some());
+    assert!(world.server.switchboard.registry().is_empty());
+    let agent = asked(hello("edge-1", "host=edge-1")).await.expect("let in");
+    assert_eq!(agent.server.id, "server-1");
+    let registry = world.server.switchboard.registry().clone();
+    until(|| registry.connected() == 1).await;
+    let stream = world.dial(&twin::to("edge-1:22")).await.expect("dialled");
+    assert_eq!(twin::exchange(stream, b"ok").await.expect("read"), b"ok");
+    let shown = registry.agents().remove(0).links.remove(0);
+    assert_eq!(
+        (shown.protocol.as_str(), shown.identity.as_str()),
+        ("anp", "tunnel-agent-client")
+    );
+}
