@@ -310,8 +310,8 @@ async fn watch_all(cluster: Cluster, followed: Arc<Followed>, shutdown: Cancella
         };
         let until = shutdown.child_token();
         let _end = until.clone().drop_guard();
-        for objects in followed.always().cloned() {
-            let (kube, until) = (kube.clone(), until.clone());
+        for objects in followed.always() {
+            let (objects, kube, until) = (objects.clone(), kube.clone(), until.clone());
             tokio::spawn(async move { objects.follow(&kube, until).await });
         }
         let mut with_nodes = false;

@@ -92,7 +92,7 @@ pub(super) async fn follow(
             }
         }
     };
-    let both = async { tokio::join!(applied, watched) };
+    let both = Box::pin(async { tokio::join!(applied, watched) });
     shutdown.run_until_cancelled(both).await;
 }
 

@@ -11,11 +11,11 @@ fn door(host: &str) -> Door {
 }
 
 fn dials(actions: &[Action]) -> Vec<&str> {
-    let dial = |action| match action {
-        &Action::Dial(ref door) => Some(door.host.as_str()),
+    let dials = actions.iter().filter_map(|action| match action {
+        Action::Dial(door) => Some(door.host.as_str()),
         _ => None,
-    };
-    actions.iter().filter_map(dial).collect()
+    });
+    dials.collect()
 }
 
 fn later(now: Instant, seconds: u64) -> Instant {
