@@ -6,16 +6,16 @@ pub use node::Node;
 pub(crate) use node::{hub_arguments, identity};
 
 use crate::{
-    control::{Answer, Command},
+    control::{Answer, Command, NodeStatus},
     controllers::Controllers,
     credentials::{self, ADMIN, MASTERS},
     directory::{Directory, DirectoryError, Manifest},
     kube::{Kube, KubeError},
-    kubelet::PodNetwork,
     light_nodes::LightNodes,
     link::LinkState,
     manager,
     plan::{self, LightNode, NodePlan, Pools},
+    tunnel::{self, Tunnel},
 };
 use serde_json::Value;
 use std::{
@@ -29,6 +29,8 @@ use yurt_apiserver::{Kubelets, authn::User};
 use yurt_controller::Context;
 use yurt_controlplane::{NodeMonitor, Settings};
 use yurt_pki::{Ca, PkiError};
+use yurt_transport::Dialer;
+use yurt_tunnel::server::ServerError;
 
 /// The hub's proxy port.
 pub const PROXY_PORT: u16 = 10261;
@@ -119,6 +121,9 @@ pub enum LabError {
     /// Control socket.
     #[error("control socket: {0}")]
     Control(std::io::Error),
+    /// The tunnel's server does not start.
+    #[error("tunnel: {0}")]
+    Tunnel(#[from] ServerError),
     /// The API server ended with an error.
     #[error("API server: {0}")]
     Serve(std::io::Error),
@@ -137,7 +142,7 @@ pub struct Cluster {
     api: yurt_apiserver::Running,
     manager: Option<Manager>,
     kubelets: Vec<tokio::task::JoinHandle<()>>,
-    pod_network: Arc<PodNetwork>,
+    tunnel: Tunnel,
     _claim: TcpListener,
 }
 
@@ -197,14 +202,14 @@ impl Cluster {
             controllers: config.controllers.native.within_server(),
             ..yurt_apiserver::Config::default()
         };
-        let pod_network = Arc::new(PodNetwork::default());
+        let socket = tunnel::Socket::of(&directory)?;
         let starting = start_api_server(
             &directory,
             &ca,
             address,
             &nodes,
             base,
-            Arc::clone(&pod_network),
+            socket.egress(),
             &shutdown,
         );
         let api = starting.await?;
@@ -263,6 +268,8 @@ impl Cluster {
         let context = Context::new(controller, shutdown.clone());
         yurt_controlplane::start_in(&config.controllers.native, &settings, &context);
 
+        let own = Ipv4Addr::new(127, subnet, 0, 1).into();
+        let tunnel = Tunnel::start(socket, own, &ca, &nodes, &kube, &shutdown).await?;
         let light = match config.light_nodes.len() {
             0 => None,
             count => {
@@ -282,7 +289,7 @@ impl Cluster {
             api,
             manager,
             kubelets: Vec::new(),
-            pod_network,
+            tunnel,
             _claim: claim,
         };
         for plan in &nodes {
@@ -391,9 +398,9 @@ impl Cluster {
         }
         for node in &chosen {
             match &command {
-                Command::Cut { reset: false, .. } => node.link.set(LinkState::Cut),
-                Command::Cut { reset: true, .. } => node.link.set(LinkState::Reset),
-                Command::Heal { .. } => node.link.set(LinkState::Up),
+                Command::Cut { reset: false, .. } => node.set_links(LinkState::Cut),
+                Command::Cut { reset: true, .. } => node.set_links(LinkState::Reset),
+                Command::Heal { .. } => node.set_links(LinkState::Up),
                 Command::Slow {
                     delay_ms,
                     bytes_per_second,
@@ -401,7 +408,7 @@ impl Cluster {
                     ..
                 } => {
                     let delay = Duration::from_millis(*delay_ms);
-                    node.link.set(match *loss_percent {
+                    node.set_links(match *loss_percent {
                         0 => LinkState::Slow {
                             delay,
                             bytes_per_second: Some(*bytes_per_second).filter(|rate| *rate > 0),
@@ -424,9 +431,15 @@ impl Cluster {
         }
         let mut statuses = Vec::with_capacity(chosen.len());
         for node in chosen {
-            statuses.push(node.status().await);
+            statuses.push(self.status(node).await);
         }
         Answer::Nodes(statuses)
+    }
+
+    /// What a node is doing.
+    pub(crate) async fn status(&self, node: &Node) -> NodeStatus {
+        let connected = self.tunnel.reaches(&node.plan.name);
+        node.status(connected).await
     }
 
     async fn touch(&self, pod: &str) -> Answer {
@@ -435,7 +448,7 @@ impl Cluster {
         };
         for node in &self.nodes {
             if node.kubelet.touch_pod(namespace, name) {
-                return Answer::Nodes(vec![node.status().await]);
+                return Answer::Nodes(vec![self.status(node).await]);
             }
         }
         Answer::Refused(format!("no simulated kubelet runs pod {pod}"))
@@ -447,6 +460,7 @@ impl Cluster {
         for node in self.nodes {
             node.hub.stopped().await;
         }
+        self.tunnel.stopped().await;
         for task in self
             .kubelets
             .into_iter()
@@ -503,7 +517,7 @@ async fn start_api_server(
     address: SocketAddr,
     nodes: &[NodePlan],
     base: yurt_apiserver::Config,
-    pod_network: Arc<PodNetwork>,
+    dialer: Arc<dyn Dialer>,
     shutdown: &CancellationToken,
 ) -> Result<yurt_apiserver::Running, LabError> {
     let mut addresses = vec![address.ip()];
@@ -525,7 +539,7 @@ async fn start_api_server(
             preferred_addresses: ["InternalIP", "ExternalIP", "Hostname"]
                 .map(str::to_owned)
                 .into(),
-            dialer: pod_network,
+            dialer,
             ..Kubelets::default()
         },
         ..base

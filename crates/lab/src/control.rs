@@ -93,6 +93,10 @@ pub struct NodeStatus {
     pub bytes_from_cloud: u64,
     /// See `bytes_from_cloud`.
     pub bytes_to_cloud: u64,
+    /// Whether the node's tunnel agent is connected.
+    pub tunnel: bool,
+    /// Bytes that the agent sent to the tunnel's server.
+    pub bytes_to_tunnel: u64,
 }
 
 /// The answer to a command.

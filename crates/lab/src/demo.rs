@@ -1,11 +1,12 @@
 //! `yurt demo`: the product's story in one command, each step checked, the figures measured on the way.
 //!
-//! Chapters after the beginning: [`apps`] that are different from pool to pool, a [`pool`] that coordinates itself, an update past a node
+//! Chapters after the beginning: the cloud's [`reach`] into nodes, [`apps`] that are different from pool to pool, a [`pool`] that coordinates itself, an update past a node
 //! that is away, a site that is [`cut_off`] altogether, an [`upgrade`] decided by a node's owner. [`scene`] is what they are told with.
 
 mod apps;
 mod cut_off;
 mod pool;
+mod reach;
 mod report;
 mod scene;
 mod upgrade;
@@ -85,7 +86,7 @@ pub async fn run(
     let data_dir = args
         .data_dir
         .unwrap_or_else(|| std::env::temp_dir().join(format!("yurt-demo-{}", std::process::id())));
-    let mut report = Report::new(18);
+    let mut report = Report::new(19);
     report.title("Yurt demo: edge nodes that outlive their cloud link");
     let began = Instant::now();
     report.step("a cluster: API server, manager, pools hangzhou (3 nodes) and beijing (1), a hub and a kubelet on each");
@@ -150,6 +151,7 @@ async fn tell(cluster: &Cluster, report: &mut Report, began: Instant) -> Result<
         "{} pods Running: made by the controller, bound by the scheduler, started by their nodes' kubelets",
         items(&online).len()
     ));
+    reach::tell(&mut scene).await?;
     apps::tell(&mut scene).await?;
     apps::loses_a_node(&mut scene).await?;
     pool::tell(&mut scene).await?;

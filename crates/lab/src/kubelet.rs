@@ -27,7 +27,6 @@ use containers::Containers;
 use events::Recorder;
 use jiff::Timestamp;
 use pod::{Facts, Reference};
-pub use pod_network::PodNetwork;
 use pod_worker::Worker;
 pub use port::{PORT, PortOptions};
 use reflector::{Change, Collection, Key, reflect};
@@ -181,6 +180,12 @@ impl fmt::Debug for KubeletHandle {
 }
 
 impl KubeletHandle {
+    /// Where the addresses of its pods are from: base and prefix length.
+    pub fn pod_network(&self) -> (IpAddr, u8) {
+        let [a, b, c] = self.kubelet.config.pod_network();
+        (Ipv4Addr::new(a, b, c, 0).into(), 24)
+    }
+
     /// What it is doing.
     pub fn state(&self) -> KubeletState {
         let kubelet = &self.kubelet;

@@ -23,6 +23,7 @@ mod manager;
 pub mod plan;
 mod pools;
 mod rbac;
+mod tunnel;
 pub mod up;
 
 use yurt_controller::{kube, kubeconfig};

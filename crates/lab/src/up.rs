@@ -253,6 +253,7 @@ fn table(nodes: &[NodeStatus]) -> String {
         "WAITING",
         "MEMORY",
         "FROM CLOUD",
+        "TUNNEL",
     ];
     let rows = nodes.iter().map(|n| {
         [
@@ -270,6 +271,7 @@ fn table(nodes: &[NodeStatus]) -> String {
             n.journal.to_string(),
             format!("{:.1} MB", n.hub_memory as f64 / 1e6),
             format!("{:.1} KB", n.bytes_from_cloud as f64 / 1e3),
+            if n.tunnel { "connected" } else { "-" }.into(),
         ]
     });
     crate::columns::render(std::iter::once(head.map(str::to_owned)).chain(rows))

@@ -4,20 +4,20 @@
 use http::{HeaderValue, Request, header};
 use hyper::body::Incoming;
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::PathBuf,
     process::{Child, Command, Output, Stdio},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use yurt_apiserver::{ApiServer, Config, Kubelets, Running, Tls, authn::User};
-use yurt_lab::kubelet::{KubeletConfig, PodNetwork, PortOptions, SimulatedKubelet};
+use yurt_lab::kubelet::{KubeletConfig, KubeletHandle, PortOptions, SimulatedKubelet};
 use yurt_pki::{Ca, KeyPairPem, Profile};
-use yurt_transport::ServeOptions;
+use yurt_transport::{Destination, Dialer, Dialing, ServeOptions};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const KUBELET_TOKEN: &str = "kubelet";
@@ -113,6 +113,19 @@ async fn node_proxy(running: &Running, shutdown: CancellationToken) -> SocketAdd
     address
 }
 
+/// The only node, once it is there: dials as one of its processes.
+#[derive(Debug, Default)]
+struct Node(OnceLock<KubeletHandle>);
+
+impl Dialer for Node {
+    fn dial<'a>(&'a self, to: &'a Destination) -> Dialing<'a> {
+        match self.0.get() {
+            Some(kubelet) => kubelet.dial(to),
+            None => Box::pin(std::future::ready(Err(io::ErrorKind::NotConnected.into()))),
+        }
+    }
+}
+
 impl Stage {
     fn start(websockets: bool) -> Option<Self> {
         let kubectl = find_kubectl()?;
@@ -124,7 +137,7 @@ impl Stage {
             .build()
             .unwrap();
         let shutdown = CancellationToken::new();
-        let pod_network = Arc::new(PodNetwork::default());
+        let node = Arc::new(Node::default());
         let config = Config {
             tls: Some(Tls {
                 serving: issue(&ca, "kube-apiserver", "", true),
@@ -138,7 +151,7 @@ impl Stage {
                 ca: Some(ca.cert_pem()),
                 client: Some(issue(&ca, "kubelet-client", "system:masters", false)),
                 preferred_addresses: vec!["InternalIP".into()],
-                dialer: pod_network.clone(),
+                dialer: node.clone(),
                 ..Kubelets::default()
             },
             ..Config::default()
@@ -156,7 +169,7 @@ impl Stage {
                 websockets,
             };
             drop(handle.serve(listener, options, shutdown.clone()).unwrap());
-            pod_network.join(handle);
+            node.0.set(handle).unwrap();
             running
         });
         let admin = issue(&ca, "admin", "system:masters", false);

@@ -97,6 +97,8 @@ enum Bench {
     Pool(yurt_lab::bench::pool::BenchPoolArgs),
     /// The manager in a large cluster: time to converge, single changes, memory, requests.
     Manager(yurt_lab::bench::manager::BenchManagerArgs),
+    /// The tunnel: throughput, requests, latency, CPU and memory, stuck peers and long ways, beside konnectivity where one is given.
+    Tunnel(yurt_lab::bench::tunnel::BenchTunnelArgs),
     /// The embedded API server: reads, writes, watches and memory, beside another API server where one is given.
     #[command(name = "apiserver")]
     ApiServer(yurt_lab::bench::apiserver::BenchApiServerArgs),
@@ -214,6 +216,7 @@ async fn dispatch(command: Command, shutdown: CancellationToken) -> Result<ExitC
                 Bench::Hub(args) => yurt_lab::bench::run(args).await?.held(),
                 Bench::Pool(args) => yurt_lab::bench::pool::run(args).await?.held(),
                 Bench::Manager(args) => yurt_lab::bench::manager::run(args).await?.held(),
+                Bench::Tunnel(args) => yurt_lab::bench::tunnel::run(args).await?.held(),
                 Bench::ApiServer(args) => yurt_lab::bench::apiserver::run(args).await?.held(),
             };
             return Ok(if held {

@@ -9,8 +9,9 @@ use crate::{
     kube::Kube,
     kubeconfig::{self, Credentials},
     kubelet::{self, KubeletConfig, KubeletHandle, PortOptions, SimulatedKubelet},
-    link::Link,
+    link::{Link, LinkState},
     plan::NodePlan,
+    tunnel,
 };
 use std::{
     ffi::OsString,
@@ -26,15 +27,24 @@ use yurt_pki::{Ca, KeyPairPem};
 pub struct Node {
     /// Name, pool and address.
     pub plan: NodePlan,
+    /// To the API server.
     pub(super) link: Link,
+    /// To the tunnel's server.
+    pub(super) tunnel: Link,
     pub(super) hub: HubProcess,
     pub(super) kubelet: KubeletHandle,
     pub(super) admin: Kube,
 }
 
 impl Node {
-    /// What the node is doing, by its link, its process and its hub's own word.
-    pub async fn status(&self) -> NodeStatus {
+    /// Whatever the node has to do with the cloud goes over one wire.
+    pub(super) fn set_links(&self, state: LinkState) {
+        self.link.set(state);
+        self.tunnel.set(state);
+    }
+
+    /// What the node is doing, by its links, its process and its hub's own word; `connected` is its tunnel agent.
+    pub(super) async fn status(&self, connected: bool) -> NodeStatus {
         let hub = self.admin.get("/v1/status").await.ok();
         let counters = self.link.counters();
         let pid = self.hub.pid();
@@ -61,6 +71,8 @@ impl Node {
             hub_memory: yurt_telemetry::process_usage(pid).map_or(0, |u| u.resident_bytes),
             bytes_from_cloud: counters.from_target,
             bytes_to_cloud: counters.to_target,
+            tunnel: connected,
+            bytes_to_tunnel: self.tunnel.counters().to_target,
         }
     }
 }
@@ -127,13 +139,9 @@ impl Cluster {
         )?;
 
         let listen = SocketAddr::from((plan.address, api.port()));
-        let link = Link::start(listen, api)
-            .await
-            .map_err(|source| LabError::Listen {
-                what: "the node's link",
-                address: listen,
-                source,
-            })?;
+        let link = link_to(listen, api).await?;
+        let to_tunnel = SocketAddr::from((plan.address, tunnel::PORT));
+        let tunnel = link_to(to_tunnel, self.tunnel.address()).await?;
         let hub = HubProcess::start(
             HubCommand {
                 program: config.program.clone(),
@@ -166,19 +174,37 @@ impl Cluster {
         };
         // Ends with the token, as the kubelet does.
         drop(handle.serve(listener, options, self.shutdown.clone())?);
-        self.pod_network.join(handle.clone());
         self.kubelets.push(run);
+        let agent = tunnel::join(
+            &self.directory,
+            ca,
+            plan,
+            to_tunnel,
+            handle.clone(),
+            self.shutdown.clone(),
+        );
+        self.kubelets.push(agent?);
         let admin = format!("{}:{ADMIN_PORT}", plan.address);
         let admin = Kube::new(&admin, None, None, Duration::from_secs(2));
         self.nodes.push(Node {
             plan: plan.clone(),
             link,
+            tunnel,
             hub,
             kubelet: handle,
             admin,
         });
         Ok(())
     }
+}
+
+async fn link_to(listen: SocketAddr, target: SocketAddr) -> Result<Link, LabError> {
+    let link = Link::start(listen, target).await;
+    link.map_err(|source| LabError::Listen {
+        what: "the node's link",
+        address: listen,
+        source,
+    })
 }
 
 /// With it the node asks the hubs of its pool, a context for each; its own hub is the current one.

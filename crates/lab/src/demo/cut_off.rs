@@ -1,7 +1,7 @@
 //! A site that loses its link altogether: reads go on, pods report, even a power cut is survived, and nothing of it is lost.
 
 use super::{
-    BUDGET, DemoError, ELSEWHERE, POOL,
+    BUDGET, DemoError, ELSEWHERE, POOL, reach,
     scene::{PODS, Scene, items, median, name, names, next, pod_on},
 };
 use crate::{
@@ -27,6 +27,7 @@ pub(super) async fn tell(scene: &mut Scene<'_>) -> Result<(), DemoError> {
     is_cut(scene, &online, &reader, &one).await?;
     let local = goes_on(scene, &online, &reader, &one, &mut watch).await?;
     loses_power(scene, &online).await?;
+    reach::is_refused(scene, WATCHED).await?;
     is_healed(scene, &one, &local, &mut watch).await
 }
 
@@ -240,6 +241,7 @@ async fn is_healed(
         healed.elapsed(),
         None,
     );
+    reach::is_back(scene, WATCHED, healed).await?;
 
     scene.step("the reader at the hub, still on the same watch");
     let mut relisted = 0;

@@ -85,21 +85,26 @@ impl<'s> Scene<'s> {
         let mut statuses = Vec::new();
         for node in self.cluster.nodes() {
             if node.plan.pool == pool {
-                statuses.push(node.status().await);
+                statuses.push(self.cluster.status(node).await);
             }
         }
         statuses
     }
 
+    /// A node as it is now.
+    pub(super) async fn status(&self, node: &str) -> Result<NodeStatus, DemoError> {
+        Ok(self.cluster.status(self.node(node)?).await)
+    }
+
     /// `online`, `offline`, `down`.
     pub(super) async fn hub_state(&self, node: &str) -> Option<String> {
-        Some(self.node(node).ok()?.status().await.hub)
+        Some(self.status(node).await.ok()?.hub)
     }
 
     pub(super) async fn hub_memory(&self) -> u64 {
         let mut largest = 0;
         for node in self.cluster.nodes() {
-            largest = largest.max(node.status().await.hub_memory);
+            largest = largest.max(self.cluster.status(node).await.hub_memory);
         }
         largest
     }

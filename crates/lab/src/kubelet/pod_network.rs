@@ -1,40 +1,16 @@
-//! The network of simulated pods: their addresses are no machine's, so that who knows the kubelets connects in process.
+//! The network of simulated pods: their addresses are no machine's, so that whoever is on the node connects by its kubelet, in process.
 
-use super::{
-    Kubelet, KubeletHandle, container::http as container_http, lock, pod::uses_host_network,
-};
-use std::{
-    io,
-    sync::{Arc, Mutex},
-};
+use super::{Kubelet, KubeletHandle, container::http as container_http, pod::uses_host_network};
+use std::{io, sync::Arc};
 use yurt_transport::{BoxStream, Destination, Dialer, Dialing, TcpDialer};
 
 /// What is held of a connection that one side does not read.
 const HELD: usize = 64 << 10;
 
-/// Connects to the pods of simulated kubelets, and by TCP to everything else.
-#[derive(Debug, Default)]
-pub struct PodNetwork {
-    kubelets: Mutex<Vec<KubeletHandle>>,
-}
-
-impl PodNetwork {
-    /// Makes the pods of a kubelet reachable.
-    pub fn join(&self, kubelet: KubeletHandle) {
-        lock(&self.kubelets).push(kubelet);
-    }
-
-    fn connect(&self, to: &Destination) -> Option<io::Result<BoxStream>> {
-        let kubelets = lock(&self.kubelets);
-        kubelets
-            .iter()
-            .find_map(|handle| handle.kubelet.connect(to))
-    }
-}
-
-impl Dialer for PodNetwork {
+/// As a process of the node: connects to its simulated pods, and by TCP to everything else.
+impl Dialer for KubeletHandle {
     fn dial<'a>(&'a self, to: &'a Destination) -> Dialing<'a> {
-        match self.connect(to) {
+        match self.kubelet.connect(to) {
             Some(connected) => Box::pin(std::future::ready(connected)),
             None => TcpDialer.dial(to),
         }

@@ -1,0 +1,8 @@
+//! The tunnel as a user has it: processes, real kubectl, a real kube-apiserver.
+
+mod bench;
+mod egress;
+mod fleet;
+mod kubectl;
+mod pair;
+mod sessions;
