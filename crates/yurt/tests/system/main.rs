@@ -21,3 +21,4 @@ mod recorded;
 mod session;
 mod slices;
 mod topology;
+mod tunnel;

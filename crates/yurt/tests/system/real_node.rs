@@ -25,14 +25,14 @@ const HUB: &str = "127.77.0.1";
 const TOKEN: (&str, &str) = ("real00", "0123456789abcdef");
 
 /// A process that is started again and again, with one log.
-struct Service {
+pub(crate) struct Service {
     log: PathBuf,
     child: Option<Child>,
-    command: Box<dyn Fn() -> Command>,
+    command: Box<dyn Fn() -> Command + Send>,
 }
 
 impl Service {
-    fn start(log: PathBuf, command: impl Fn() -> Command + 'static) -> Self {
+    pub(crate) fn start(log: PathBuf, command: impl Fn() -> Command + Send + 'static) -> Self {
         let mut service = Self {
             log,
             child: None,
@@ -42,7 +42,7 @@ impl Service {
         service
     }
 
-    fn again(&mut self) {
+    pub(crate) fn again(&mut self) {
         let log = File::options()
             .create(true)
             .append(true)
@@ -56,14 +56,19 @@ impl Service {
         self.child = Some(child.unwrap());
     }
 
-    fn kill(&mut self) {
+    /// Process id; it must not have been killed.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    fn must_run(&mut self) {
+    pub(crate) fn must_run(&mut self) {
         let ended = self.child.as_mut().and_then(|c| c.try_wait().unwrap());
         if let Some(status) = ended {
             let said = std::fs::read(&self.log).unwrap_or_default();
