@@ -5,7 +5,7 @@ use super::pair::{Authority, Pair};
 use crate::fixture::{Scratch, eventually};
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener},
     os::unix::net::UnixStream,
     path::Path,
     sync::mpsc,
