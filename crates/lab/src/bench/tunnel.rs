@@ -307,15 +307,13 @@ impl Bench<'_> {
             ours: self.ours.ends,
             peer: self.peer.as_ref().map(|peer| peer.ends),
         };
-        let ends: [(&str, fn(&Ends) -> Option<u32>); 2] =
-            [("server", |ends| ends.server), ("agent", |ends| ends.agent)];
-        for (end, pid) in ends {
+        let mut push = |end: &str, pid: &dyn Fn(&Ends) -> Option<u32>| {
             let what = format!("{end} memory, {when}");
-            let figure = of.figure(&what, Unit::Megabytes, Better::Lower, |ends| {
-                megabytes(pid(ends))
-            });
-            self.push(figure);
-        }
+            let memory = |ends: &Ends| megabytes(pid(ends));
+            self.push(of.figure(&what, Unit::Megabytes, Better::Lower, memory));
+        };
+        push("server", &|ends| ends.server);
+        push("agent", &|ends| ends.agent);
     }
 
     /// The same bulk over every way, several times; medians.
