@@ -5,7 +5,7 @@ mod args;
 mod config;
 mod serving;
 
-pub use args::{LoggingArgs, ManagerArgs, WORKER_FLAGS, WorkerArgs};
+pub use args::{ManagerArgs, WORKER_FLAGS, WorkerArgs};
 pub use config::{Config, ConfigError, Election, LATER, Server};
 pub use yurt_controller::access::AccessError;
 

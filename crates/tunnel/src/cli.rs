@@ -1,6 +1,7 @@
 //! `yurt tunnel`: the server, the agent, and questions to a server.
 
 mod forward;
+mod unused;
 
 use crate::{
     agent::{self, AgentArgs, AgentArgsError, AgentError},
@@ -13,8 +14,9 @@ use clap::{Args, Subcommand, ValueEnum};
 pub use forward::{Forward, ForwardArgs, ForwardError};
 use http::StatusCode;
 use serde::{Serialize, de::DeserializeOwned};
-use std::{path::PathBuf, process::ExitCode};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 use tokio_util::sync::CancellationToken;
+pub(crate) use unused::UnusedArgs;
 use yurt_controller::kubeconfig::{Access, KubeconfigError};
 use yurt_pki::{KeyPairPem, PkiError};
 use yurt_transport::Destination;
@@ -265,13 +267,38 @@ impl TunnelArgs {
             TunnelCommand::Server(_) | TunnelCommand::Agent(_)
         )
     }
+
+    /// What is logged unless `--log` says.
+    pub fn level(&self) -> &'static str {
+        let logging = match &self.command {
+            TunnelCommand::Server(args) => &args.unused.logging,
+            TunnelCommand::Agent(args) => &args.unused.logging,
+            _ => return "warn",
+        };
+        logging.level().unwrap_or("info")
+    }
+
+    /// Where a component tells its metrics, health and status.
+    pub fn meta(&self) -> Option<SocketAddr> {
+        match &self.command {
+            TunnelCommand::Server(args) => args.meta(),
+            TunnelCommand::Agent(args) => Some(args.clone().config().ok()?.meta),
+            _ => None,
+        }
+    }
 }
 
 /// Runs a command of the tunnel; what the process is to end with.
 pub async fn run(args: TunnelArgs, shutdown: CancellationToken) -> Result<ExitCode, TunnelError> {
     match args.command {
-        TunnelCommand::Server(args) => Box::pin(server::run(*args, shutdown)).await?,
-        TunnelCommand::Agent(args) => Box::pin(agent::run(args.config()?, shutdown)).await?,
+        TunnelCommand::Server(args) => {
+            args.unused.warn();
+            Box::pin(server::run(*args, shutdown)).await?;
+        }
+        TunnelCommand::Agent(args) => {
+            args.unused.warn();
+            Box::pin(agent::run(args.config()?, shutdown)).await?;
+        }
         TunnelCommand::Token(args) => print!("{}", standalone::token(&args)?),
         TunnelCommand::Status(question) => {
             let (shown, _) = ask(&question, "/v1/status", ServerStatus::show).await?;

@@ -144,7 +144,7 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
         {
             "warn"
         }
-        Command::Tunnel(args) if cli.log == "info" && !args.is_component() => "warn",
+        Command::Tunnel(args) if cli.log == "info" => args.level(),
         Command::Hub(hub) if cli.log == "info" && matches!(**hub, Hub::Ask(_)) => "warn",
         Command::Manager(args) if cli.log == "info" => args.logging.level().unwrap_or("info"),
         _ => &cli.log,
@@ -267,6 +267,7 @@ fn mind_parent(shutdown: &CancellationToken) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use yurt_manager::deploy::{Component, Values};
 
     #[test]
     fn names_of_the_program_mean_a_command() {
@@ -287,6 +288,53 @@ mod tests {
         let is_run =
             |cli: &Cli| matches!(&cli.command, Command::Hub(hub) if matches!(**hub, Hub::Run(_)));
         assert!(is_run(&parsed.unwrap()));
+    }
+
+    /// What the shipped pods are told is understood, and they answer where they are probed.
+    #[test]
+    fn the_shipped_tunnel_is_understood() {
+        let objects = Component::Tunnel.objects(&Values::default());
+        let pods = objects
+            .iter()
+            .map(|object| &object["spec"]["template"]["spec"]);
+        let containers = pods
+            .filter_map(|pod| pod["containers"].as_array())
+            .flatten();
+        let mut seen = 0;
+        for container in containers {
+            let words = |list: &str| {
+                let words = container[list].as_array().expect("words").iter();
+                words.map(|word| word.as_str().expect("a word").to_owned())
+            };
+            let mut line: Vec<String> = words("command").chain(words("args")).collect();
+            for variable in container["env"].as_array().expect("variables") {
+                let name = variable["name"].as_str().expect("a name");
+                let stands_for = match variable["valueFrom"]["fieldRef"]["fieldPath"].as_str() {
+                    Some("status.hostIP" | "status.podIP") => "10.0.0.7",
+                    Some(_) => "edge-1",
+                    None => panic!("{variable}"),
+                };
+                for word in &mut line {
+                    *word = word.replace(&format!("$({name})"), stands_for);
+                }
+            }
+            assert!(!line.iter().any(|word| word.contains('$')), "{line:?}");
+            let cli = Cli::try_parse_from(line).unwrap_or_else(|error| panic!("{error}"));
+            let Command::Tunnel(args) = cli.command else {
+                panic!("{container}");
+            };
+            assert!(args.is_component());
+            let meta = args.meta().expect("health");
+            for probe in ["livenessProbe", "readinessProbe"] {
+                let get = &container[probe]["httpGet"];
+                if get.is_object() {
+                    assert_eq!(get["host"], meta.ip().to_string(), "{probe}");
+                    assert_eq!(get["port"], meta.port(), "{probe}");
+                }
+            }
+            seen += 1;
+        }
+        assert_eq!(seen, 2);
     }
 
     #[test]

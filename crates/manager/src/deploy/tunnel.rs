@@ -191,7 +191,9 @@ fn services(values: &Values) -> [Value; 2] {
     let selector = json!({APP: SERVER});
     [
         json!({"apiVersion": "v1", "kind": "Service", "metadata": of_agents,
-            "spec": {"type": tunnel.service_type, "ports": [external], "selector": selector}}),
+            // A server is ready when an agent is connected: the first one has to get to it before.
+            "spec": {"type": tunnel.service_type, "ports": [external], "selector": selector,
+                "publishNotReadyAddresses": true}}),
         json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata(values, INTERNAL_SERVICE),
             "spec": {"ports": [port("http", 10255, INSECURE_PORT), port("https", 10250, SECURE_PORT)],
                 "selector": selector}}),

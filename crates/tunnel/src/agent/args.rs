@@ -10,6 +10,7 @@ use crate::{
     Identifiers,
     allow::{Bounds, LOCALHOST_PORTS, NodeScope, Rule},
     certificates::GivenFiles,
+    cli::UnusedArgs,
     cluster::Way,
     reverse::Route,
     standalone::JoinToken,
@@ -91,9 +92,12 @@ settings! {
     /// Namespace of the Service that publishes servers [default: kube-system].
     #[arg(long, value_name = "NAMESPACE")]
     service_namespace: Option<String>,
-    /// Count the servers' leases in this namespace, beside what servers say of their number.
-    #[arg(long, value_name = "NAMESPACE")]
+    /// Count the servers' leases in this namespace (true: in --lease-namespace), beside what servers say of their number.
+    #[arg(long, value_name = "NAMESPACE", num_args = 0..=1, default_missing_value = "true")]
     count_server_leases: Option<String>,
+    /// Namespace of the servers' leases, where it is not said there [default: kube-system].
+    #[arg(long, value_name = "NAMESPACE")]
+    lease_namespace: Option<String>,
     /// By what the agent is asked for: ipv4=, ipv6=, host=, cidr=, default-route=true, separated by & or commas.
     #[arg(long, value_name = "LIST")]
     agent_identifiers: Option<String>,
@@ -136,8 +140,8 @@ settings! {
     /// Address of the port for health, metrics and status [default: 127.0.0.1].
     #[arg(long, value_name = "IP")]
     meta_host: Option<IpAddr>,
-    /// That port [default: 10266].
-    #[arg(long, value_name = "PORT")]
+    /// That port; the last that is given counts [default: 10266].
+    #[arg(long, visible_aliases = ["health-server-port", "admin-server-port"], overrides_with = "meta_port", value_name = "PORT")]
     meta_port: Option<u16>,
     /// Listen here for programs of this node that want the cloud: HTTP CONNECT and SOCKS5.
     #[arg(long, value_name = "IP:PORT")]
@@ -161,6 +165,8 @@ pub struct AgentArgs {
     config: Option<PathBuf>,
     #[command(flatten)]
     settings: Settings,
+    #[command(flatten)]
+    pub(crate) unused: UnusedArgs<false>,
 }
 
 fn host_name() -> Option<String> {
@@ -239,6 +245,16 @@ impl Settings {
             directory: directory.to_owned(),
             ca: self.ca_cert.clone(),
         })
+    }
+
+    /// Where servers' leases are counted, if they are.
+    fn leases(&self) -> Option<String> {
+        let namespace = match self.count_server_leases.as_deref()? {
+            "false" => return None,
+            "true" => self.lease_namespace.as_deref().unwrap_or("kube-system"),
+            namespace => namespace,
+        };
+        Some(namespace.to_owned())
     }
 
     /// How the API server is asked; nothing standalone.
@@ -328,7 +344,7 @@ impl Settings {
                 .service_namespace
                 .clone()
                 .unwrap_or_else(|| "kube-system".into()),
-            leases: self.count_server_leases.clone(),
+            leases: self.leases(),
             token: self.service_account_token_path.clone(),
             scope,
             default_allow: !self.no_default_allow,

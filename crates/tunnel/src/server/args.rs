@@ -5,7 +5,9 @@ use super::{
     cloud::Rule,
     switchboard::{Direct, Ways},
 };
-use crate::{interceptor::InterceptorArgs, routing::Strategy, steering::SteeringArgs};
+use crate::{
+    cli::UnusedArgs, interceptor::InterceptorArgs, routing::Strategy, steering::SteeringArgs,
+};
 use clap::{ArgAction, Args};
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -41,7 +43,7 @@ pub struct ServerArgs {
     pub(super) namespace: String,
 
     /// Address for agents, frontends and callers of the secure port.
-    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
+    #[arg(long, visible_alias = "agent-bind-address", value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
     pub(super) bind_address: IpAddr,
     /// Port for agents, other instances, and frontends with a client certificate.
     #[arg(
@@ -51,9 +53,12 @@ pub struct ServerArgs {
         default_value_t = 10262
     )]
     pub(super) tunnel_agent_connect_port: u16,
-    /// Port for metrics, health and status, on the insecure bind address.
-    #[arg(long, visible_aliases = ["health-port", "admin-port"], value_name = "PORT", default_value_t = 10265)]
+    /// Port for metrics, health and status; the last that is given counts.
+    #[arg(long, visible_aliases = ["health-port", "admin-port"], overrides_with = "meta_port", value_name = "PORT", default_value_t = 10265)]
     pub(super) meta_port: u16,
+    /// Its address [default: the insecure bind address].
+    #[arg(long, visible_aliases = ["health-bind-address", "admin-bind-address"], overrides_with = "meta_bind_address", value_name = "ADDRESS")]
+    pub(super) meta_bind_address: Option<IpAddr>,
     /// Unix socket for frontends: CONNECT and gRPC; whoever may open the file may use it.
     #[arg(long, value_name = "PATH")]
     pub(super) uds_name: Option<PathBuf>,
@@ -63,6 +68,9 @@ pub struct ServerArgs {
     /// Another port for frontends, by mTLS with --server-cert; 0: none.
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     pub(super) server_port: u16,
+    /// Its address [default: the bind address].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(super) server_bind_address: Option<IpAddr>,
     /// Certificate of --server-port [default: the one agents see].
     #[arg(long, value_name = "FILE", requires_all = ["server_key", "server_ca_cert"])]
     pub(super) server_cert: Option<PathBuf>,
@@ -181,6 +189,8 @@ pub struct ServerArgs {
     pub(super) interceptor: InterceptorArgs,
     #[command(flatten)]
     pub(super) steering: SteeringArgs,
+    #[command(flatten)]
+    pub(crate) unused: UnusedArgs<true>,
 }
 
 /// Seconds, or with a unit as Go writes it: `90`, `500ms`, `30s`, `5m`, `1h`.
@@ -214,9 +224,11 @@ impl ServerArgs {
         (self.bind_address, self.tunnel_agent_connect_port).into()
     }
 
-    pub(super) fn meta(&self) -> Option<SocketAddr> {
-        let address = self.interceptor.insecure_address(self.bind_address);
-        (self.meta_port > 0).then(|| (address.ip(), self.meta_port).into())
+    /// Where metrics, health and status are told.
+    pub(crate) fn meta(&self) -> Option<SocketAddr> {
+        let insecure = self.interceptor.insecure_address(self.bind_address).ip();
+        let address = self.meta_bind_address.unwrap_or(insecure);
+        (self.meta_port > 0).then(|| (address, self.meta_port).into())
     }
 
     pub(super) fn ways(&self) -> Ways {

@@ -321,7 +321,7 @@ fn config(
     Ok(Config {
         agents: args.agents(),
         frontends: frontends.map(|(port, credentials)| FrontendPort {
-            address: (args.bind_address, port).into(),
+            address: (args.server_bind_address.unwrap_or(args.bind_address), port).into(),
             credentials,
         }),
         unix: args.uds_name.clone().map(|path| UnixSocket {
