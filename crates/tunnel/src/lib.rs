@@ -19,6 +19,8 @@ pub(crate) mod grpc;
 pub mod hello;
 pub mod interceptor;
 pub mod link;
+#[cfg(test)]
+mod monitoring;
 pub mod mux;
 pub mod network;
 pub mod peers;

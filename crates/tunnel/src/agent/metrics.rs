@@ -74,6 +74,13 @@ impl AgentMetrics {
         this
     }
 
+    /// Has a sample in every family: one without is not told.
+    #[cfg(test)]
+    pub(crate) fn exercise(&self) {
+        let reason = "refused";
+        self.dial_failures.get_or_create(&Reason { reason }).inc();
+    }
+
     pub(super) fn servers(&self, open: usize, known: u32) {
         self.open_servers
             .set(i64::try_from(open).unwrap_or(i64::MAX));

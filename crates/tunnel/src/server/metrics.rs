@@ -202,3 +202,17 @@ impl Collector for Present {
         Ok(())
     }
 }
+
+/// All of a server's metrics, each with a sample (a family without one is not told).
+#[cfg(test)]
+pub(crate) fn exercised(registry: &mut registry::Registry) {
+    let metrics = Metrics::default();
+    metrics.register(registry);
+    metrics.refused("agent");
+    metrics.failed("no_agent");
+    registry.register_collector(Box::new(Present {
+        registry: Arc::default(),
+        peers: Peers::none(),
+        strategies: crate::server::switchboard::Ways::default().strategies,
+    }));
+}
