@@ -6,3 +6,4 @@ mod fleet;
 mod kubectl;
 mod pair;
 mod sessions;
+mod standalone;

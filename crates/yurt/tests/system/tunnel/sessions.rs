@@ -58,9 +58,18 @@ impl Stage {
 
 /// CONNECT by a server's socket; the error is the answer's head.
 fn connect(socket: &Path, target: SocketAddr) -> Result<UnixStream, String> {
-    let mut stream = UnixStream::connect(socket).map_err(|error| error.to_string())?;
+    let stream = UnixStream::connect(socket).map_err(|error| error.to_string())?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    let asked = format!("CONNECT {target} HTTP/1.1\r\nHost: x\r\n\r\n");
+    asked(stream, target, "")
+}
+
+/// CONNECT with further headers.
+pub(super) fn asked<S: Read + Write>(
+    mut stream: S,
+    target: SocketAddr,
+    headers: &str,
+) -> Result<S, String> {
+    let asked = format!("CONNECT {target} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
     stream
         .write_all(asked.as_bytes())
         .map_err(|error| error.to_string())?;
