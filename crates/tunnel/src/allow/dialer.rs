@@ -204,6 +204,7 @@ impl AllowedDialer {
             Connected::Other(stream) => {
                 return Ok(Box::new(Counting {
                     stream,
+                    ended: false,
                     _counted: counted,
                 }));
             }
@@ -216,6 +217,7 @@ impl AllowedDialer {
         socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         Ok(Box::new(Counting {
             stream,
+            ended: false,
             _counted: counted,
         }))
     }
@@ -285,13 +287,38 @@ impl Drop for Counted {
     }
 }
 
-/// A connection that counts while it is open.
-struct Counting<S> {
+/// What can break a connection, so that the other end does not take what it has for all.
+trait Break {
+    fn break_off(&self);
+}
+
+impl Break for TcpStream {
+    fn break_off(&self) {
+        // Closing then resets. Where that cannot be had, closing ends.
+        let _ = socket2::SockRef::from(self).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Break for BoxStream {
+    fn break_off(&self) {}
+}
+
+/// A connection that counts while it is open. Dropped before its end was told, it is reset: a torn upload is no whole one.
+struct Counting<S: Break> {
     stream: S,
+    ended: bool,
     _counted: Counted,
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Counting<S> {
+impl<S: Break> Drop for Counting<S> {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.stream.break_off();
+        }
+    }
+}
+
+impl<S: AsyncRead + Break + Unpin> AsyncRead for Counting<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -301,7 +328,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counting<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counting<S> {
+impl<S: AsyncWrite + Break + Unpin> AsyncWrite for Counting<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -327,6 +354,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counting<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        let ended = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.ended |= matches!(ended, Poll::Ready(Ok(())));
+        ended
     }
 }

@@ -257,3 +257,29 @@ async fn dials_are_bounded_in_time_and_number() {
     drop(open);
     dialer.dial(&to("127.0.0.1", port)).await.expect("dialled");
 }
+
+#[tokio::test]
+async fn what_ends_in_the_middle_is_reset() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let port = listener.local_addr().expect("an address").port();
+    let list = AllowList::of(rules(&["127.0.0.1"]));
+    let dialer = dialer(list, Vec::new(), Bounds::default());
+    for whole in [true, false] {
+        let mut stream = dialer.dial(&to("127.0.0.1", port)).await.expect("dialled");
+        let (mut target, _) = listener.accept().await.expect("accepted");
+        stream.write_all(b"half").await.expect("written");
+        if whole {
+            stream.shutdown().await.expect("ended");
+        }
+        drop(stream);
+        let mut heard = Vec::new();
+        let ended = target.read_to_end(&mut heard).await;
+        match whole {
+            true => assert_eq!((ended.ok(), &heard[..]), (Some(4), &b"half"[..])),
+            false => assert_eq!(
+                ended.map_err(|error| error.kind()),
+                Err(io::ErrorKind::ConnectionReset)
+            ),
+        }
+    }
+}
