@@ -157,7 +157,7 @@ async fn pair(protocol: Protocol, dialer: Arc<dyn Dialer>) -> (Arc<dyn Link>, Se
 /// One connection, to one of six ends.
 async fn connection(link: Arc<dyn Link>, echo: Destination, waiting: Arc<AtomicUsize>, way: usize) {
     let data = vec![b'y'; 1 + (way * 977) % 60_000];
-    if way % 6 == 0 {
+    if way.is_multiple_of(6) {
         // Given up when the agent is at it.
         let silent: Destination = SILENT.parse().unwrap();
         let dial = link.dial(&silent);
