@@ -116,6 +116,7 @@ fn of_server(values: &Values) -> Vec<Value> {
             &["get", "list", "watch", "create", "update"],
         ),
         rule("", &["services"], &["update"]),
+        rule("", &["events"], &["create", "patch"]),
         rule(
             "coordination.k8s.io",
             &["leases"],

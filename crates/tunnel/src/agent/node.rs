@@ -70,7 +70,8 @@ pub(super) async fn follow(
         }
     };
     let watched = async {
-        loop {
+        // What is followed ends at once when all is over: going round would never give way to whoever would end this.
+        while !shutdown.is_cancelled() {
             let epoch = cluster.epoch();
             let until = shutdown.child_token();
             match cluster.client() {

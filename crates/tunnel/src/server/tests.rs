@@ -1,5 +1,6 @@
 //! Servers in this process, with real sockets and certificates.
 
+mod cluster;
 mod frontends;
 mod instances;
 mod strangers;

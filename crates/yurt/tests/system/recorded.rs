@@ -231,7 +231,9 @@ fn the_recorded_node_is_answered_as_by_the_api_server() {
     };
     let pod = json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": POD, "namespace": "default"},
-        "spec": {"nodeName": NODE, "containers": [{"name": "busybox", "image": "registry.lab/busybox:1"}]},
+        // A node may read what its pods name, and the recorded one named this.
+        "spec": {"nodeName": NODE, "containers": [{"name": "busybox", "image": "registry.lab/busybox:1"}],
+            "volumes": [{"name": "ca", "configMap": {"name": "openshift-service-ca.crt", "optional": true}}]},
     });
     lab.cloud().feed(&["create", "-f", "-"], &pod.to_string());
     lab.cloud()
