@@ -28,6 +28,8 @@ pub enum Server {
     Kubeconfig(PathBuf),
     /// By the service account of the pod.
     InCluster,
+    /// The same, at this `host:port`.
+    InClusterAt(String),
 }
 
 /// Why there is no way to the API server.
@@ -75,6 +77,15 @@ impl Clients {
             Server::Kubeconfig(path) => Self::reaching(&Access::read(path)?),
             Server::InCluster => {
                 let variable = |name: &str| std::env::var(name).ok();
+                Self::in_cluster(variable, Path::new(SERVICE_ACCOUNT), shutdown)
+            }
+            Server::InClusterAt(authority) => {
+                let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "443"));
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                let variable = |name: &str| match name {
+                    "KUBERNETES_SERVICE_HOST" => Some(host.to_owned()),
+                    _ => Some(port.to_owned()),
+                };
                 Self::in_cluster(variable, Path::new(SERVICE_ACCOUNT), shutdown)
             }
         }

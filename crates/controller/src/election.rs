@@ -74,7 +74,7 @@ impl Timing {
 }
 
 /// `metav1.MicroTime`.
-fn micro_time(time: Timestamp) -> String {
+pub fn micro_time(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 
@@ -124,12 +124,17 @@ pub fn identity(unnamed: &str) -> String {
         "" => unnamed,
         host => host,
     };
+    format!("{host}_{}", uuid())
+}
+
+/// A random UUID (version 4).
+pub fn uuid() -> String {
     let random = fastrand::u128(..);
     let uuid = (random & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
     let hex = format!("{uuid:032x}");
     let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)].map(|(from, to)| hex.get(from..to));
     let parts: Vec<&str> = parts.into_iter().flatten().collect();
-    format!("{host}_{}", parts.join("-"))
+    parts.join("-")
 }
 
 /// Why a holder is none any more.

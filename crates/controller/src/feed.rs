@@ -100,10 +100,7 @@ enum End {
 /// Whether a refusal says that the server does not know of initial events, or that the feature is off: an invalid request by its
 /// words (1.22 to 1.26 refuse `resourceVersionMatch`, later ones `sendInitialEvents`), or a fault where the server's etcd cannot tell
 /// its progress (1.36 before etcd 3.5.13). As client-go has it, any way on is better than none.
-fn refuses_initial_events(error: &KubeError) -> bool {
-    let KubeError::Refused { code, message, .. } = error else {
-        return false;
-    };
+pub fn refuses_initial_events(code: u16, message: &str) -> bool {
     let named = ["sendInitialEvents", "resourceVersionMatch"];
     match code {
         400 | 422 | 500 => true,
@@ -152,7 +149,9 @@ pub async fn follow(
                 feed.start = Start::List;
                 FIRST_PAUSE
             }
-            Err(error) if feed.starts_by_events() && refuses_initial_events(&error) => {
+            Err(KubeError::Refused { code, message, .. })
+                if feed.starts_by_events() && refuses_initial_events(code, &message) =>
+            {
                 feed.start = Start::List;
                 FIRST_PAUSE
             }

@@ -288,10 +288,12 @@ impl Inner {
     }
 
     async fn fetch_named(&self, scope: &Scope, info: &RequestInfo) -> Result<(), Failure> {
+        let gvr = info.gvr();
+        let asked = self.cache.asked(&gvr);
         match self.get(scope, &scope.target).await {
             Ok((encoding, bytes)) => {
-                self.cache
-                    .learn_object(&scope.caller, &info.gvr(), &Object { encoding, bytes });
+                let object = Object { encoding, bytes };
+                self.cache.learn_object(&scope.caller, &gvr, &object, asked);
                 Ok(())
             }
             Err(failure) => Err(failure),

@@ -58,6 +58,7 @@ pub(crate) use open::tolerate;
 pub use overview::{CallerOverview, ListOverview, Overview, ResourceOverview};
 pub use sealed::Binding;
 pub use shelf::Shelf;
+pub use state::Asked;
 pub use stats::{Counter, Stats};
 pub use view::Uncovered;
 pub(crate) use view::{Selection, Sight};
@@ -289,9 +290,15 @@ impl Cache {
         &self.handle.shared
     }
 
+    /// To note before the cloud is asked for objects of a resource: what is learned of the answer is held against what was learned
+    /// meanwhile.
+    pub fn asked(&self, gvr: &Gvr) -> Asked {
+        self.shared().lock().asked(gvr)
+    }
+
     /// Learns one object from a get, create, update or patch answer. What carries no numeric revision, and Statuses, Tables and
     /// partial metadata, are left out.
-    pub fn learn_object(&self, caller: &Caller, gvr: &Gvr, object: &Object) {
+    pub fn learn_object(&self, caller: &Caller, gvr: &Gvr, object: &Object, asked: Asked) {
         let shared = self.shared();
         let Some((id, revision)) = learner::cacheable(object) else {
             shared.stats.malformed.add(1);
@@ -300,19 +307,27 @@ impl Cache {
         let query = Query::named(gvr.clone(), &id.namespace, &id.name);
         let mut state = shared.lock();
         state.grant(caller, &query);
-        state.learn(&shared.store, gvr, &id, revision, object, None);
+        let observed_at = asked.shown_at(revision);
+        state.learn(&shared.store, gvr, &id, revision, object, observed_at);
         drop(state);
         shared.stir();
     }
 
-    /// A get answered 404, or a delete succeeded: the object is gone.
-    pub fn learn_absent(&self, caller: &Caller, gvr: &Gvr, namespace: &str, name: &str) {
+    /// A get answered 404, or a delete succeeded: the object is gone, unless what is known of it is younger than the question.
+    pub fn learn_absent(
+        &self,
+        caller: &Caller,
+        gvr: &Gvr,
+        namespace: &str,
+        name: &str,
+        asked: Asked,
+    ) {
         let shared = self.shared();
         let query = Query::named(gvr.clone(), namespace, name);
         let key = index_key(&query.namespace, name);
         let mut state = shared.lock();
         state.grant(caller, &query);
-        state.absent(&shared.store, &query, &key);
+        state.absent(&shared.store, &query, &key, asked);
         drop(state);
         shared.stir();
     }

@@ -14,7 +14,7 @@ mod shown;
 
 use crate::{
     cache::{
-        Cache,
+        Asked, Cache,
         overlay::Overlay,
         record::{self, index_key},
         tolerate,
@@ -405,17 +405,18 @@ impl Journal {
             if !self.still_waits(&entry) {
                 continue;
             }
+            let asked = self.inner.cache.asked(&entry.gvr());
             let gone = match self.replay_one(cloud, &entry).await {
                 Next::Done(object) => {
                     // Another object of its name shows from now on.
                     let shown =
                         matches!(entry.write, Write::Delete { .. }).then(|| self.view(&entry));
-                    self.learn(&entry, object);
+                    self.learn(&entry, object, asked);
                     self.strike(&entry, shown).await;
                     false
                 }
                 Next::Gone => {
-                    self.learn_absent(&entry);
+                    self.learn_absent(&entry, asked);
                     self.strike(&entry, None).await;
                     true
                 }
@@ -427,7 +428,7 @@ impl Journal {
                     tracing::warn!(write = %what, "an offline write is dropped");
                     let shown = self.view(&entry);
                     if gone {
-                        self.learn_absent(&entry);
+                        self.learn_absent(&entry, asked);
                     }
                     self.strike(&entry, Some(shown)).await;
                     self.inner.dropped.fetch_add(1, Ordering::Relaxed);
@@ -461,9 +462,10 @@ impl Journal {
         cache.view(&entry.gvr(), &entry.namespace, &entry.name)
     }
 
-    fn learn_absent(&self, entry: &Entry) {
+    fn learn_absent(&self, entry: &Entry, asked: Asked) {
         let cache = &self.inner.cache;
-        cache.learn_absent(&Caller::Node, &entry.gvr(), &entry.namespace, &entry.name);
+        let (gvr, namespace, name) = (entry.gvr(), &entry.namespace, &entry.name);
+        cache.learn_absent(&Caller::Node, &gvr, namespace, name, asked);
     }
 
     async fn replay_one(&self, cloud: &dyn Cloud, entry: &Entry) -> Next {
@@ -518,7 +520,7 @@ impl Journal {
     }
 
     /// The cloud's answer is what the node sees from now on.
-    fn learn(&self, entry: &Entry, object: Option<serde_json::Value>) {
+    fn learn(&self, entry: &Entry, object: Option<serde_json::Value>, asked: Asked) {
         let Some(mut object) = object else { return };
         let gvk = entry.gvk();
         if let Some(map) = object.as_object_mut() {
@@ -532,7 +534,7 @@ impl Journal {
         };
         self.inner
             .cache
-            .learn_object(&Caller::Node, &entry.gvr(), &object);
+            .learn_object(&Caller::Node, &entry.gvr(), &object, asked);
     }
 
     /// Ends an entry, unless something was written on top of it meanwhile. Watchers are told when `shown`, what they saw so far,

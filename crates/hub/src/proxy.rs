@@ -15,7 +15,7 @@ mod vouching;
 use crate::{
     autonomy::heartbeat::Heartbeat,
     backing::Backing,
-    cache::{Cache, agents},
+    cache::{Asked, Cache, agents},
     caller::{Caller, Entrance},
     certificates::Certificates,
     config::{Bounds, Config},
@@ -480,8 +480,12 @@ impl Hub {
         let learnable = taught
             && route::is_cacheable(&call.info, call.identity.impersonates)
             && representation.is_some_and(|r| r.shape == yurt_wire::media::Shape::Full);
+        let query = learnable.then(|| Query::of_request(&call.info, &call.options));
         let watched = Watched {
-            query: learnable.then(|| Query::of_request(&call.info, &call.options)),
+            asked: query
+                .as_ref()
+                .map_or_else(Asked::default, |query| self.cache.asked(&query.gvr)),
+            query,
             view: taught && route::is_view(&call.info, representation, call.identity.impersonates),
             caller: call.identity.caller,
             info: call.info,

@@ -12,7 +12,7 @@ mod node;
 mod resume;
 
 use crate::{
-    cache::WatchLearner,
+    cache::{Asked, WatchLearner},
     caller::Caller,
     deadline,
     metrics::{Held, InFlight},
@@ -49,6 +49,8 @@ pub struct Watched {
     pub options: ListOptions,
     /// What the cache learns from it; `None` when its events are no objects of the resource.
     pub query: Option<Query>,
+    /// Before the cloud was asked.
+    pub asked: Asked,
     /// Whether its events are views (Table, partial metadata) whose objects are to be kept fresh beside it.
     pub view: bool,
     /// Its place among the requests under way.
@@ -290,10 +292,16 @@ impl Relay {
     }
 
     fn learn_from(&mut self, since: &str, initial_events: bool) {
-        self.learner = self.watched.query.as_ref().map(|query| {
-            self.hub
-                .cache
-                .watch_learner(&self.watched.caller, query, since, initial_events)
+        let Watched {
+            query,
+            caller,
+            asked,
+            ..
+        } = &self.watched;
+        self.learner = query.as_ref().map(|query| {
+            let cache = &self.hub.cache;
+            let learner = cache.watch_learner(caller, query, since, initial_events);
+            learner.since_asked(*asked)
         });
     }
 

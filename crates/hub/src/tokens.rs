@@ -9,6 +9,7 @@
 //! Protocol facts: kube-apiserver `pkg/serviceaccount` (claims, audiences, a minute of leeway), `staging/src/k8s.io/api/authentication`.
 
 pub mod access;
+mod heard;
 pub mod issued;
 pub mod issuer;
 pub mod jwt;
@@ -17,6 +18,7 @@ pub mod known;
 pub mod question;
 pub mod signer;
 pub mod user;
+mod verdict;
 
 use crate::{
     cache::{Cache, Shelf},
@@ -24,111 +26,28 @@ use crate::{
     identity,
     metrics::Metrics,
 };
-use bytes::Bytes;
 use issued::{Issued, MIN_SECONDS, Wish, strings};
 use issuer::Issuer;
-use jwt::{Bound, Claims, LEEWAY, MAX_TOKEN, Unproven};
+use jwt::{Bound, Claims, MAX_TOKEN, Unproven};
 use known::{Known, Table, Via, Word};
-use question::Question;
 use serde_json::{Value, json};
 use signer::{Signer, SignerError};
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use user::User;
 pub use user::{account_name, account_user};
+pub use verdict::{Refusal, Verdict};
 
 /// How long a token that does not say when it ends is remembered after the cloud last reviewed it, in seconds.
 const OPAQUE: i64 = 30 * 86_400;
-/// A refusal of a token that does not say when it ends is remembered as long, in seconds.
-const DENIED: i64 = 86_400;
 /// How long a kept token must still be good to be given to a kubelet, in seconds. Pods read theirs anew within a minute or so.
 const MARGIN: i64 = 300;
 /// Longest life of what the node signs, in seconds.
 const MOST_OWN: i64 = 3600;
-/// The known passing of time is written down in steps of this, in seconds.
-const FLOOR_STEP: i64 = 600;
 /// A token is reviewed again after this, in seconds.
 const REVIEW_AGAIN: i64 = 86_400;
 const ISSUER: &str = "cloud";
-
-/// Why a token says nothing here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum Refusal {
-    #[error("the token is longer than {MAX_TOKEN} bytes")]
-    TooLong,
-    #[error("the token does not say what a service account's says")]
-    Malformed,
-    #[error("the token is signed in a way that is not accepted")]
-    Algorithm,
-    #[error("the token's signature is wrong")]
-    Signature,
-    #[error("the token has expired")]
-    Expired,
-    #[error("the token is not valid yet")]
-    NotYet,
-    #[error("the cloud refused the token")]
-    Denied,
-    #[error("the token is not a web token, and the cloud never accepted it through this node")]
-    Opaque,
-    #[error("the token is of an issuer whose keys this node does not know")]
-    Issuer,
-    #[error("the token is signed by a key that this node does not know")]
-    Key,
-    #[error("the token is for other audiences than the API server")]
-    Audience,
-}
-
-impl Refusal {
-    /// Whether the node knows that the token is bad, rather than not knowing that it is good: the cloud may have accepted it all
-    /// the same (another authenticator, a token of a secret, which never ends).
-    pub fn is_certain(self) -> bool {
-        matches!(
-            self,
-            Self::TooLong | Self::Signature | Self::Expired | Self::NotYet | Self::Denied
-        )
-    }
-
-    /// As a label of metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::TooLong => "too_long",
-            Self::Malformed => "malformed",
-            Self::Algorithm => "algorithm",
-            Self::Signature => "signature",
-            Self::Expired => "expired",
-            Self::NotYet => "not_yet_valid",
-            Self::Denied => "denied",
-            Self::Opaque => "opaque",
-            Self::Issuer => "issuer",
-            Self::Key => "key",
-            Self::Audience => "audience",
-        }
-    }
-}
-
-/// Whose a token is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// This user's.
-    Known(Arc<Known>),
-    /// The node cannot tell.
-    Unknown(Refusal),
-    /// It is good for nothing.
-    Refused(Refusal),
-}
-
-impl From<Refusal> for Verdict {
-    fn from(refusal: Refusal) -> Self {
-        if refusal.is_certain() {
-            Self::Refused(refusal)
-        } else {
-            Self::Unknown(refusal)
-        }
-    }
-}
 
 /// Why the node gives no token.
 #[derive(Debug, thiserror::Error)]
@@ -376,21 +295,6 @@ impl Tokens {
         parsed.claims().kubernetes.clone().ok_or(Refusal::Malformed)
     }
 
-    /// The cloud refused a token (401): it is nobody's from now on, though its keys may say otherwise. The rights of its user
-    /// stay.
-    pub fn deny(&self, token: &str, now: i64) {
-        // What nobody vouches for need not be remembered: whoever sends nonsense must not push out what is true.
-        if self.prove(token, now).is_err() {
-            return;
-        }
-        let ends = Unproven::parse(token)
-            .and_then(Result::ok)
-            .map(|parsed| parsed.claims().exp.saturating_add(2 * LEEWAY));
-        let until = ends.unwrap_or(now.saturating_add(DENIED));
-        self.forget(&identity::hash(token));
-        self.remember(&denial(token), Word::Denied { until }, now);
-    }
-
     /// Whether the cloud should be asked whose a token is: it just accepted it, and nobody asked before.
     pub fn wants_review(&self, token: &str, now: i64) -> bool {
         if token.len() > MAX_TOKEN || self.is_own(token) {
@@ -411,48 +315,6 @@ impl Tokens {
             },
             Some(Word::Denied { .. }) | None => true,
         }
-    }
-
-    /// Takes in the answer to a TokenReview, of the hub's own or of a component of the node. Gives the user when the token is
-    /// somebody's.
-    pub fn learn_review(&self, spec: &Value, status: &Value, now: i64) -> Option<Arc<Known>> {
-        let token = spec["token"].as_str().filter(|t| t.len() <= MAX_TOKEN)?;
-        if self.is_own(token) {
-            // The cloud knows nothing of those.
-            return None;
-        }
-        let asked = strings(&spec["audiences"]);
-        if status["authenticated"] != true {
-            // With audiences it may only be meant for others.
-            if asked.is_empty() {
-                self.deny(token, now);
-            }
-            return None;
-        }
-        let user = User::of_review(&status["user"])?;
-        let told = strings(&status["audiences"]);
-        if asked.is_empty() {
-            self.learn_audiences(told.clone());
-        }
-        let hash = identity::hash(token);
-        // Without audiences it is the API server's own that were asked for, told by their names or not.
-        let unnamed = asked.is_empty() && told.is_empty();
-        let mut audiences = told;
-        let until = match Unproven::parse(token).and_then(Result::ok) {
-            Some(parsed) => {
-                let claims = parsed.claims();
-                self.raise_floor(claims.iat.or(claims.nbf).unwrap_or(0));
-                if !unnamed {
-                    audiences.extend(claims.aud.iter().cloned());
-                }
-                claims.exp
-            }
-            None => now.saturating_add(OPAQUE),
-        };
-        let known = Arc::new(Known::new(user, until, audiences, Via::Review));
-        self.forget(&denial(token));
-        self.remember(&hash, Word::Good(known.clone()), now);
-        Some(known)
     }
 
     /// Answers a TokenReview (its spec) without the cloud.
@@ -503,53 +365,9 @@ impl Tokens {
         }
     }
 
-    /// Takes in the cloud's answer to a question that is remembered.
-    pub fn learn(&self, question: &Question, asked: &Value, answer: &Value, now: i64) {
-        match question {
-            Question::Token { namespace, account } => {
-                if let Ok(wish) = Wish::parse(namespace, account, asked) {
-                    self.learn_issued(&wish, answer, now);
-                }
-            }
-            Question::Review => {
-                self.learn_review(&asked["spec"], &answer["status"], now);
-            }
-            Question::Access => self.learn_access(&asked["spec"], &answer["status"]),
-            Question::Own | Question::OwnAccess => {}
-        }
-    }
-
     /// A token that the cloud gave before is given once more.
     pub(crate) fn given_again(&self) {
         self.inner.metrics.token_given("cloud");
-    }
-
-    /// Takes in a token that the cloud issued to a pod of this node, and keeps it for offline times.
-    pub fn learn_issued(&self, wish: &Wish, answer: &Value, now: i64) -> Option<Issued> {
-        let issued = Issued::of_answer(wish, answer)?;
-        if wish.audiences.is_empty() {
-            self.learn_audiences(issued.audiences.clone());
-        }
-        self.raise_floor(issued.since);
-        self.forget(&denial(&issued.token));
-        self.know_issued(&issued, now);
-        if let Ok(stored) = serde_json::to_vec(&issued) {
-            self.inner
-                .cache
-                .keep(Shelf::Tokens, &wish.key(), stored.into());
-        }
-        Some(issued)
-    }
-
-    fn know_issued(&self, issued: &Issued, now: i64) {
-        let account = account_user(&issued.namespace, &issued.account, &issued.uid);
-        let user = Unproven::parse(&issued.token)
-            .and_then(Result::ok)
-            .and_then(|parsed| parsed.claims().user().ok())
-            .unwrap_or(account);
-        let known = Known::new(user, issued.until, issued.audiences.clone(), Via::Issue);
-        let hash = identity::hash(&issued.token);
-        self.remember(&hash, Word::Good(Arc::new(known)), now);
     }
 
     /// The token that the cloud gave for a wish, while it is good for long enough.
@@ -613,60 +431,6 @@ impl Tokens {
             }
         };
         Ok(signer.insert(Arc::new(made)).clone())
-    }
-
-    /// Whether it is time to ask for the issuer's keys.
-    pub fn keys_are_due(&self, now: i64) -> bool {
-        lock(&self.inner.issuer).is_due(now, false)
-    }
-
-    /// Whether the issuer's keys should be asked for now: it is time, or this token names one that is not known. Notes that they
-    /// are.
-    pub fn wants_keys(&self, token: &str, now: i64) -> bool {
-        let mut issuer = lock(&self.inner.issuer);
-        let needed = matches!(Unproven::parse(token), Some(Ok(parsed))
-            if (issuer.url.is_empty() || parsed.issuer() == issuer.url) && !issuer.keys.has_key_of(&parsed));
-        issuer.wants_keys(now, needed)
-    }
-
-    /// Takes in the issuer's discovery document and key set; whether they were understood.
-    pub fn learn_issuer(&self, configuration: &Value, set: &Value, now: i64) -> bool {
-        let mut issuer = lock(&self.inner.issuer);
-        let Some(changed) = issuer.learn(configuration, set, now) else {
-            return false;
-        };
-        self.inner.metrics.issuer_keys(issuer.keys.len());
-        let url = issuer.url.clone();
-        drop(issuer);
-        if changed {
-            tracing::info!(issuer = url, "keys of the cloud's token issuer learned");
-            // A key that is gone proves nothing any more.
-            lock(&self.inner.table).forget_proven(Via::Keys);
-        }
-        self.keep_issuer();
-        true
-    }
-
-    fn learn_audiences(&self, audiences: Vec<String>) {
-        if lock(&self.inner.issuer).learn_audiences(audiences) {
-            self.keep_issuer();
-        }
-    }
-
-    fn raise_floor(&self, since: i64) {
-        let mut issuer = lock(&self.inner.issuer);
-        if since > issuer.floor.saturating_add(FLOOR_STEP) {
-            issuer.floor = since;
-            drop(issuer);
-            self.keep_issuer();
-        }
-    }
-
-    fn keep_issuer(&self) {
-        let stored = lock(&self.inner.issuer).to_json().to_string();
-        self.inner
-            .cache
-            .keep(Shelf::Issuers, ISSUER, Bytes::from(stored));
     }
 }
 

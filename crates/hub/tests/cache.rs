@@ -7,7 +7,7 @@ use node::{Node, fixture, query};
 use serde_json::json;
 use std::time::Instant;
 use yurt_hub::{
-    cache::{Cache, CacheConfig, Lookup},
+    cache::{Asked, Cache, CacheConfig, Lookup},
     caller::Caller,
 };
 use yurt_store::StoreError;
@@ -158,7 +158,12 @@ async fn the_budget_takes_the_least_valuable_and_spares_the_node() {
         encoding: Encoding::Protobuf,
         bytes: fixture("get-node.pb"),
     };
-    cache.learn_object(&Caller::Node, &Gvr::new("", "v1", "nodes"), &node_object);
+    cache.learn_object(
+        &Caller::Node,
+        &Gvr::new("", "v1", "nodes"),
+        &node_object,
+        Asked::default(),
+    );
     learn(&cache, &admin, "/api/v1/services", services(500, 400, 1000));
     cache.flush().await.expect("flush");
     assert!(cache.usage().live_bytes > 300 << 10);
@@ -224,7 +229,8 @@ async fn what_is_no_object_is_not_learned() {
             encoding: Encoding::Json,
             bytes: Bytes::from_static(text.as_bytes()),
         };
-        node.cache.learn_object(&Caller::Node, &pods, &object);
+        node.cache
+            .learn_object(&Caller::Node, &pods, &object, Asked::default());
     }
     assert_eq!(node.cache.object_count(), 0);
     assert_eq!(node.cache.stats().malformed.get(), 6);
@@ -372,8 +378,18 @@ async fn one_huge_reader_pushes_out_nothing_that_pods_need() {
     let mine = vec![pod_with_config("mine", "edge-1", "needed")];
     learn(&cache, &Caller::Node, pods, split("PodList", mine));
     let maps = Gvr::new("", "v1", "configmaps");
-    cache.learn_object(&Caller::Node, &maps, &config_map("needed", 10));
-    cache.learn_object(&Caller::Node, &maps, &config_map("asked-once", 11));
+    cache.learn_object(
+        &Caller::Node,
+        &maps,
+        &config_map("needed", 10),
+        Asked::default(),
+    );
+    cache.learn_object(
+        &Caller::Node,
+        &maps,
+        &config_map("asked-once", 11),
+        Asked::default(),
+    );
     learn(
         &cache,
         &Caller::Node,

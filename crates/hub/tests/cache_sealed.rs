@@ -103,7 +103,8 @@ async fn no_byte_of_a_secret_is_on_disk_and_it_is_there_after_a_restart() {
     // The config map shows that a value in the clear would be found, compressed or not.
     assert!(holds(&dir, MARK.as_bytes()));
     let (cache, _) = Cache::open(&dir, config(root.path())).expect("a cache");
-    cache.learn_absent(&Caller::Node, &config_maps(), "a", "plain");
+    let asked = cache.asked(&config_maps());
+    cache.learn_absent(&Caller::Node, &config_maps(), "a", "plain", asked);
     cache.flush().await.expect("durable");
     assert!(found(&cache, &secrets(), "one"));
     assert_eq!(

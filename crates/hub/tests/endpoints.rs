@@ -204,9 +204,12 @@ async fn the_clouds_own_slice_ends_what_was_worked_out() {
     edge.report(NAME, at("10.244.0.90", true)).await;
     // News of another pod while the status waits: worked out again, on top of it.
     let gvr = slices();
-    edge.node
-        .cache
-        .learn_object(&Caller::Node, &gvr, &cloud_slice("10.244.0.34", 400));
+    edge.node.cache.learn_object(
+        &Caller::Node,
+        &gvr,
+        &cloud_slice("10.244.0.34", 400),
+        yurt_hub::cache::Asked::default(),
+    );
     edge.endpoints.reconcile(Duration::ZERO);
     let shown = edge.node.get(SLICE, JSON).await.json();
     assert_eq!(listed(&shown), expected("10.244.0.90", true));
@@ -216,17 +219,23 @@ async fn the_clouds_own_slice_ends_what_was_worked_out() {
     edge.endpoints.reconcile(Duration::ZERO);
     assert_eq!(edge.shown().await, expected("10.244.0.90", true));
     // The cloud acted: another address, as it may know better by now.
-    edge.node
-        .cache
-        .learn_object(&Caller::Node, &gvr, &cloud_slice("10.244.0.90", 500));
+    edge.node.cache.learn_object(
+        &Caller::Node,
+        &gvr,
+        &cloud_slice("10.244.0.90", 500),
+        yurt_hub::cache::Asked::default(),
+    );
     edge.endpoints.reconcile(GRACE / 2);
     let shown = edge.node.get(SLICE, JSON).await.json();
     assert_eq!(shown["metadata"]["resourceVersion"], "500");
     assert_eq!(listed(&shown), expected("10.244.0.90", true));
     edge.endpoints.reconcile(GRACE);
-    edge.node
-        .cache
-        .learn_object(&Caller::Node, &gvr, &cloud_slice("10.244.0.99", 501));
+    edge.node.cache.learn_object(
+        &Caller::Node,
+        &gvr,
+        &cloud_slice("10.244.0.99", 501),
+        yurt_hub::cache::Asked::default(),
+    );
     edge.endpoints.reconcile(Duration::ZERO);
     assert_eq!(edge.shown().await, expected("10.244.0.99", true));
 }
@@ -277,9 +286,12 @@ async fn what_the_cloud_knows_already_changes_nothing() {
         .expect("JSON");
     slice["endpoints"][0]["conditions"]["ready"] = false.into();
     let slice = Object::from_json_value(&slice, Encoding::Protobuf).expect("protobuf");
-    edge.node
-        .cache
-        .learn_object(&Caller::Node, &slices(), &slice);
+    edge.node.cache.learn_object(
+        &Caller::Node,
+        &slices(),
+        &slice,
+        yurt_hub::cache::Asked::default(),
+    );
     let before = edge.node.get(SLICE, PROTOBUF).await.body;
     edge.report(NAME, json!({"message": "touched"})).await;
     assert_eq!(edge.node.get(SLICE, PROTOBUF).await.body, before);

@@ -1,18 +1,20 @@
 //! Writes without the cloud, and how they come to it.
 
+#[path = "journal/model.rs"]
+mod model;
 mod node;
+#[path = "journal/younger.rs"]
+mod younger;
 
-use bytes::Bytes;
-use http::{Method, Request, Response};
+use http::Method;
 use node::{JSON, Node, PROTOBUF, fixture, fixture_json, next, twin::Twin};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Mutex, time::Duration};
+use std::time::Duration;
 use yurt_hub::{
     caller::Caller,
-    journal::{Cloud, Journal, JournalConfig, Waiting},
+    journal::{Journal, JournalConfig},
 };
-use yurt_transport::ClientError;
-use yurt_wire::{Encoding, Gvr, list, watch::EventType};
+use yurt_wire::{Encoding, list, watch::EventType};
 
 const POD: &str = "/api/v1/namespaces/default/pods/web-65b97464c6-hbq56";
 const LEASE: &str = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/edge-1";
@@ -63,6 +65,27 @@ async fn write_everything(node: &Node) {
 
 fn fixture_uid() -> Value {
     fixture_json("list-pods.json")["items"][1]["metadata"]["uid"].clone()
+}
+
+/// What is on the disk is what the node shows and brings to the cloud: else it would come up after a restart, older than what the
+/// cloud was told since.
+#[tokio::test]
+async fn a_client_that_goes_leaves_no_write_half_kept() {
+    let node = Node::recorded().await;
+    let path = format!("{POD}/status");
+    let status = json!({"metadata": {"uid": fixture_uid()}, "status": {"phase": "Failed"}});
+    let write = node.patch(&path, &status);
+    let given_up = tokio::time::timeout(Duration::ZERO, write).await;
+    assert!(given_up.is_err(), "the disk was not waited for");
+    // The next write waits for its turn.
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Offline"}]}});
+    let got = node.patch("/api/v1/nodes/edge-1/status", &ready).await;
+    assert_eq!(got.code, 200, "{}", got.message());
+    assert_eq!(node.journal.pending(), node.killed().journal.pending());
+    assert_eq!(
+        node.get(POD, JSON).await.json()["status"]["phase"],
+        "Failed"
+    );
 }
 
 #[tokio::test]
@@ -174,119 +197,6 @@ async fn the_order_is_that_of_the_last_writes_and_events_come_after_them() {
     assert_eq!(place(events), Some(log.len() - 1));
     assert_eq!(place(&format!("PUT {POD}/status")), Some(log.len() - 2));
     assert_eq!(log.iter().filter(|line| line.contains("events")).count(), 1);
-}
-
-#[tokio::test]
-async fn a_younger_status_that_went_ahead_has_the_last_word() {
-    let (pods, nodes) = (Gvr::new("", "v1", "pods"), Gvr::new("", "v1", "nodes"));
-    let pod_name = POD.rsplit('/').next().expect("a name");
-    let node = Node::recorded().await;
-    write_everything(&node).await;
-    let got = node
-        .patch(
-            "/api/v1/nodes/edge-1",
-            &json!({"metadata": {"labels": {"site": "hangzhou"}}}),
-        )
-        .await;
-    assert_eq!(got.code, 200, "{}", got.message());
-    let twin = Twin::recorded();
-    // the cloud takes a younger status of both, ahead of what waits
-    let pod = node.journal.waiting(&pods, "default", pod_name);
-    let edge = node.journal.waiting(&nodes, "", "edge-1");
-    twin.change(POD, |pod| pod["status"]["phase"] = "Succeeded".into());
-    twin.change("/api/v1/nodes/edge-1", |node| {
-        node["status"]["conditions"] =
-            json!([{"type": "Ready", "status": "True", "reason": "Online"}]);
-    });
-    node.journal.superseded(pod.expect("waits")).await;
-    node.journal.superseded(edge.expect("waits")).await;
-    // of the node's entry the labels are left, whatever happens to the process
-    assert_eq!(node.journal.pending(), 2);
-    let node = node.killed();
-    assert_eq!(node.journal.pending(), 2);
-    let shown = node.get("/api/v1/nodes/edge-1", JSON).await.json();
-    assert_eq!(shown["metadata"]["labels"]["site"], "hangzhou");
-    let ready = |node: &Value| {
-        let conditions = node["status"]["conditions"].as_array().cloned();
-        conditions
-            .into_iter()
-            .flatten()
-            .find(|c| c["type"] == "Ready")
-            .map(|c| c["reason"].clone())
-    };
-    assert_ne!(ready(&shown), Some("Offline".into()));
-    let report = node.journal.replay(&twin).await;
-    assert_eq!((report.applied, report.kept), (2, 0), "{report:?}");
-    assert_eq!(twin.object(POD)["status"]["phase"], "Succeeded");
-    assert_eq!(
-        ready(&twin.object("/api/v1/nodes/edge-1")),
-        Some("Online".into())
-    );
-    assert!(!twin.state().log.iter().any(|line| line.contains(POD)));
-}
-
-/// A cloud that takes a younger status of the pod just after the replay read the pod.
-struct Overtaking<'a> {
-    twin: &'a Twin,
-    journal: &'a Journal,
-    waiting: Mutex<Option<Waiting>>,
-}
-
-impl Cloud for Overtaking<'_> {
-    fn call(
-        &self,
-        request: Request<Bytes>,
-        timeout: Duration,
-    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, ClientError>> + Send + '_>> {
-        Box::pin(async move {
-            let of_pod = request.uri().path() == POD;
-            let answer = self.twin.call(request, timeout).await;
-            let waiting = self.waiting.lock().expect("the write").take_if(|_| of_pod);
-            if let Some(waiting) = waiting {
-                self.twin
-                    .change(POD, |pod| pod["status"]["phase"] = "Succeeded".into());
-                self.journal.superseded(waiting).await;
-            }
-            answer
-        })
-    }
-}
-
-#[tokio::test]
-async fn a_replay_under_way_stops_for_a_younger_status() {
-    let pods = Gvr::new("", "v1", "pods");
-    let pod_name = POD.rsplit('/').next().expect("a name");
-    let node = Node::recorded().await;
-    write_everything(&node).await;
-    let twin = Twin::recorded();
-    let cloud = Overtaking {
-        twin: &twin,
-        journal: &node.journal,
-        waiting: Mutex::new(node.journal.waiting(&pods, "default", pod_name)),
-    };
-    let report = node.journal.replay(&cloud).await;
-    assert_eq!((report.applied, report.kept), (2, 0), "{report:?}");
-    assert_eq!(twin.object(POD)["status"]["phase"], "Succeeded");
-}
-
-#[tokio::test]
-async fn what_is_written_after_the_younger_status_was_sent_is_not_superseded_by_it() {
-    let pods = Gvr::new("", "v1", "pods");
-    let pod_name = POD.rsplit('/').next().expect("a name");
-    let node = Node::recorded().await;
-    write_everything(&node).await;
-    let waiting = node.journal.waiting(&pods, "default", pod_name);
-    node.patch(
-        &format!("{POD}/status"),
-        &json!({"status": {"message": "youngest"}}),
-    )
-    .await;
-    node.journal.superseded(waiting.expect("waits")).await;
-    assert_eq!(node.journal.pending(), 3);
-    let twin = Twin::recorded();
-    assert_eq!(node.journal.replay(&twin).await.applied, 3);
-    assert_eq!(twin.object(POD)["status"]["message"], "youngest");
-    assert!(node.journal.waiting(&pods, "default", pod_name).is_none());
 }
 
 #[tokio::test]
@@ -630,122 +540,10 @@ async fn a_newer_cloud_state_keeps_the_local_write_on_top() {
         &Caller::Node,
         &yurt_wire::Gvr::new("", "v1", "pods"),
         &fresh,
+        yurt_hub::cache::Asked::default(),
     );
     let seen = node.get(POD, JSON).await.json();
     assert_eq!(seen["metadata"]["resourceVersion"], "900");
     assert_eq!(seen["metadata"]["labels"]["new"], "1");
     assert_eq!(seen["status"]["reason"], "Local");
-}
-
-/// What one step of [`whatever_was_acknowledged_arrives`] does.
-#[derive(Clone, Copy, Debug)]
-enum Step {
-    PodStatus {
-        pod: usize,
-        reason: u8,
-    },
-    Event {
-        event: u8,
-    },
-    Kill,
-    /// A replay that loses the link after some requests.
-    Replay {
-        requests: usize,
-    },
-    /// Somebody else touches a pod in the cloud.
-    Touch {
-        pod: usize,
-    },
-}
-
-fn step() -> impl proptest::strategy::Strategy<Value = Step> {
-    use proptest::prelude::*;
-    prop_oneof![
-        4 => (0usize..3, any::<u8>()).prop_map(|(pod, reason)| Step::PodStatus { pod, reason }),
-        3 => (0u8..4).prop_map(|event| Step::Event { event }),
-        1 => Just(Step::Kill),
-        2 => (0usize..6).prop_map(|requests| Step::Replay { requests }),
-        1 => (0usize..3).prop_map(|pod| Step::Touch { pod }),
-    ]
-}
-
-async fn run(steps: &[Step]) {
-    const PODS: [&str; 3] = [
-        "/api/v1/namespaces/default/pods/web-65b97464c6-5t9tz",
-        "/api/v1/namespaces/default/pods/web-65b97464c6-hbq56",
-        "/api/v1/namespaces/default/pods/web-65b97464c6-pz569",
-    ];
-    const EVENTS: &str = "/api/v1/namespaces/default/events";
-    let mut node = Node::recorded().await;
-    let twin = Twin::recorded();
-    let mut reasons: [Option<u8>; 3] = [None; 3];
-    let mut touched = [false; 3];
-    let mut counts: BTreeMap<u8, i64> = BTreeMap::new();
-    for step in steps {
-        match *step {
-            Step::PodStatus { pod, reason } => {
-                let patch = json!({"status": {"reason": format!("r{reason}")}});
-                let got = node.patch(&format!("{}/status", PODS[pod]), &patch).await;
-                assert_eq!(got.code, 200, "{}", got.message());
-                reasons[pod] = Some(reason);
-            }
-            Step::Event { event: number } => {
-                let count = counts.entry(number).or_insert(0);
-                *count += 1;
-                let name = format!("own{number}");
-                let got = node
-                    .patch(&format!("{EVENTS}/{name}"), &json!({"count": *count}))
-                    .await;
-                if got.code == 404 {
-                    let mut created = event(&name, "default");
-                    created["count"] = (*count).into();
-                    let got = node.send(Method::POST, EVENTS, &created).await;
-                    assert_eq!(got.code, 201, "{}", got.message());
-                } else {
-                    assert_eq!(got.code, 200, "{}", got.message());
-                }
-            }
-            Step::Kill => node = node.killed(),
-            Step::Replay { requests } => {
-                twin.state().cut_after = Some(requests);
-                let report = node.journal.replay(&twin).await;
-                assert!(report.dropped.is_empty(), "{report:?}");
-            }
-            Step::Touch { pod } => {
-                twin.change(PODS[pod], |pod| {
-                    pod["metadata"]["labels"]["touched"] = "1".into();
-                });
-                touched[pod] = true;
-            }
-        }
-    }
-    twin.state().cut_after = None;
-    let report = node.journal.replay(&twin).await;
-    assert_eq!((report.kept, report.dropped.len()), (0, 0), "{report:?}");
-    for (i, path) in PODS.iter().enumerate() {
-        let cloud = twin.object(path);
-        if let Some(reason) = reasons[i] {
-            assert_eq!(cloud["status"]["reason"], format!("r{reason}"));
-            let seen = node.get(path, JSON).await.json();
-            assert_eq!(seen["status"], cloud["status"]);
-        }
-        if touched[i] {
-            assert_eq!(cloud["metadata"]["labels"]["touched"], "1");
-        }
-    }
-    for (number, count) in counts {
-        let cloud = twin.object(&format!("{EVENTS}/own{number}"));
-        assert_eq!(cloud["count"], count, "event {number}");
-    }
-}
-
-proptest::proptest! {
-    #![proptest_config(proptest::prelude::ProptestConfig { cases: 24, ..Default::default() })]
-    /// Whatever is acknowledged is in the cloud in the end, once and in its last state, wherever the link is cut and the hub
-    /// killed, and nothing of what others wrote meanwhile is undone.
-    #[test]
-    fn whatever_was_acknowledged_arrives(steps in proptest::collection::vec(step(), 1..25)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(run(&steps));
-    }
 }

@@ -238,7 +238,12 @@ async fn a_static_pod_that_changed_while_cut_replaces_its_mirror() {
     known["metadata"]["resourceVersion"] = "360".into();
     let object = Object::from_json_value(&known, Encoding::Protobuf).expect("protobuf");
     let gvr = yurt_wire::Gvr::new("", "v1", "pods");
-    node.cache.learn_object(&Caller::Node, &gvr, &object);
+    node.cache.learn_object(
+        &Caller::Node,
+        &gvr,
+        &object,
+        yurt_hub::cache::Asked::default(),
+    );
     let twin = Twin::recorded();
     twin.state().objects.insert(STATIC.into(), known);
 
@@ -371,7 +376,12 @@ fn learn_more(node: &Node) {
     ] {
         let object = Object::from_json_value(&object, Encoding::Protobuf).expect("protobuf");
         let gvr = yurt_wire::Gvr::new(group, version, resource);
-        node.cache.learn_object(&Caller::Node, &gvr, &object);
+        node.cache.learn_object(
+            &Caller::Node,
+            &gvr,
+            &object,
+            yurt_hub::cache::Asked::default(),
+        );
     }
 }
 

@@ -1,16 +1,14 @@
 //! Whose tokens are, as the node tells without asking: what it was told, what proves itself, and everything that must not pass.
 
+#[path = "tokens/issued.rs"]
+mod issued;
+#[path = "tokens/key.rs"]
+mod key;
+
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use key::{Key, encode};
 use proptest::prelude::*;
-use ring::{
-    hmac,
-    rand::SystemRandom,
-    signature::{
-        ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair,
-        Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RSA_PKCS1_SHA384, RSA_PKCS1_SHA512, RsaKeyPair,
-        RsaPublicKeyComponents,
-    },
-};
+use ring::hmac;
 use serde_json::{Value, json};
 use std::sync::LazyLock;
 use yurt_hub::{
@@ -32,95 +30,6 @@ use yurt_wire::Gvr;
 const NOW: i64 = 1_800_000_000;
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 const WEB: &str = "system:serviceaccount:default:web";
-
-/// A key that signs tokens.
-enum Key {
-    Rsa(RsaKeyPair),
-    P256(EcdsaKeyPair),
-    P384(EcdsaKeyPair),
-    Ed(Ed25519KeyPair),
-}
-
-fn encode(bytes: impl AsRef<[u8]>) -> String {
-    URL_SAFE_NO_PAD.encode(bytes)
-}
-
-impl Key {
-    fn rsa() -> Self {
-        let der = include_bytes!("fixtures/rsa-2048-for-tests.der");
-        Self::Rsa(RsaKeyPair::from_der(der).expect("a key"))
-    }
-
-    fn p256() -> Self {
-        let (algorithm, random) = (&ECDSA_P256_SHA256_FIXED_SIGNING, SystemRandom::new());
-        let key = EcdsaKeyPair::generate_pkcs8(algorithm, &random).expect("a key");
-        Self::P256(EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), &random).expect("a key"))
-    }
-
-    fn p384() -> Self {
-        let (algorithm, random) = (&ECDSA_P384_SHA384_FIXED_SIGNING, SystemRandom::new());
-        let key = EcdsaKeyPair::generate_pkcs8(algorithm, &random).expect("a key");
-        Self::P384(EcdsaKeyPair::from_pkcs8(algorithm, key.as_ref(), &random).expect("a key"))
-    }
-
-    fn ed() -> Self {
-        let key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).expect("a key");
-        Self::Ed(Ed25519KeyPair::from_pkcs8(key.as_ref()).expect("a key"))
-    }
-
-    fn public(&self, kid: &str) -> Value {
-        let point = |key: &EcdsaKeyPair, curve: &str| {
-            let point = &key.public_key().as_ref()[1..];
-            let (x, y) = point.split_at(point.len() / 2);
-            json!({"kty": "EC", "crv": curve, "kid": kid, "use": "sig", "x": encode(x), "y": encode(y)})
-        };
-        match self {
-            Self::Rsa(key) => {
-                let public: RsaPublicKeyComponents<Vec<u8>> = key.public().into();
-                json!({"kty": "RSA", "kid": kid, "n": encode(public.n), "e": encode(public.e)})
-            }
-            Self::P256(key) => point(key, "P-256"),
-            Self::P384(key) => point(key, "P-384"),
-            Self::Ed(key) => {
-                json!({"kty": "OKP", "crv": "Ed25519", "kid": kid, "x": encode(key.public_key())})
-            }
-        }
-    }
-
-    fn signature(&self, algorithm: &str, message: &[u8]) -> Vec<u8> {
-        let random = SystemRandom::new();
-        match self {
-            Self::Rsa(key) => {
-                let padding: &dyn ring::signature::RsaEncoding = match algorithm {
-                    "RS384" => &RSA_PKCS1_SHA384,
-                    "RS512" => &RSA_PKCS1_SHA512,
-                    _ => &RSA_PKCS1_SHA256,
-                };
-                let mut signature = vec![0; key.public().modulus_len()];
-                key.sign(padding, &random, message, &mut signature)
-                    .expect("a signature");
-                signature
-            }
-            Self::P256(key) | Self::P384(key) => key
-                .sign(&random, message)
-                .expect("a signature")
-                .as_ref()
-                .to_vec(),
-            Self::Ed(key) => key.sign(message).as_ref().to_vec(),
-        }
-    }
-
-    fn token(&self, algorithm: &str, kid: &str, claims: &Value) -> String {
-        let header = json!({"alg": algorithm, "kid": kid});
-        let signed = format!(
-            "{}.{}",
-            encode(header.to_string()),
-            encode(claims.to_string())
-        );
-        let signature = self.signature(algorithm, signed.as_bytes());
-        format!("{signed}.{}", encode(signature))
-    }
-}
 
 fn claims() -> Value {
     json!({"iss": ISSUER, "sub": WEB, "aud": [ISSUER], "exp": NOW + 3600, "nbf": NOW, "iat": NOW, "jti": "1",
@@ -542,6 +451,26 @@ async fn a_clock_turned_back_makes_no_expired_token_good() {
     }
 }
 
+/// Of an identity provider whose clock is wrong, or that signs whatever its user asks for: its token is good by the cloud's word, and
+/// says nothing of the time.
+#[tokio::test]
+async fn a_token_of_another_issuer_does_not_move_the_clock() {
+    let node = Node::knowing(&[("k", &P256)]);
+    let pods = P256.token("ES256", "k", &claims());
+    let foreign = with(|c| {
+        c["iss"] = "https://login.example.com".into();
+        c["sub"] = "jane".into();
+        for (name, at) in [("iat", 0), ("nbf", 0), ("exp", 3600)] {
+            c[name] = (NOW + 10 * 365 * 86_400 + at).into();
+        }
+    });
+    let foreign = P256.token("ES256", "x", &foreign);
+    let told = json!({"authenticated": true, "user": {"username": "jane"}, "audiences": [ISSUER]});
+    node.review(&foreign, told);
+    assert!(node.via(&pods).is_some());
+    assert!(node.restart().await.via(&pods).is_some());
+}
+
 #[tokio::test]
 async fn rights_of_a_token_are_its_users_once_the_user_is_known() {
     let node = Node::new();
@@ -581,122 +510,5 @@ async fn rights_of_a_token_are_its_users_once_the_user_is_known() {
         !node
             .cache
             .may_read(&node.tokens.caller("unheard", NOW), &maps)
-    );
-}
-
-#[tokio::test]
-async fn what_the_cloud_issued_is_given_again_while_it_is_good() {
-    let node = Node::new();
-    let body = json!({"spec": {"audiences": [], "expirationSeconds": 3607,
-        "boundObjectRef": {"kind": "Pod", "name": "p", "uid": "pu"}}});
-    let wish = Wish::parse("default", "web", &body).expect("a wish");
-    // As kube-apiserver does: the kubelet is told an hour, the token is good for a year.
-    let token = P256.token(
-        "ES256",
-        "k",
-        &with(|c| c["exp"] = (NOW + 365 * 86_400).into()),
-    );
-    let expires = jiff::Timestamp::from_second(NOW + 3607)
-        .expect("a time")
-        .to_string();
-    let answer = json!({"spec": {"audiences": [ISSUER], "expirationSeconds": 3607},
-        "status": {"token": token, "expirationTimestamp": expires}});
-    assert!(node.tokens.issued(&wish, NOW).is_none());
-    // Not an account's of another name.
-    let other = Wish::parse("default", "other", &body).expect("a wish");
-    assert!(node.tokens.learn_issued(&other, &answer, NOW).is_none());
-    node.tokens.learn_issued(&wish, &answer, NOW).expect("kept");
-
-    let node = node.restart().await;
-    assert_eq!(
-        node.via(&token),
-        Some(Via::Issue),
-        "without any key of the issuer"
-    );
-    let later = NOW + 30 * 86_400;
-    let again = node.tokens.issued(&wish, later).expect("still good");
-    let told = again.to_json(&wish, later)["status"]["expirationTimestamp"].clone();
-    let until: jiff::Timestamp = told.as_str().expect("a time").parse().expect("a time");
-    assert_eq!(until.as_second(), later + 3607);
-    assert!(
-        node.tokens
-            .issued(&wish, NOW + 365 * 86_400 - 299)
-            .is_none(),
-        "about to end"
-    );
-    assert!(node.tokens.issued(&other, NOW).is_none());
-    node.tokens.deny(&token, NOW);
-    assert!(
-        node.tokens.issued(&wish, NOW).is_none(),
-        "the cloud refused it"
-    );
-    let node = node.restart().await;
-    assert!(node.tokens.issued(&wish, NOW).is_none());
-    assert!(node.via(&token).is_none());
-}
-
-#[tokio::test]
-async fn what_the_node_signs_is_good_here_for_an_hour_at_most() {
-    let node = Node::new();
-    let wish = |audiences: &[&str], seconds: i64| {
-        let body = json!({"spec": {"audiences": audiences, "expirationSeconds": seconds}});
-        Wish::parse("default", "web", &body).expect("a wish")
-    };
-    let bound = Bound {
-        namespace: "default".into(),
-        serviceaccount: Reference {
-            name: "web".into(),
-            uid: String::new(),
-        },
-        pod: Some(Reference {
-            name: "p".into(),
-            uid: "pu".into(),
-        }),
-        node: None,
-    };
-    let sign = |node: &Node, wish: &Wish| {
-        let (token, claims) = node.tokens.sign(wish, bound.clone(), NOW).expect("a token");
-        (token, claims.exp - NOW)
-    };
-    // Before the node knows what the API server calls itself.
-    let (token, life) = sign(&node, &wish(&[], 86_400));
-    assert_eq!((node.via(&token), life), (Some(Via::Node), 3600));
-    assert_eq!(sign(&node, &wish(&[], 600)).1, 600);
-    assert!(node.tokens.is_own(&token) && !node.tokens.wants_review(&token, NOW));
-    let (vault, _) = sign(&node, &wish(&["vault"], 600));
-    assert_eq!(
-        node.tokens.verify(&vault, NOW),
-        Verdict::Unknown(Refusal::Audience)
-    );
-    let node = node.restart().await;
-    assert_eq!(node.via(&token), Some(Via::Node));
-    let late = node.tokens.verify(&token, NOW + 3600 + LEEWAY);
-    assert_eq!(late, Verdict::Refused(Refusal::Expired));
-    // Issued ahead of time: the clock was wrong then.
-    let early = node.tokens.verify(&token, NOW - LEEWAY - 1);
-    assert_eq!(early, Verdict::Refused(Refusal::NotYet));
-
-    // For whom it is meant, it is: the kubelet asks for others.
-    let review = |token: &str, audiences: &[&str]| {
-        let answer = node
-            .tokens
-            .review(&json!({"token": token, "audiences": audiences}), NOW);
-        answer["authenticated"] == true
-    };
-    assert!(review(&token, &[]) && !review(&vault, &[]));
-    assert!(review(&vault, &["vault", "x"]) && !review(&token, &["vault"]));
-
-    // Another node's are nobody's here.
-    let elsewhere = Node::new();
-    let there = Tokens::open(
-        &elsewhere.cache,
-        "edge-2",
-        Some(signer::key_path(elsewhere.dir.path())),
-        Metrics::default(),
-    );
-    let (foreign, _) = there.sign(&wish(&[], 600), bound, NOW).expect("a token");
-    assert_eq!(
-        node.tokens.verify(&foreign, NOW),
-        Verdict::Unknown(Refusal::Issuer)
     );
 }

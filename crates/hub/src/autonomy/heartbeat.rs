@@ -160,20 +160,17 @@ fn renewed(
     spec.extend(part(view, "/spec"));
     spec.insert("holderIdentity".into(), node.into());
     spec.insert("leaseDurationSeconds".into(), duration.as_secs().into());
-    let stamp = micros(now);
     let latest = [base, view]
         .into_iter()
         .flatten()
         .filter_map(|lease| lease.pointer("/spec/renewTime")?.as_str())
         .filter_map(|text| text.parse::<Timestamp>().ok())
         .max();
-    // The clock was set back: the time of a lease never is, within reason.
-    let ahead =
-        |at: &Timestamp| *at > now && at.duration_since(now) < jiff::SignedDuration::from_mins(1);
-    let stamp = latest.filter(ahead).map_or(stamp, |at| {
-        micros(at + jiff::SignedDuration::from_micros(1))
-    });
-    spec.insert("renewTime".into(), stamp.into());
+    // The clock was set back: the time of a lease never is. The node lifecycle controller takes no renewal for one that is not later
+    // than the last that it saw, however far ahead that was; how much time has passed it takes from its own clock.
+    let next = latest.and_then(|at| at.checked_add(jiff::SignedDuration::from_micros(1)).ok());
+    let stamp = next.map_or(now, |next| now.max(next));
+    spec.insert("renewTime".into(), micros(stamp).into());
     json!({
         "apiVersion": "coordination.k8s.io/v1",
         "kind": "Lease",
@@ -216,6 +213,7 @@ pub(super) async fn run(hub: Arc<Hub>, heartbeat: Arc<Heartbeat>) {
 async fn round(hub: &Hub, heartbeat: &Heartbeat, cloud: &Drilled, base: &mut Option<Value>) {
     let gvr = leases();
     let node = &hub.node_name;
+    let asked = hub.cache.asked(&gvr);
     let shown = hub.cache.view(&gvr, NODE_LEASES, node);
     let view = shown.as_ref().and_then(|lease| lease.to_json_value().ok());
     let uid = super::own_node(hub).and_then(|node| {
@@ -265,7 +263,7 @@ async fn round(hub: &Hub, heartbeat: &Heartbeat, cloud: &Drilled, base: &mut Opt
             };
             // What the kubelet wrote up to now is in the cloud; what it wrote meanwhile stays on top.
             let taken = hub.cache.view(&gvr, NODE_LEASES, node) == shown;
-            hub.cache.learn_object(&Caller::Node, &gvr, &object);
+            hub.cache.learn_object(&Caller::Node, &gvr, &object, asked);
             if taken {
                 hub.cache
                     .end_overlay(&gvr, &index_key(NODE_LEASES, node), None);
@@ -399,9 +397,14 @@ mod tests {
             send("2026-11-22T10:00:30.000000Z"),
             "2026-11-22T10:00:30.000001Z"
         );
-        // A clock that was far ahead once must not hold the node back for ever.
-        assert_eq!(send("2099-01-01T00:00:00.000000Z"), NOW);
-        assert_eq!(send("nonsense"), NOW);
+        // The clock was far ahead once: the controller waits for a later time.
+        assert_eq!(
+            send("2099-01-01T00:00:00.000000Z"),
+            "2099-01-01T00:00:00.000001Z"
+        );
+        for none in ["nonsense", "9999-12-31T23:59:59.999999Z"] {
+            assert_eq!(send(none), NOW, "{none}");
+        }
     }
 
     fn round(left: u32, may_create: bool) -> Round {

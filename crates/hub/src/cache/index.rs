@@ -32,14 +32,14 @@ pub(crate) enum Upsert {
 
 /// Decides whether a learned object replaces what is known.
 /// `gone` is its deletion, when one was seen; `absent_at` the revision at which it is known not to exist.
-/// `observed_at` is the revision at which the sender saw the object alive (of the list, or of the event); `None` for "now".
+/// `observed_at` is the revision at which the sender saw the object alive (of the list, or of the event).
 pub(crate) fn upsert(
     existing: Option<Entry>,
     gone: Option<Gone>,
     absent_at: Option<u64>,
     revision: u64,
     encoding: Encoding,
-    observed_at: Option<u64>,
+    observed_at: u64,
 ) -> Upsert {
     match existing {
         Some(entry) if revision > entry.revision => Upsert::Store,
@@ -57,10 +57,7 @@ pub(crate) fn upsert(
             // A DELETED event carries a revision of its own, above every live one; leaving a selector carries the revision of
             // the change itself, which another watch reports as live.
             let late = gone.filter(|gone| revision < gone.revision);
-            let absent = match (absent_at, observed_at) {
-                (Some(absent), Some(observed)) => absent >= observed,
-                _ => false,
-            };
+            let absent = absent_at.is_some_and(|absent| absent >= observed_at);
             match late {
                 Some(gone) if !gone.certain && !absent => Upsert::Left,
                 None if !absent => Upsert::Store,
@@ -83,9 +80,24 @@ pub(crate) struct Deletions {
 /// One deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Gone {
-    revision: u64,
+    /// What was alive before this revision is dead.
+    pub(crate) revision: u64,
+    /// Who knows the object as of this revision or an earlier one has to be told. Above `revision` where it is not known when
+    /// exactly it went.
+    pub(crate) told: u64,
     /// Whether the object is known not to exist, rather than to have left the only selector through which it was seen.
-    certain: bool,
+    pub(crate) certain: bool,
+}
+
+impl Gone {
+    /// It went at this very revision.
+    pub(crate) fn at(revision: u64, certain: bool) -> Self {
+        Self {
+            revision,
+            told: revision,
+            certain,
+        }
+    }
 }
 
 /// Deletions remembered for one resource.
@@ -93,21 +105,21 @@ pub(crate) const MAX_DELETIONS: usize = 1024;
 
 impl Deletions {
     /// Remembers one.
-    pub(crate) fn record(&mut self, key: &str, revision: u64, certain: bool) {
+    pub(crate) fn record(&mut self, key: &str, gone: Gone) {
         if let Some(known) = self.at.get_mut(key)
-            && known.revision >= revision
+            && known.revision >= gone.revision
         {
-            known.certain |= certain && known.revision == revision;
+            known.certain |= gone.certain && known.revision == gone.revision;
             return;
         }
-        self.at.insert(key.into(), Gone { revision, certain });
-        self.order.push_back((key.into(), revision));
+        self.at.insert(key.into(), gone);
+        self.order.push_back((key.into(), gone.told));
         while self.order.len() > MAX_DELETIONS {
-            if let Some((key, revision)) = self.order.pop_front()
-                && self.is_at(&key, revision)
+            if let Some((key, told)) = self.order.pop_front()
+                && self.is_told(&key, told)
             {
                 self.at.remove(&key);
-                self.floor = self.floor.max(revision);
+                self.floor = self.floor.max(told);
                 self.forgotten += 1;
             }
         }
@@ -123,8 +135,8 @@ impl Deletions {
         self.at.get(key).copied()
     }
 
-    fn is_at(&self, key: &str, revision: u64) -> bool {
-        self.of(key).is_some_and(|gone| gone.revision == revision)
+    fn is_told(&self, key: &str, at: u64) -> bool {
+        self.of(key).is_some_and(|gone| gone.told == at)
     }
 
     /// Whether an object is known not to exist.
@@ -147,7 +159,7 @@ impl Deletions {
         let mut out: Vec<_> = self
             .order
             .iter()
-            .filter(|(key, at)| *at > revision && self.is_at(key, *at))
+            .filter(|(key, at)| *at > revision && self.is_told(key, *at))
             .cloned()
             .collect();
         out.sort_by_key(|(_, at)| *at);
@@ -185,26 +197,27 @@ mod tests {
     #[test]
     fn older_never_replaces_newer() {
         use Encoding::{Json, Protobuf};
-        let gone = |revision, certain| Some(Gone { revision, certain });
+        let gone = |revision, certain| Some(Gone::at(revision, certain));
         let (dead, left) = (gone(7, true), gone(7, false));
+        const NOW: u64 = u64::MAX;
         let cases = [
-            (None, None, None, 5, Json, None, Upsert::Store),
-            (entry(5, Json), None, None, 6, Json, None, Upsert::Store),
-            (entry(5, Json), None, None, 4, Protobuf, None, Upsert::Older),
-            (entry(5, Json), None, None, 5, Protobuf, None, Upsert::Store),
-            (entry(5, Protobuf), None, None, 5, Json, None, Upsert::Same),
+            (None, None, None, 5, Json, NOW, Upsert::Store),
+            (entry(5, Json), None, None, 6, Json, NOW, Upsert::Store),
+            (entry(5, Json), None, None, 4, Protobuf, NOW, Upsert::Older),
+            (entry(5, Json), None, None, 5, Protobuf, NOW, Upsert::Store),
+            (entry(5, Protobuf), None, None, 5, Json, NOW, Upsert::Same),
             // dead at 7: what was alive at 6 comes too late, what is alive at 7 or later is news
-            (None, dead, None, 6, Json, None, Upsert::Older),
-            (None, dead, None, 7, Json, None, Upsert::Store),
+            (None, dead, None, 6, Json, NOW, Upsert::Older),
+            (None, dead, None, 7, Json, NOW, Upsert::Store),
             // left a selector at 7: it may live on, unless a complete list tells that it did not
-            (None, left, None, 6, Json, None, Upsert::Left),
-            (None, left, Some(5), 6, Json, Some(6), Upsert::Left),
-            (None, left, Some(9), 6, Json, Some(6), Upsert::Older),
-            (None, left, None, 7, Json, None, Upsert::Store),
+            (None, left, None, 6, Json, NOW, Upsert::Left),
+            (None, left, Some(5), 6, Json, 6, Upsert::Left),
+            (None, left, Some(9), 6, Json, 6, Upsert::Older),
+            (None, left, None, 7, Json, NOW, Upsert::Store),
             // a complete list at 9 did not hold it: an older list cannot bring it back, a get can
-            (None, None, Some(9), 3, Json, Some(9), Upsert::Older),
-            (None, None, Some(9), 3, Json, Some(10), Upsert::Store),
-            (None, None, Some(9), 3, Json, None, Upsert::Store),
+            (None, None, Some(9), 3, Json, 9, Upsert::Older),
+            (None, None, Some(9), 3, Json, 10, Upsert::Store),
+            (None, None, Some(9), 3, Json, NOW, Upsert::Store),
         ];
         for (i, (have, gone, absent, revision, encoding, observed, want)) in
             cases.into_iter().enumerate()
@@ -221,7 +234,7 @@ mod tests {
     fn deletions_are_bounded_and_say_so() {
         let mut deletions = Deletions::default();
         for revision in 1..=(MAX_DELETIONS as u64 + 10) {
-            deletions.record(&format!("a/{revision}"), revision, true);
+            deletions.record(&format!("a/{revision}"), Gone::at(revision, true));
         }
         assert_eq!(deletions.floor(), 10);
         assert_eq!(deletions.forgotten(), 10);

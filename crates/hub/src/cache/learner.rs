@@ -5,7 +5,7 @@ use super::{
     collect::today,
     index::{Key, MAX_DELETIONS, Upsert},
     record::index_key,
-    state::{COVERAGE_LAG, Left},
+    state::{Asked, COVERAGE_LAG, Left},
 };
 use crate::{caller::Caller, query::Query};
 use std::{collections::HashSet, sync::Arc};
@@ -98,7 +98,7 @@ impl ListLearner {
                         &id,
                         of_object,
                         object,
-                        Some(revision),
+                        revision,
                     );
                     self.seen.insert(index_key(&id.namespace, &id.name));
                 }
@@ -154,6 +154,8 @@ pub struct WatchLearner {
     shared: Arc<Shared>,
     query: Query,
     phase: Phase,
+    /// While events tell of objects as they are, rather than of changes: how old they may be.
+    unordered: Option<Asked>,
     /// The revision up to which all events were seen.
     reached: u64,
     /// Objects that it told of and that left a selector at a later revision, as another watch knows: until it comes to what became
@@ -173,7 +175,9 @@ impl WatchLearner {
         let forgotten = shared.forgotten_deletions(&query.gvr);
         let mut state = shared.lock();
         state.grant(caller, query);
+        let asked = state.asked(&query.gvr).not_older_than(since);
         let since: u64 = since.parse().unwrap_or(0);
+        let unordered = (initial_events || since == 0).then_some(asked);
         let (phase, reached) = if initial_events {
             let seen = HashSet::new();
             (Phase::Initial { seen, forgotten }, 0)
@@ -187,11 +191,19 @@ impl WatchLearner {
             shared,
             query: query.clone(),
             phase,
+            unordered,
             reached,
             held: HashSet::new(),
         };
         learner.join();
         learner
+    }
+
+    /// The watch was asked for before this learner was made.
+    #[must_use]
+    pub(crate) fn since_asked(mut self, asked: Asked) -> Self {
+        self.unordered = self.unordered.map(|later| later.earlier(asked));
+        self
     }
 
     /// One event. The bookmark annotated `k8s.io/initial-events-end` completes the query.
@@ -216,9 +228,9 @@ impl WatchLearner {
         };
         let mut state = shared.lock();
         // Initial events show objects as they are now, in no order of revisions.
-        let observed_at = match &self.phase {
-            Phase::Following { .. } => Some(revision),
-            Phase::Initial { .. } | Phase::Teaching { .. } => None,
+        let observed_at = match self.unordered {
+            Some(asked) => asked.shown_at(revision),
+            None => revision,
         };
         let learned = state.learn(
             &shared.store,
@@ -296,6 +308,7 @@ impl WatchLearner {
         match &mut self.phase {
             Phase::Initial { seen, forgotten } if is_initial_events_end(&event.object) => {
                 let seen = std::mem::take(seen);
+                self.unordered = None;
                 let kind = match id.group() {
                     "meta.k8s.io" => "",
                     _ => &id.kind,
@@ -359,7 +372,7 @@ impl WatchLearner {
                     today(),
                 );
             if moved {
-                state.high = state.high.max(self.reached);
+                state.saw(&self.query.gvr, self.reached);
                 state.mark_dirty(&self.query, COVERAGE_LAG);
             }
         }

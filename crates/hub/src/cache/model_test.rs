@@ -179,6 +179,50 @@ struct Watching {
     learner: WatchLearner,
     query: usize,
     at: u64,
+    /// Initial events that are still to come, the last of them first.
+    initial: Vec<Event>,
+}
+
+/// A get that was sent and not yet answered.
+struct Getting {
+    key: &'static str,
+    asked: Asked,
+    /// The answer is as it was at this revision, or later.
+    from: u64,
+}
+
+/// The events that begin a watch of a query at a revision.
+fn initial_events(cloud: &Cloud, query: &Query, revision: u64) -> Vec<Event> {
+    let (split, _) = page(cloud, query, revision, 0, 99);
+    let mut events: Vec<Event> = split
+        .items
+        .into_iter()
+        .map(|object| Event {
+            kind: EventType::Added,
+            object,
+        })
+        .collect();
+    events.push(Event {
+        kind: EventType::Bookmark,
+        object: bookmark(
+            &Gvk::from_api_version("v1", "Pod"),
+            &revision.to_string(),
+            true,
+            Encoding::Json,
+        ),
+    });
+    events
+}
+
+fn learn_key(cache: &Cache, cloud: &Cloud, key: &str, revision: u64, asked: Asked) {
+    let (namespace, name) = key.split_once('/').unwrap_or_default();
+    match cloud.at(revision).get(key) {
+        Some((revision, label)) => {
+            let object = object(key, *revision, label);
+            cache.learn_object(&Caller::Node, &pods(), &object, asked);
+        }
+        None => cache.learn_absent(&Caller::Node, &pods(), namespace, name, asked),
+    }
 }
 
 /// What the cache says of a list must have been so at some moment since.
@@ -248,6 +292,7 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
     cloud.set("m/a", Some("x"));
     let mut lists: Vec<PagedList> = Vec::new();
     let mut watches: Vec<Watching> = Vec::new();
+    let mut gets: Vec<Getting> = Vec::new();
     for &(step, a, b) in steps {
         let query = a % queries.len();
         match step {
@@ -291,38 +336,40 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
                             ),
                             query: done.query,
                             at: done.revision,
+                            initial: Vec::new(),
                         });
                     }
                 }
             }
             9 => {
                 // WatchList
-                let revision = cloud.now();
+                let at = cloud.now();
                 let mut learner = cache.watch_learner(&Caller::Node, &queries[query], "", true);
-                let (split, _) = page(&cloud, &queries[query], revision, 0, 99);
-                for object in split.items {
-                    learner.event(&Event {
-                        kind: EventType::Added,
-                        object,
-                    });
+                let mut events = initial_events(&cloud, &queries[query], at);
+                let broken = b % 4 == 0;
+                events.truncate(events.len() - usize::from(broken));
+                for event in &events {
+                    learner.event(event);
                 }
-                if b % 4 != 0 {
-                    let gvk = Gvk::from_api_version("v1", "Pod");
-                    let object = bookmark(&gvk, &revision.to_string(), true, Encoding::Json);
-                    learner.event(&Event {
-                        kind: EventType::Bookmark,
-                        object,
-                    });
+                if !broken {
                     watches.push(Watching {
                         learner,
                         query,
-                        at: revision,
+                        at,
+                        initial: Vec::new(),
                     });
                 }
             }
             10..=12 if !watches.is_empty() => {
                 let i = a % watches.len();
                 let watch = &mut watches[i];
+                if !watch.initial.is_empty() {
+                    for event in (0..=b % 3).filter_map(|_| watch.initial.pop()) {
+                        watch.learner.event(&event);
+                    }
+                    check(&cache, &cloud)?;
+                    continue;
+                }
                 let until = (watch.at + 1 + (b % 4) as u64).min(cloud.now());
                 for event in cloud.events(&queries[watch.query], watch.at, until) {
                     watch.learner.event(&event);
@@ -338,14 +385,8 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
                 }
             }
             13 => {
-                let key = KEYS[a % KEYS.len()];
-                let (namespace, name) = key.split_once('/').unwrap_or_default();
-                match cloud.at(cloud.now()).get(key) {
-                    Some((revision, label)) => {
-                        cache.learn_object(&Caller::Node, &pods(), &object(key, *revision, label))
-                    }
-                    None => cache.learn_absent(&Caller::Node, &pods(), namespace, name),
-                }
+                let asked = cache.asked(&pods());
+                learn_key(&cache, &cloud, KEYS[a % KEYS.len()], cloud.now(), asked);
             }
             14 if b % 4 == 0 => {
                 // suspects are looked at first: that may change what is known
@@ -356,6 +397,7 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
                     .collect();
                 lists.clear();
                 watches.clear();
+                gets.clear();
                 drop(cache);
                 cache = open(dir.path())?;
                 let after: Vec<_> = queries
@@ -367,6 +409,33 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
             15 if !watches.is_empty() => {
                 watches.swap_remove(a % watches.len());
             }
+            // A get that is answered later; now and then one that takes what a replica has that is behind.
+            16 => {
+                let (asked, from) = match b % 4 {
+                    0 => (Asked::default(), cloud.now().saturating_sub(2)),
+                    _ => (cache.asked(&pods()), cloud.now()),
+                };
+                let key = KEYS[a % KEYS.len()];
+                gets.push(Getting { key, asked, from });
+            }
+            17 | 18 if !gets.is_empty() => {
+                let Getting { key, asked, from } = gets.swap_remove(a % gets.len());
+                let revision = from + b as u64 % (cloud.now() - from + 1);
+                learn_key(&cache, &cloud, key, revision, asked);
+            }
+            // A WatchList whose initial events take their time.
+            19 => {
+                let at = cloud.now();
+                let mut initial = initial_events(&cloud, &queries[query], at);
+                initial.reverse();
+                let learner = cache.watch_learner(&Caller::Node, &queries[query], "", true);
+                watches.push(Watching {
+                    learner,
+                    query,
+                    at,
+                    initial,
+                });
+            }
             _ => flush(&cache)?,
         }
         check(&cache, &cloud)?;
@@ -374,24 +443,10 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
     // A whole WatchList at the end makes everything exact.
     let all = Query::all(pods(), "");
     let mut learner = cache.watch_learner(&Caller::Node, &all, "", true);
-    let (split, _) = page(&cloud, &all, cloud.now(), 0, 99);
-    let want: Vec<Object> = split.items.clone();
-    for object in split.items {
-        learner.event(&Event {
-            kind: EventType::Added,
-            object,
-        });
+    for event in initial_events(&cloud, &all, cloud.now()) {
+        learner.event(&event);
     }
-    let object = bookmark(
-        &Gvk::from_api_version("v1", "Pod"),
-        &cloud.now().to_string(),
-        true,
-        Encoding::Json,
-    );
-    learner.event(&Event {
-        kind: EventType::Bookmark,
-        object,
-    });
+    let want = page(&cloud, &all, cloud.now(), 0, 99).0.items;
     let got = cache
         .list(&Caller::Node, &all)
         .map(|l| (l.items, l.resource_version));
@@ -403,7 +458,7 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
     #[test]
-    fn what_the_cache_says_is_true(steps in prop::collection::vec((0u8..16, 0usize..64, 0usize..64), 1..120)) {
+    fn what_the_cache_says_is_true(steps in prop::collection::vec((0u8..20, 0usize..64, 0usize..64), 1..120)) {
         run(&steps)?;
     }
 }
@@ -455,4 +510,150 @@ fn a_watch_from_behind_does_not_hide_what_left_a_selector() -> Result<(), TestCa
         (7, 48, 44),
         (10, 22, 9),
     ])
+}
+
+fn follow(cache: &Cache, at: u64) -> WatchLearner {
+    let all = Query::all(pods(), "");
+    let mut list = cache.list_learner(&Caller::Node, &all);
+    list.page(SplitList {
+        gvk: Gvk::from_api_version("v1", "PodList"),
+        resource_version: at.to_string(),
+        continue_token: String::new(),
+        remaining: None,
+        items: vec![object("m/b", 1, "x")],
+    });
+    list.finish();
+    cache.watch_learner(&Caller::Node, &all, &at.to_string(), false)
+}
+
+fn knows(cache: &Cache, name: &str) -> bool {
+    let found = cache.get(&Caller::Node, &pods(), "m", name);
+    matches!(found, Lookup::Found(_))
+}
+
+fn tell(watch: &mut WatchLearner, kind: EventType, revision: u64) {
+    let object = object("m/a", revision, "x");
+    watch.event(&Event { kind, object });
+}
+
+/// The answer to a get was on its way while a watch told that the object was made: it is there.
+#[test]
+fn a_404_does_not_undo_what_came_meanwhile() -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let cache = open(dir.path())?;
+    let mut watch = follow(&cache, 3);
+    let asked = cache.asked(&pods());
+    tell(&mut watch, EventType::Added, 4);
+    cache.learn_absent(&Caller::Node, &pods(), "m", "a", asked);
+    prop_assert!(knows(&cache, "a"));
+    // Asked now, it is gone.
+    let asked = cache.asked(&pods());
+    cache.learn_absent(&Caller::Node, &pods(), "m", "a", asked);
+    prop_assert!(!knows(&cache, "a"));
+    Ok(())
+}
+
+/// A pod of a stateful set is deleted, which a get sees, and made again under its name, of which a watch tells later.
+#[test]
+fn a_404_does_not_hide_what_is_made_anew() -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let cache = open(dir.path())?;
+    let mut watch = follow(&cache, 3);
+    tell(&mut watch, EventType::Added, 4);
+    let asked = cache.asked(&pods());
+    let other = object("m/b", 9, "x");
+    cache.learn_object(&Caller::Node, &pods(), &other, cache.asked(&pods()));
+    cache.learn_absent(&Caller::Node, &pods(), "m", "a", asked);
+    prop_assert!(!knows(&cache, "a"));
+    tell(&mut watch, EventType::Deleted, 5);
+    tell(&mut watch, EventType::Added, 6);
+    prop_assert!(knows(&cache, "a"));
+    Ok(())
+}
+
+/// The answer to a get was on its way while a complete list told that there is no such object any more.
+#[test]
+fn an_old_answer_does_not_bring_back_the_dead() -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let cache = open(dir.path())?;
+    let asked = cache.asked(&pods());
+    let _watch = follow(&cache, 9);
+    let late = object("m/a", 4, "x");
+    cache.learn_object(&Caller::Node, &pods(), &late, asked);
+    prop_assert!(!knows(&cache, "a"));
+    // Of an answer asked for afterwards the list does not know better.
+    cache.learn_object(&Caller::Node, &pods(), &late, cache.asked(&pods()));
+    prop_assert!(knows(&cache, "a"));
+    Ok(())
+}
+
+/// A replica that is behind answers 404 to a get of any age.
+#[test]
+fn a_404_of_any_age_takes_nothing_away() -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let cache = open(dir.path())?;
+    let mut watch = follow(&cache, 3);
+    tell(&mut watch, EventType::Added, 4);
+    let asked = cache.asked(&pods());
+    for resource_version in ["0", "2", "nonsense"] {
+        let asked = asked.not_older_than(resource_version);
+        cache.learn_absent(&Caller::Node, &pods(), "m", "a", asked);
+        prop_assert!(knows(&cache, "a"), "{resource_version}");
+    }
+    cache.learn_absent(&Caller::Node, &pods(), "m", "a", asked.not_older_than("4"));
+    prop_assert!(!knows(&cache, "a"));
+    Ok(())
+}
+
+/// More selectors are told that an object left them than an object remembers.
+#[test]
+fn many_selectors_that_an_object_left_do_not_show_it() -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().map_err(|e| TestCaseError::fail(e.to_string()))?;
+    let cache = open(dir.path())?;
+    let list = |labels: &str, items: Vec<Object>| {
+        let query = Query {
+            labels: LabelSelector::parse(labels).unwrap_or_default(),
+            ..Query::all(pods(), "")
+        };
+        let mut list = cache.list_learner(&Caller::Node, &query);
+        list.page(SplitList {
+            gvk: Gvk::from_api_version("v1", "PodList"),
+            resource_version: "5".into(),
+            continue_token: String::new(),
+            remaining: None,
+            items,
+        });
+        list.finish();
+        query
+    };
+    let known = object("m/a", 3, "x");
+    // Whoever follows everything relies on it until it is told.
+    list("", vec![known.clone()]);
+    let selectors: Vec<Query> = (0..40)
+        .map(|n| list(&format!("app in (x,n{n})"), vec![known.clone()]))
+        .collect();
+    for query in &selectors {
+        let mut watch = cache.watch_learner(&Caller::Node, query, "5", false);
+        let object = object("m/a", 7, "x");
+        let kind = EventType::Deleted;
+        watch.event(&Event { kind, object });
+    }
+    // At 5 it was so; at 7 it is not.
+    let check = |cache: &Cache| -> Result<(), TestCaseError> {
+        let mut told = 0;
+        for query in &selectors {
+            let list = cache.list(&Caller::Node, query);
+            let Some(list) = list.filter(|list| list.resource_version == "7") else {
+                continue;
+            };
+            told += 1;
+            prop_assert!(list.items.is_empty(), "{}", query.to_text());
+        }
+        prop_assert_eq!(told, record::MOST_ABSENT);
+        Ok(())
+    };
+    check(&cache)?;
+    flush(&cache)?;
+    drop(cache);
+    check(&open(dir.path())?)
 }

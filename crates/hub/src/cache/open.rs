@@ -198,6 +198,7 @@ fn load(store: &SealedStore, state: &mut State) -> Result<(), StoreError> {
                 let clock = state.tick();
                 state.high = state.high.max(record.revision);
                 let resource = state.resource(&query.gvr);
+                resource.high = resource.high.max(record.revision);
                 if resource.kind.is_empty() {
                     resource.kind = record.kind;
                 }
@@ -268,7 +269,7 @@ impl Shared {
     /// Notes what was read in the index.
     pub(super) fn note_read(&self, gvr: &yurt_wire::Gvr, key: &str, stored: &Stored) {
         let mut state = self.lock();
-        state.high = state.high.max(stored.revision);
+        state.saw(gvr, stored.revision);
         let entry = state
             .resources
             .get_mut(gvr)

@@ -100,6 +100,8 @@ pub(crate) struct Stored {
 }
 
 const VERSION: u8 = 1;
+/// Queries that are remembered not to hold an object: an exclusion for which there is no room costs its query the completeness.
+pub(crate) const MOST_ABSENT: usize = 16;
 
 impl Stored {
     /// version, encoding, revision (8 bytes, little endian), count of `absent_from` (2), each (2 + text), the object.
@@ -111,7 +113,8 @@ impl Stored {
             Encoding::Protobuf => 1,
         });
         out.put_u64_le(self.revision);
-        let absent = &self.absent_from[..self.absent_from.len().min(16)];
+        let absent = self.absent_from.get(..MOST_ABSENT);
+        let absent = absent.unwrap_or(&self.absent_from);
         out.put_u16_le(absent.len() as u16);
         for query in absent {
             out.put_u16_le(query.len() as u16);

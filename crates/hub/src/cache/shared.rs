@@ -66,7 +66,9 @@ impl Cache {
                 state.forget_object(gvr, &key);
             }
         }
-        state.resource(gvr).deletions = Deletions::default();
+        let resource = state.resource(gvr);
+        resource.deletions = Deletions::default();
+        resource.high = resource.high.min(revision);
         state.high = state.high.min(revision);
         drop(state);
         shared.wake.notify_one();

@@ -1,16 +1,25 @@
 //! The cache's memory: what is indexed, what is complete, what waits for the disk. Every method here runs under one lock and
 //! touches no disk, except [`State::resolve`], which reads a record that was not read since start.
 
+mod covered;
+#[cfg(test)]
+mod tests;
+mod waiting;
+
+pub use covered::Asked;
+pub(crate) use covered::Left;
+pub(crate) use waiting::{Pending, Value};
+
 use super::{
     alarm::Alarm,
-    collect::{Missing, today},
+    collect::Missing,
     corrections::Corrections,
-    coverage::{self, Coverages, Leave},
+    coverage::Coverages,
     documents::Documents,
     grants::Grants,
-    index::{self, Deletions, Entry, Key, Upsert, namespace_range},
+    index::{self, Deletions, Entry, Key, Upsert},
     overlay::Overlay,
-    record::{self, Stored, index_key, split_index_key},
+    record::{self, Stored, index_key},
     sealed::SealedStore,
     shelf::Shelves,
     stats::Stats,
@@ -48,44 +57,8 @@ pub(crate) struct Resource {
     pub(crate) misses: u64,
     /// When the cloud last told anything about it.
     pub(crate) heard: Option<Instant>,
-}
-
-/// What waits to be written under one record key.
-#[derive(Clone, Debug)]
-pub(crate) enum Value {
-    Object(Stored),
-    Raw(Bytes),
-    /// Of a shelf, which has bounds of its own.
-    Shelved(Bytes),
-    Delete,
-}
-
-impl Value {
-    fn len(&self) -> usize {
-        match self {
-            Self::Object(stored) => stored.object.bytes.len() + 64,
-            Self::Raw(bytes) | Self::Shelved(bytes) => bytes.len() + 64,
-            Self::Delete => 64,
-        }
-    }
-}
-
-/// One waiting write.
-#[derive(Clone, Debug)]
-pub(crate) struct Pending {
-    pub(crate) value: Value,
-    pub(crate) due: Instant,
-    /// Changes with every write to the key, so that what was written meanwhile is not mistaken for what is waiting.
-    pub(crate) generation: u64,
-}
-
-/// How it shows that an object left a query.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Left {
-    /// A DELETED event, with the revision at which it happened.
-    ByEvent,
-    /// A complete list did not hold it: it happened at some revision up to the list's.
-    InSnapshot,
+    /// The highest revision that the cloud showed of it. Of each resource apart: not all need be kept in one etcd.
+    pub(crate) high: u64,
 }
 
 /// See the module.
@@ -114,9 +87,6 @@ pub(crate) struct State {
     pub(crate) endpoints: Arc<Notify>,
     pub(crate) alarm: Alarm,
 }
-
-/// This much waiting is written at once.
-const BURST: usize = 1 << 20;
 
 /// How long the revision of a coverage on disk may lag behind; being behind is harmless, it only makes a resumed watch repeat.
 pub(crate) const COVERAGE_LAG: Duration = Duration::from_secs(5);
@@ -158,6 +128,14 @@ impl State {
         self.clock
     }
 
+    /// The cloud showed a revision of a resource.
+    pub(crate) fn saw(&mut self, gvr: &Gvr, revision: u64) {
+        self.high = self.high.max(revision);
+        if let Some(resource) = self.resources.get_mut(gvr) {
+            resource.high = resource.high.max(revision);
+        }
+    }
+
     /// The resource, made when it is not there.
     pub(crate) fn resource(&mut self, gvr: &Gvr) -> &mut Resource {
         if !self.resources.contains_key(gvr) {
@@ -169,38 +147,6 @@ impl State {
         resource
     }
 
-    /// Queues a write. `false` when the queue is full (removals and what is bounded elsewhere always fit).
-    pub(crate) fn enqueue(&mut self, key: Vec<u8>, value: Value, delay: Duration) -> bool {
-        let bytes = value.len() + key.len();
-        let old = self
-            .pending
-            .get(&key)
-            .map_or(0, |p| p.value.len() + key.len());
-        let fits = matches!(value, Value::Delete | Value::Shelved(_));
-        if !fits && self.pending_bytes - old + bytes > self.queue_bytes {
-            return false;
-        }
-        self.pending_bytes = self.pending_bytes - old + bytes;
-        let generation = self.tick();
-        let mut due = Instant::now() + delay;
-        if let Some(waiting) = self.pending.get(&key) {
-            due = due.min(waiting.due);
-        }
-        self.alarm.due(due);
-        if self.overflows() {
-            self.alarm.ring();
-        }
-        self.pending.insert(
-            key,
-            Pending {
-                value,
-                due,
-                generation,
-            },
-        );
-        true
-    }
-
     /// The objects whose entries are so.
     pub(crate) fn objects_where(&self, is: impl Fn(&Entry) -> bool) -> Vec<(Gvr, Key)> {
         let mut found = Vec::new();
@@ -209,24 +155,6 @@ impl State {
             found.extend(keys.map(|(key, _)| (gvr.clone(), key.clone())));
         }
         found
-    }
-
-    /// Whether so much waits that it is not to wait for its turn: a burst (the first list of a large resource) must not fill
-    /// the queue.
-    pub(crate) fn overflows(&self) -> bool {
-        self.pending_bytes > BURST.min(self.queue_bytes / 4)
-    }
-
-    /// Forgets a waiting write that reached the disk.
-    pub(crate) fn written(&mut self, key: &[u8], generation: u64) {
-        if self
-            .pending
-            .get(key)
-            .is_some_and(|p| p.generation == generation)
-            && let Some(done) = self.pending.remove(key)
-        {
-            self.pending_bytes -= done.value.len() + key.len();
-        }
     }
 
     /// The entry of an object, its record read when that did not happen since start.
@@ -244,7 +172,7 @@ impl State {
                         encoding: stored.object.encoding,
                         excluded: !stored.absent_from.is_empty(),
                     };
-                    self.high = self.high.max(stored.revision);
+                    self.saw(gvr, stored.revision);
                     if let Some(slot) = self
                         .resources
                         .get_mut(gvr)
@@ -283,60 +211,6 @@ impl State {
         self.enqueue(record, Value::Delete, Duration::ZERO);
     }
 
-    /// Knowledge of one object was lost: coverages that may hold it are not complete any more.
-    pub(crate) fn lose(&mut self, gvr: &Gvr, key: &str) {
-        let (namespace, name) = split_index_key(key);
-        self.drop_coverages(gvr, |coverage| coverage.query.in_scope(namespace, name));
-    }
-
-    /// Drops coverages, on disk too.
-    pub(crate) fn drop_coverages(
-        &mut self,
-        gvr: &Gvr,
-        lost: impl FnMut(&coverage::Coverage) -> bool,
-    ) {
-        let Some(resource) = self.resources.get_mut(gvr) else {
-            return;
-        };
-        for query in resource.coverages.drop_where(lost) {
-            self.stats.coverages_dropped.add(1);
-            self.uncover(&query);
-        }
-    }
-
-    fn uncover(&mut self, query: &Query) {
-        self.dirty.remove(query);
-        self.enqueue(
-            record::coverage_record(query),
-            Value::Delete,
-            Duration::ZERO,
-        );
-    }
-
-    /// Notes that coverages were asked for today.
-    pub(crate) fn touch_coverages(
-        &mut self,
-        gvr: &Gvr,
-        asked: impl Fn(&coverage::Coverage) -> bool,
-    ) {
-        let Some(resource) = self.resources.get_mut(gvr) else {
-            return;
-        };
-        for query in resource.coverages.touch(today(), asked) {
-            self.mark_dirty(&query, COVERAGE_LAG);
-        }
-    }
-
-    /// Marks a coverage for writing.
-    pub(crate) fn mark_dirty(&mut self, query: &Query, delay: Duration) {
-        if !self.dirty.contains(query) {
-            self.dirty.insert(query.clone());
-        }
-        let due = Instant::now() + delay;
-        self.dirty_due = Some(self.dirty_due.map_or(due, |at| at.min(due)));
-        self.alarm.due(due);
-    }
-
     /// Learns one object. `observed_at` as in [`index::upsert`].
     pub(crate) fn learn(
         &mut self,
@@ -345,13 +219,14 @@ impl State {
         id: &ObjectKey<'_>,
         revision: u64,
         object: &Object,
-        observed_at: Option<u64>,
+        observed_at: u64,
     ) -> Upsert {
         let key = index_key(&id.namespace, &id.name);
-        self.high = self.high.max(revision);
         let existing = self.resolve(store, gvr, &key);
         let is_lease = gvr.resource == "leases" && gvr.group == "coordination.k8s.io";
+        self.high = self.high.max(revision);
         let resource = self.resource(gvr);
+        resource.high = resource.high.max(revision);
         resource.heard = Some(Instant::now());
         let decision = index::upsert(
             existing,
@@ -366,7 +241,7 @@ impl State {
         }
         // News that comes late: a selector that is complete at a later revision and should have held this, but does not, knows
         // that it changed since.
-        let absent_from: Vec<String> = if existing.is_some_and(|e| e.revision == revision) {
+        let mut absent_from: Vec<Query> = if existing.is_some_and(|e| e.revision == revision) {
             Vec::new()
         } else {
             resource
@@ -377,9 +252,13 @@ impl State {
                         && !coverage.query.is_identity()
                         && coverage.query.matches(&id.namespace, &id.name, object)
                 })
-                .map(|coverage| coverage.query.to_text())
+                .map(|coverage| coverage.query.clone())
                 .collect()
         };
+        if absent_from.len() > record::MOST_ABSENT {
+            let lost = absent_from.split_off(record::MOST_ABSENT);
+            self.drop_coverages(gvr, |coverage| lost.contains(&coverage.query));
+        }
         let excluded = !absent_from.is_empty();
         let mut object = object.clone();
         let mut delay = Duration::ZERO;
@@ -390,7 +269,7 @@ impl State {
         }
         let stored = Stored {
             revision,
-            absent_from,
+            absent_from: absent_from.iter().map(Query::to_text).collect(),
             object: object.clone(),
         };
         let record = record::object_record(record::OBJECTS, gvr, &key);
@@ -440,168 +319,6 @@ impl State {
         }) {
             self.forget_object(gvr, &key);
         }
-    }
-
-    /// The query tells that it does not hold an object at `revision`. `stored` is the record when it is at hand; it is only
-    /// needed to keep an object that left a selector.
-    pub(crate) fn leave(
-        &mut self,
-        store: &SealedStore,
-        query: &Query,
-        key: &str,
-        revision: u64,
-        seen: Left,
-        stored: impl FnOnce() -> Option<Stored>,
-    ) {
-        let gvr = &query.gvr;
-        let (namespace, name) = split_index_key(key);
-        self.high = self.high.max(revision);
-        let Some(entry) = self.resolve(store, gvr, key) else {
-            self.resource(gvr)
-                .deletions
-                .record(key, revision, query.is_stable());
-            return;
-        };
-        if entry.revision > revision || (entry.revision == revision && !query.is_stable()) {
-            return;
-        }
-        let resource = self.resource(gvr);
-        match coverage::leave(&resource.coverages, query, namespace, name) {
-            Leave::Remove => {
-                let at = match seen {
-                    // It may live on outside the selector, changed at any revision after the one known.
-                    Left::InSnapshot if !query.is_stable() => entry.revision + 1,
-                    Left::InSnapshot | Left::ByEvent => revision,
-                };
-                self.remove(gvr, key, at, query.is_stable());
-            }
-            Leave::Exclude => match stored() {
-                Some(mut stored) => {
-                    let text = query.to_text();
-                    if !stored.absent_from.contains(&text) {
-                        stored.absent_from.push(text);
-                        let record = record::object_record(record::OBJECTS, gvr, key);
-                        if !self.enqueue(record, Value::Object(stored), Duration::ZERO) {
-                            self.stats.overflowed.add(1);
-                            self.lose(gvr, key);
-                        }
-                    }
-                    if let Some(entry) = self.resource(gvr).objects.get_mut(key) {
-                        entry.excluded = true;
-                    }
-                }
-                // It cannot be kept for those who rely on it.
-                None => {
-                    self.lose(gvr, key);
-                    self.remove(gvr, key, revision, query.is_stable());
-                }
-            },
-        }
-    }
-
-    /// Takes an object out. `certain`: it does not exist, rather than having left the selector through which it was seen.
-    pub(crate) fn remove(&mut self, gvr: &Gvr, key: &str, revision: u64, certain: bool) {
-        let resource = self.resource(gvr);
-        resource.objects.remove(key);
-        resource.corrections.forget(key);
-        resource.deletions.record(key, revision, certain);
-        self.concerns(gvr);
-        let record = record::object_record(record::OBJECTS, gvr, key);
-        self.enqueue(record, Value::Delete, Duration::ZERO);
-    }
-
-    /// A snapshot of a query is complete at `revision`: it held `seen`. Gives the epoch of the coverage; `None` when an object
-    /// of the snapshot is not in the cache (it found no room in the queue), so that the query is not complete here.
-    pub(crate) fn complete(
-        &mut self,
-        store: &SealedStore,
-        query: &Query,
-        kind: &str,
-        revision: u64,
-        seen: &HashSet<Key>,
-    ) -> Option<u64> {
-        self.high = self.high.max(revision);
-        let clock = self.tick();
-        let resource = self.resource(&query.gvr);
-        resource.heard = Some(Instant::now());
-        let known = |key: &Key| {
-            let (namespace, name) = split_index_key(key);
-            resource.objects.contains_key(key)
-                || resource.deletions.is_certain(key)
-                // Absent before the snapshot says nothing: it came, and left the selector through which it was seen.
-                || (resource.coverages.absent_at(namespace, name)).is_some_and(|at| at >= revision)
-        };
-        // Events are bounded by count, and lists of them may lack the oldest.
-        if query.gvr.resource != "events" && !seen.iter().all(known) {
-            tracing::debug!(query = %query.to_text(), "not complete: objects found no room in the queue");
-            return None;
-        }
-        if resource.kind.is_empty() {
-            resource.kind = kind.to_owned();
-        }
-        let missing: Vec<Key> = match query.name() {
-            Some(name) if !query.namespace.is_empty() => {
-                let key = index_key(&query.namespace, name);
-                let gone = resource.objects.contains_key(&key) && !seen.contains(&key);
-                gone.then_some(key).into_iter().collect()
-            }
-            _ => namespace_range(&resource.objects, &query.namespace)
-                .filter(|(key, _)| {
-                    let (namespace, name) = split_index_key(key);
-                    !seen.contains(*key) && query.in_scope(namespace, name)
-                })
-                .map(|(key, _)| key.clone())
-                .collect(),
-        };
-        let mut suspects = HashSet::new();
-        for key in missing {
-            match self.resolve(store, &query.gvr, &key) {
-                Some(entry) if entry.revision <= revision => {
-                    if query.is_identity() {
-                        self.remove(&query.gvr, &key, revision, true);
-                    } else {
-                        suspects.insert(key);
-                    }
-                }
-                _ => {}
-            }
-        }
-        let suspected = !suspects.is_empty();
-        let resource = self.resource(&query.gvr);
-        let (epoch, evicted) =
-            resource
-                .coverages
-                .complete(query, revision, suspects, clock, today());
-        if let Some(evicted) = evicted {
-            self.uncover(&evicted);
-        }
-        if suspected {
-            self.suspected.push(query.clone());
-            self.alarm.ring();
-        }
-        self.mark_dirty(query, Duration::ZERO);
-        Some(epoch)
-    }
-
-    /// A 404 for one name: as a complete query that found nothing, at no known revision.
-    pub(crate) fn absent(&mut self, store: &SealedStore, query: &Query, key: &str) {
-        if self.resolve(store, &query.gvr, key).is_some() {
-            let revision = self.high;
-            self.remove(&query.gvr, key, revision, true);
-        }
-        let clock = self.tick();
-        let resource = self.resource(&query.gvr);
-        let (namespace, name) = split_index_key(key);
-        if resource.coverages.absent_at(namespace, name).is_some() {
-            return;
-        }
-        let (_, evicted) = resource
-            .coverages
-            .complete(query, 0, HashSet::new(), clock, today());
-        if let Some(evicted) = evicted {
-            self.uncover(&evicted);
-        }
-        self.mark_dirty(query, Duration::ZERO);
     }
 
     /// The encoding of an object in the index, for tests and metrics.

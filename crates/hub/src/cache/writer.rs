@@ -8,6 +8,7 @@ use super::{
 };
 use crate::query::Query;
 use std::{
+    collections::HashSet,
     sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
@@ -43,13 +44,17 @@ pub(crate) fn run(shared: &Arc<Shared>) {
     loop {
         let (flush, close) = wait(shared, last_pass, not_before);
         last_pass = Instant::now();
-        resolve_suspects(shared);
+        if !resolve_suspects(shared) {
+            not_before = Instant::now() + BACKOFF;
+        }
         let urgent = close || !flush.is_empty();
         let result = write(shared, urgent);
         if let Err(error) = &result {
             shared.stats.write_errors.add(1);
             tracing::warn!(%error, "the cache cannot be written; what was learned stays in memory for now");
             not_before = Instant::now() + BACKOFF;
+            let on_disk = |record: &[u8]| shared.store.record_bytes(record).is_some();
+            shared.lock().spare_deletions(on_disk);
         }
         answer(flush, &result);
         if close {
@@ -149,8 +154,10 @@ fn next_due(state: &State) -> Option<Instant> {
     }
 }
 
-/// Objects that a complete list of a selector did not hold: those that match the selector as last known are gone.
-fn resolve_suspects(shared: &Shared) {
+/// Objects that a complete list of a selector did not hold: those that match the selector as last known are gone. `false` when
+/// some could not be read, and stay suspect.
+fn resolve_suspects(shared: &Shared) -> bool {
+    let mut all = true;
     let suspected = std::mem::take(&mut shared.lock().suspected);
     for query in suspected {
         let (keys, snapshot) = {
@@ -167,8 +174,10 @@ fn resolve_suspects(shared: &Shared) {
                 coverage.snapshot,
             )
         };
+        let mut unread = HashSet::new();
         for key in keys {
             let Some(stored) = shared.read_stored(&query.gvr, &key) else {
+                unread.insert(key);
                 continue;
             };
             let (namespace, name) = split_index_key(&key);
@@ -184,17 +193,9 @@ fn resolve_suspects(shared: &Shared) {
                 );
             }
         }
-        let mut state = shared.lock();
-        let coverage = state
-            .resources
-            .get_mut(&query.gvr)
-            .and_then(|r| r.coverages.exact_mut(&query));
-        if let Some(coverage) = coverage
-            && coverage.snapshot == snapshot
-        {
-            coverage.suspects.clear();
-        }
+        all &= shared.lock().cleared(&query, snapshot, unread);
     }
+    all
 }
 
 struct Item {

@@ -1,7 +1,8 @@
 //! Flags, their defaults and their refusals.
 
-use super::*;
+use super::{checked::server_authority, *};
 use clap::Args;
+use std::time::Duration;
 
 fn config(extra: &[&str]) -> Result<Config, ConfigError> {
     let mut args = vec![

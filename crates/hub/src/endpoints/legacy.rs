@@ -143,7 +143,7 @@ fn add(subsets: &mut Vec<Value>, service: &Value, pod: &Value, place: &Place) {
     };
     let known = subsets
         .iter_mut()
-        .find(|subset| same_ports(&subset["ports"], &ports));
+        .find(|subset| subset.is_object() && same_ports(&subset["ports"], &ports));
     match known {
         None => {
             let mut subset = json!({field: [address]});

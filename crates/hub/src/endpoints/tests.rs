@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 use serde_json::json;
 
 const NODE: &str = "edge-1";
@@ -288,4 +289,71 @@ fn facts_are_what_services_see() {
         let other = with(a.clone(), pointer, value);
         assert!(facts(&a) != facts(&other), "{pointer}");
     }
+}
+
+/// Where there are values within a value.
+fn pointers(value: &Value, at: &str, out: &mut Vec<String>) {
+    out.push(at.to_owned());
+    match value {
+        Value::Object(map) => map.iter().for_each(|(name, inner)| {
+            let name = name.replace('~', "~0").replace('/', "~1");
+            pointers(inner, &format!("{at}/{name}"), out);
+        }),
+        Value::Array(list) => list.iter().enumerate().for_each(|(index, inner)| {
+            pointers(inner, &format!("{at}/{index}"), out);
+        }),
+        _ => {}
+    }
+}
+
+proptest! {
+    /// Another node of the pool tells of objects whose parts are not what they should be: the hub goes on.
+    #[test]
+    fn nonsense_is_passed_on(
+        spoilt in prop::collection::vec((0usize..4, any::<prop::sample::Index>(), 0usize..6), 0..6),
+        bare in any::<bool>(),
+    ) {
+        let mut service = service();
+        if bare {
+            service["spec"] = json!({"selector": {"app": "web"}, "clusterIP": "None"});
+        }
+        let known = pod("web-0", &["10.0.0.9"], true);
+        let pods = vec![known.clone(), pod("web-1", &["10.0.0.8"], false)];
+        let subset = json!({"addresses": [address("web-0", "10.0.0.1", NODE)], "ports": [{"port": 8080}]});
+        let mut values = [
+            service,
+            slice(json!([endpoint("web-0", "10.0.0.1", NODE, true)])),
+            json!({"metadata": {"namespace": "d", "name": "web"}, "subsets": [subset, {}]}),
+            Value::from(pods),
+        ];
+        for (which, place, nonsense) in spoilt {
+            let mut places = Vec::new();
+            pointers(&values[which], "", &mut places);
+            // What is no object has no key, and is not kept.
+            places.retain(|place| !place.is_empty());
+            if places.is_empty() {
+                continue;
+            }
+            let place: &String = place.get(&places);
+            if let Some(value) = values[which].pointer_mut(place) {
+                *value = [json!("x"), json!(7), json!([]), json!({}), Value::Null, json!(["x", null])][nonsense].clone();
+            }
+        }
+        let [service, slice, endpoints, pods] = values;
+        let pods: Vec<LocalPod> = pod::items(&pods).cloned().map(local).collect();
+        for service in [Some(&service), None] {
+            slice::derive(std::slice::from_ref(&slice), service, &pods, &place());
+            legacy::derive(&endpoints, service, &pods, &place());
+        }
+    }
+}
+
+#[test]
+fn subsets_that_are_none_do_not_get_addresses() {
+    let mut headless = service();
+    headless["spec"] = json!({"selector": {"app": "web"}, "clusterIP": "None"});
+    let pods = [local(pod("web-0", &["10.0.0.9"], true))];
+    let subsets = legacy_of(json!(["x"]), Some(&headless), &pods);
+    assert_eq!(subsets[0], "x");
+    assert_eq!(subsets[1]["addresses"][0]["ip"], "10.0.0.9");
 }

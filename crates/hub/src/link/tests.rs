@@ -160,7 +160,38 @@ fn thirty_percent_loss_does_not_flap() {
     assert!(falls <= hours as usize, "{falls} falls in {hours} hours");
 }
 
+/// Over ten hours of a link that loses now and then a packet and is silent otherwise: no fall, and few probes more than one a
+/// period, though the second follows the first soon.
+#[test]
+fn a_packet_lost_now_and_then_costs_a_probe() {
+    for loss in [0.001, 0.01, 0.05] {
+        let (mut probes, mut second) = (0u32, 0u32);
+        let mut random = fastrand::Rng::with_seed(7);
+        let now = Instant::now();
+        let mut link = up(now);
+        let hours = Duration::from_secs(10 * 3600);
+        let transitions = run(&mut link, now, hours, |_, on_second| {
+            probes += 1;
+            second += u32::from(on_second);
+            Some(lossy(&mut random, loss, ms(20)))
+        });
+        assert_eq!(transitions, [], "at {loss}");
+        assert!(second * 20 < probes, "{second} of {probes} at {loss}");
+    }
+}
+
 proptest! {
+    /// Where answers come fast, a cut is found out sooner.
+    #[test]
+    fn a_fast_link_that_is_cut_is_down_soon(cut in 5_000u64..10_000, rtt in 0u64..25) {
+        let now = Instant::now();
+        let mut link = up(now);
+        let (cut, rtt) = (ms(cut), ms(rtt));
+        let transitions = run(&mut link, now, cut + ms(10_000), |at, _| (at + rtt <= cut).then_some(rtt));
+        prop_assert_eq!(transitions.len(), 1);
+        prop_assert!(transitions[0].0 - cut <= ms(2_200), "down {:?} after the cut", transitions[0].0 - cut);
+    }
+
     /// Packets vanish at `cut` and come back at `heal`: down within 3 s, up within 3 s, exactly once each.
     #[test]
     fn cut_and_heal_within_bounds(

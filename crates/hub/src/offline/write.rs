@@ -66,12 +66,19 @@ impl Offline {
                 return Err(self.refused(info, refusal.why()));
             }
         };
-        let _write = self.journal.begin_write().await;
-        let (code, object) = match (kind, info.verb) {
-            (Kind::PodRemoval, _) => self.remove(caller, info, parts, &body).await?,
-            (_, Verb::Create) => self.create(kind, caller, info, parts, &body).await?,
-            _ => self.modify(kind, caller, info, parts, &body).await?,
-        };
+        let (offline, caller, info) = (self.clone(), caller.clone(), info.clone());
+        let parts = parts.clone();
+        // In a task: a client that goes meanwhile must not leave a write that is on the disk and nowhere else.
+        let kept = tokio::spawn(async move {
+            let _write = offline.journal.begin_write().await;
+            match (kind, info.verb) {
+                (Kind::PodRemoval, _) => offline.remove(&caller, &info, &parts, &body).await,
+                (_, Verb::Create) => offline.create(kind, &caller, &info, &parts, &body).await,
+                _ => offline.modify(kind, &caller, &info, &parts, &body).await,
+            }
+        });
+        let kept = kept.await;
+        let (code, object) = kept.map_err(|error| Box::new(Status::internal_error(error)))??;
         let gvk = super::gvk_of(&object)?;
         wanted
             .single(code, &object, &gvk, now())

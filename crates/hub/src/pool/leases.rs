@@ -7,7 +7,7 @@ pub(crate) use served::MOST_BYTES;
 pub(super) use served::{Refused, answer};
 
 use crate::autonomy::heartbeat::{DELEGATE, NODE_LEASES, micros};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -139,6 +139,8 @@ pub struct Kept {
     /// Its revision: of this node's making.
     pub revision: u64,
     created: Timestamp,
+    /// The time as the node said it last: less than what the lease says when its clock was far ahead before.
+    said: Timestamp,
     /// When its time moved on last, by this node's clock.
     pub moved: Instant,
     /// Writes that are left, and as of when.
@@ -188,11 +190,17 @@ impl Table {
             self.revision += 1;
             kept.revision = self.revision;
             let before = kept.written.renew;
-            if written.renew > before {
+            let moved = written.renew > std::mem::replace(&mut kept.said, written.renew);
+            // A clock that was set right must not make a node that goes on look dead until its time comes again.
+            let least = match before.checked_add(SignedDuration::from_micros(1)) {
+                Ok(next) if moved => next,
+                _ => before,
+            };
+            if moved {
                 kept.moved = now;
             }
             kept.written = Written {
-                renew: written.renew.max(before),
+                renew: written.renew.max(least),
                 owner: written.owner.or(kept.written.owner.take()),
                 ..written
             };
@@ -203,6 +211,7 @@ impl Table {
         }
         self.revision += 1;
         let kept = Kept {
+            said: written.renew,
             written,
             revision: self.revision,
             created: Timestamp::now(),
@@ -387,6 +396,13 @@ mod tests {
         assert_eq!(kept.written, written(100, false));
         table.put("n", written(101, false), at(41)).unwrap();
         assert!(table.kept["n"].is_alive(at(80)));
+        // Its clock was a year ahead, and is set right: it lives as soon as its time moves on again.
+        table.put("n", written(31_536_000, false), at(82)).unwrap();
+        table.put("n", written(140, false), at(121)).unwrap();
+        assert!(!table.kept["n"].is_alive(at(122)));
+        table.put("n", written(150, false), at(131)).unwrap();
+        assert!(table.kept["n"].is_alive(at(170)));
+        assert!(table.kept["n"].written.renew > written(31_536_000, false).renew);
         assert!(!table.keep(&["n".into()].into()));
         assert!(table.keep(&["m".into()].into()) && table.kept.is_empty());
         assert_eq!(table.removed, table.revision);

@@ -2,6 +2,7 @@
 
 use super::{Call, Ending, Hub, document_key, text, upload::too_large_status};
 use crate::{
+    cache::Asked,
     caller::Caller,
     deadline, identity,
     journal::Waiting,
@@ -19,7 +20,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 use yurt_transport::{Body, ClientError, ResponseBody};
-use yurt_wire::{Encoding, Object, Reason, Status, Verb};
+use yurt_wire::{Encoding, Object, Reason, RequestInfo, Status, Verb};
 
 impl Hub {
     pub(super) async fn forward(
@@ -64,6 +65,7 @@ impl Hub {
         };
         let view_headers = view.then(|| outgoing.headers.clone());
         let overtaken = self.overtaken(&call);
+        let asked = self.asked(&call.info, taught);
         let (response, server) = match self.upstreams.send(&call.identity.caller, outgoing).await {
             Ok(answer) => answer,
             Err(_) if too_large.load(Ordering::Relaxed) => {
@@ -115,8 +117,9 @@ impl Hub {
             }
             _ => None,
         };
-        let tee = subject
-            .and_then(|subject| self.tee(&call.identity.caller, subject, response.headers()));
+        let tee = subject.and_then(|subject| {
+            self.tee(&call.identity.caller, subject, asked, response.headers())
+        });
         let silence = deadline::ends(&call.info).then(|| self.silence());
         let response = self.pass(response, server, tee, call.in_flight, silence);
         Ok(if call.info.verb == Verb::Watch {
@@ -180,7 +183,26 @@ impl Hub {
         )
     }
 
-    fn tee(&self, caller: &Caller, mut subject: Subject, headers: &HeaderMap) -> Option<Tee> {
+    /// What an answer about one object is to be held against.
+    fn asked(&self, info: &RequestInfo, taught: bool) -> Asked {
+        if !taught || !info.is_resource || info.name.is_empty() {
+            return Asked::default();
+        }
+        let asked = self.cache.asked(&info.gvr());
+        if info.query.is_empty() {
+            return asked;
+        }
+        let options = info.list_options().unwrap_or_default();
+        asked.not_older_than(&options.resource_version)
+    }
+
+    fn tee(
+        &self,
+        caller: &Caller,
+        mut subject: Subject,
+        asked: Asked,
+        headers: &HeaderMap,
+    ) -> Option<Tee> {
         let gzip = match text(headers, header::CONTENT_ENCODING) {
             "" | "identity" => false,
             "gzip" => true,
@@ -194,7 +216,8 @@ impl Hub {
             }
             _ => Encoding::from_content_type(kind)?,
         };
-        Some(self.teacher.tee(caller.clone(), subject, encoding, gzip))
+        let caller = caller.clone();
+        Some(self.teacher.tee(caller, subject, asked, encoding, gzip))
     }
 
     /// No API server answered.

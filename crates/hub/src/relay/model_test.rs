@@ -3,7 +3,7 @@
 
 use super::{correction::Corrector, cursor::Cursor, cursor::Resume};
 use crate::{
-    cache::{Cache, CacheConfig, WatchLearner},
+    cache::{Asked, Cache, CacheConfig, WatchLearner},
     caller::Caller,
     endpoints::Endpoints,
     journal::{Cloud as Replayed, Journal, JournalConfig},
@@ -340,8 +340,12 @@ impl World {
         let status = status((format!("10.0.0.{ip}"), ready));
         if self.online {
             let pod = self.cloud.set_status(name, &status).expect("the pod");
-            self.cache
-                .learn_object(&Caller::Node, &Gvr::new("", "v1", "pods"), &object(&pod));
+            self.cache.learn_object(
+                &Caller::Node,
+                &Gvr::new("", "v1", "pods"),
+                &object(&pod),
+                Asked::default(),
+            );
             return;
         }
         let path = format!("/api/v1/namespaces/d/pods/{name}/status");

@@ -64,7 +64,12 @@ impl Upstreams {
 
     async fn ask_for(&self, wish: &Wish, own: &str) -> Result<Issued, SendError> {
         // One at a time: a pod that comes online asks for much at once.
-        let _asking = self.exchanging.lock().await;
+        let Ok(_asking) = tokio::time::timeout(WAIT, self.exchanging.lock()).await else {
+            self.metrics.token_exchanged("failed");
+            return Err(SendError::NotExchanged(format!(
+                "others were asked for first, for {WAIT:?}"
+            )));
+        };
         if let Some(issued) = self.tokens.issued(wish, now()) {
             return Ok(issued);
         }
@@ -137,5 +142,42 @@ impl Upstreams {
         Err(SendError::Refused(format!(
             "the cloud gives no token for service account {account}: {why}"
         )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cache::{Cache, CacheConfig},
+        config::LbMode,
+        metrics::Metrics,
+        tokens::Tokens,
+        upstream::CloudTls,
+    };
+
+    /// The cloud answers nothing for long: who comes later must not wait for all who came before.
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_others_without_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (cache, _) = Cache::open(dir.path(), CacheConfig::default()).expect("a cache");
+        let bearer = yurt_pki::distrustful_client_config().expect("a configuration");
+        let tls = CloudTls { node: None, bearer };
+        let servers = ["127.0.0.1:1".to_owned()];
+        let tokens = Tokens::blank(&cache, "edge-1");
+        let upstreams =
+            Upstreams::new(&servers, LbMode::Priority, &tls, Metrics::default(), tokens);
+        let _others = upstreams.exchanging.lock().await;
+        let wish = Wish {
+            namespace: "default".into(),
+            account: "web".into(),
+            audiences: Vec::new(),
+            seconds: 3600,
+            bound: None,
+        };
+        let begun = tokio::time::Instant::now();
+        let asked = upstreams.ask_for(&wish, "own").await;
+        assert!(matches!(asked, Err(SendError::NotExchanged(_))));
+        assert_eq!(begun.elapsed(), WAIT);
     }
 }

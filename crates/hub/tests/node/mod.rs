@@ -9,7 +9,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use yurt_hub::{
-    cache::{Cache, CacheConfig},
+    cache::{Asked, Cache, CacheConfig},
     caller::Caller,
     journal::{Journal, JournalConfig},
     metrics::Metrics,
@@ -143,8 +143,12 @@ impl Node {
         for object in maps.items {
             let meta = object.meta().expect("metadata");
             if meta.namespace == "default" && meta.name != "openshift-service-ca.crt" {
-                node.cache
-                    .learn_object(&Caller::Node, &Gvr::new("", "v1", "configmaps"), &object);
+                node.cache.learn_object(
+                    &Caller::Node,
+                    &Gvr::new("", "v1", "configmaps"),
+                    &object,
+                    Asked::default(),
+                );
             }
         }
         node.cache.learn_absent(
@@ -152,12 +156,14 @@ impl Node {
             &Gvr::new("", "v1", "configmaps"),
             "default",
             "openshift-service-ca.crt",
+            Asked::default(),
         );
         node.cache.learn_absent(
             &Caller::Node,
             &Gvr::new("storage.k8s.io", "v1", "csinodes"),
             "",
             "edge-1",
+            Asked::default(),
         );
         node.cache.flush().await.expect("flush");
         node

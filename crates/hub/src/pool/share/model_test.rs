@@ -268,10 +268,16 @@ async fn run(steps: Vec<Step>) {
                 since = list(&truth).await;
                 learner = teller.learner(since);
             }
-            Step::Beside { name } => match truth.objects.get(&name) {
-                Some(value) => cache.learn_object(&Caller::Node, &gvr(), &object(value)),
-                None => cache.learn_absent(&Caller::Node, &gvr(), "d", &format!("s{name}")),
-            },
+            Step::Beside { name } => {
+                let asked = cache.asked(&gvr());
+                match truth.objects.get(&name) {
+                    Some(value) => cache.learn_object(&Caller::Node, &gvr(), &object(value), asked),
+                    None => {
+                        let name = format!("s{name}");
+                        cache.learn_absent(&Caller::Node, &gvr(), "d", &name, asked);
+                    }
+                }
+            }
             Step::Open { peer, red, resume } => {
                 let from = clients
                     .iter()

@@ -314,13 +314,21 @@ impl Pool {
         self.merge(&format!("{MAPS}/{MAP}"), data).await;
     }
 
+    /// Waits until a node knows who leads. One that is cut before never will.
+    pub(crate) async fn until_led(&self, number: usize) {
+        eventually("somebody leads", async || {
+            self.node(number).status().await["pool"]["role"] != "alone"
+        })
+        .await;
+    }
+
     /// Waits until a node answers out of what is shared.
     pub(crate) async fn until_shared(&self, number: usize) {
+        // Before anything is read of the cloud by itself.
+        self.until_led(number).await;
         let node = self.node(number);
         eventually("services are shared", async || {
-            // Before anything is read of the cloud by itself.
-            node.status().await["pool"]["role"] != "alone"
-                && node.get(SERVICES).await.status == 200
+            node.get(SERVICES).await.status == 200
                 && node.feed("services").await["stage"] == "synced"
         })
         .await;
