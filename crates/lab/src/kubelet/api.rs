@@ -6,7 +6,10 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use serde_json::Value;
 use std::{io::Read, time::Duration};
 use yurt_transport::{BoxError, Client, ClientError, ClientOptions, ResponseBody, collect, full};
-use yurt_wire::{Encoding, Object, Status};
+use yurt_wire::{
+    Encoding, Object, Status,
+    list::{self, SplitList},
+};
 
 /// What the recorded kubelet calls itself.
 const USER_AGENT: &str = "kubelet/v1.36.0 (linux/amd64) kubernetes/0000000";
@@ -111,6 +114,12 @@ impl Api {
         self.call(Method::DELETE, path, Some(body)).await
     }
 
+    /// A list, or a page of one.
+    pub(super) async fn list(&self, path: &str) -> Result<SplitList, CallError> {
+        let list = self.fetch(Method::GET, path, None).await?;
+        Ok(list::split(&list.bytes, list.encoding)?)
+    }
+
     /// Opens a watch: the encoding of its frames, and the stream.
     pub(super) async fn watch(&self, path: &str) -> Result<(Encoding, ResponseBody), CallError> {
         let response = self.send(Method::GET, path, None).await?;
@@ -133,6 +142,15 @@ impl Api {
         path: &str,
         body: Option<(&'static str, Bytes)>,
     ) -> Result<Value, CallError> {
+        Ok(self.fetch(method, path, body).await?.to_json_value()?)
+    }
+
+    async fn fetch(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<(&'static str, Bytes)>,
+    ) -> Result<Object, CallError> {
         let response = self.send(method, path, body).await?;
         if !response.status().is_success() {
             return Err(refused(response).await);
@@ -140,7 +158,7 @@ impl Api {
         let (head, bytes) = read(response).await?;
         let encoding = encoding_of(&head.headers)
             .ok_or_else(|| CallError::Malformed(format!("{path}: an answer that is no object")))?;
-        Ok(Object { encoding, bytes }.to_json_value()?)
+        Ok(Object { encoding, bytes })
     }
 
     async fn send(

@@ -1,6 +1,7 @@
-//! A simulated container: a file system in memory, an environment, a shell of built-in commands, an HTTP server on each port.
+//! A simulated container: a file system, an environment, a shell of built-in commands, an HTTP server on each port.
 
 pub(super) mod archive;
+pub(super) mod content;
 pub(super) mod files;
 pub(super) mod http;
 pub(super) mod shell;

@@ -1,5 +1,6 @@
 //! Watching a collection as client-go's reflector does since WatchList is the normal case: no list, but a watch that begins with the
-//! objects there are and says with a bookmark when that was all.
+//! objects there are and says with a bookmark when that was all. A server that refuses this is asked for a list, then for a watch from
+//! there; whenever everything is asked for anew, it is given another chance.
 
 use super::{
     api::{Api, CallError},
@@ -13,8 +14,10 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
+use yurt_controller::feed::refuses_initial_events;
 use yurt_wire::{
     Object, Status,
+    object::Malformed,
     request::encode_query_value,
     watch::{Event, EventType, FrameDecoder, is_initial_events_end},
 };
@@ -23,6 +26,8 @@ use yurt_wire::{
 const MAX_FRAME: usize = 16 << 20;
 /// client-go begins with 800 ms and ends with 30 s; at the edge the hub is near, so the pauses are shorter.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+/// Objects in a page of a list, where the server's cache does not answer at once.
+const PAGE: &str = "500";
 
 /// What to watch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -57,8 +62,10 @@ struct Cursor {
     /// Where to go on; `None`: with everything.
     revision: Option<String>,
     known: HashSet<Key>,
-    /// What a stream of initial events has told so far.
+    /// What a stream of initial events, or the pages of a list, have told so far.
     told: Option<HashSet<Key>>,
+    /// The server refuses to tell everything as the beginning of a watch.
+    listing: bool,
 }
 
 /// How a stream ended by its own word.
@@ -66,34 +73,64 @@ struct Cursor {
 enum Ended {
     /// The revision is too old: begin with everything.
     Expired,
+    /// The server does not begin watches with everything.
+    NoInitialEvents,
     /// Something else.
     Failed(String),
 }
 
-impl Cursor {
-    /// The request for the next stream. Parameters are in the order in which Go encodes them.
-    fn request(&self, collection: &Collection, seconds: u64) -> String {
-        let mut request = format!("{}?allowWatchBookmarks=true", collection.path);
+impl From<Malformed> for Ended {
+    fn from(error: Malformed) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+/// A path with parameters, those without a value left out. Go encodes them in the order of their names.
+fn with_parameters(path: &str, parameters: &[(&str, &str)]) -> String {
+    let mut request = path.to_owned();
+    let given = parameters.iter().filter(|(_, value)| !value.is_empty());
+    for (number, (name, value)) in given.enumerate() {
+        let before = if number == 0 { '?' } else { '&' };
         // Writing to a String does not fail.
-        let mut parameter = |name: &str, value: &str| {
-            let _ = write!(request, "&{name}={}", encode_query_value(value));
+        let _ = write!(request, "{before}{name}={}", encode_query_value(value));
+    }
+    request
+}
+
+impl Cursor {
+    /// The request for the next stream.
+    fn request(&self, collection: &Collection, seconds: u64) -> String {
+        let (revision, at_least, initial) = match &self.revision {
+            Some(revision) => (revision.as_str(), "", ""),
+            None => ("", "NotOlderThan", "true"),
         };
-        if !collection.fields.is_empty() {
-            parameter("fieldSelector", &collection.fields);
-        }
-        match &self.revision {
-            Some(revision) => parameter("resourceVersion", revision),
-            None => {
-                parameter("resourceVersionMatch", "NotOlderThan");
-                parameter("sendInitialEvents", "true");
-            }
-        }
-        if collection.client_timeout {
-            parameter("timeout", &format!("{}m{}s", seconds / 60, seconds % 60));
-        }
-        parameter("timeoutSeconds", &seconds.to_string());
-        parameter("watch", "true");
-        request
+        let timeout = match collection.client_timeout {
+            true => format!("{}m{}s", seconds / 60, seconds % 60),
+            false => String::new(),
+        };
+        let parameters = [
+            ("allowWatchBookmarks", "true"),
+            ("fieldSelector", &collection.fields),
+            ("resourceVersion", revision),
+            ("resourceVersionMatch", at_least),
+            ("sendInitialEvents", initial),
+            ("timeout", &timeout),
+            ("timeoutSeconds", &seconds.to_string()),
+            ("watch", "true"),
+        ];
+        with_parameters(&collection.path, &parameters)
+    }
+
+    /// The request for a page of the list: the first is the server's cache's, the others go on from `next`.
+    fn page_request(collection: &Collection, next: &str) -> String {
+        let revision = if next.is_empty() { "0" } else { "" };
+        let parameters = [
+            ("continue", next),
+            ("fieldSelector", &collection.fields),
+            ("limit", PAGE),
+            ("resourceVersion", revision),
+        ];
+        with_parameters(&collection.path, &parameters)
     }
 
     /// A stream was opened.
@@ -101,28 +138,49 @@ impl Cursor {
         self.told = self.revision.is_none().then(HashSet::new);
     }
 
+    /// What a refusal means for where the cursor stands.
+    fn refused(&self, code: u16, message: &str) -> Ended {
+        if code == 410 {
+            Ended::Expired
+        } else if self.revision.is_none() && !self.listing && refuses_initial_events(code, message)
+        {
+            Ended::NoInitialEvents
+        } else {
+            Ended::Failed(format!("{code}: {message}"))
+        }
+    }
+
+    fn set(&mut self, key: Key, object: Object, tell: &mut impl FnMut(Change)) {
+        if let Some(told) = &mut self.told {
+            told.insert(key.clone());
+        }
+        self.known.insert(key.clone());
+        tell(Change::Set(key, object));
+    }
+
+    /// Everything there is at a revision has been told.
+    fn complete(&mut self, revision: String, tell: &mut impl FnMut(Change)) {
+        let told = self.told.take().unwrap_or_default();
+        // What was there before and was not told again went while nobody watched.
+        for gone in self.known.extract_if(|key| !told.contains(key)) {
+            tell(Change::Gone(gone));
+        }
+        self.revision = Some(revision);
+        tell(Change::Synced);
+    }
+
     fn event(&mut self, event: Event, tell: &mut impl FnMut(Change)) -> Result<(), Ended> {
         if event.kind == EventType::Error {
             let status = Status::from_bytes(&event.object.bytes, event.object.encoding);
             return Err(match status {
-                Some(status) if status.code() == 410 => Ended::Expired,
-                Some(status) => Ended::Failed(status.message),
+                Some(status) => self.refused(status.code(), &status.message),
                 None => Ended::Failed("an error that is no Status".into()),
             });
         }
-        let meta = event
-            .object
-            .meta()
-            .map_err(|error| Ended::Failed(error.to_string()))?;
+        let meta = event.object.meta()?;
         let key = (meta.namespace, meta.name);
         match event.kind {
-            EventType::Added | EventType::Modified => {
-                if let Some(told) = &mut self.told {
-                    told.insert(key.clone());
-                }
-                self.known.insert(key.clone());
-                tell(Change::Set(key, event.object));
-            }
+            EventType::Added | EventType::Modified => self.set(key, event.object, tell),
             EventType::Deleted => {
                 if let Some(told) = &mut self.told {
                     told.remove(&key);
@@ -132,15 +190,8 @@ impl Cursor {
                 }
             }
             EventType::Bookmark => {
-                if is_initial_events_end(&event.object)
-                    && let Some(told) = self.told.take()
-                {
-                    // What was there before and was not told again went while nobody watched.
-                    for gone in self.known.extract_if(|key| !told.contains(key)) {
-                        tell(Change::Gone(gone));
-                    }
-                    self.revision = Some(meta.resource_version);
-                    tell(Change::Synced);
+                if self.told.is_some() && is_initial_events_end(&event.object) {
+                    self.complete(meta.resource_version, tell);
                     return Ok(());
                 }
             }
@@ -155,6 +206,7 @@ impl Cursor {
 
     fn expired(&mut self) {
         self.revision = None;
+        self.listing = false;
     }
 }
 
@@ -178,6 +230,10 @@ pub(super) async fn reflect(
             }
             Err(Ended::Expired) => {
                 cursor.expired();
+                None
+            }
+            Err(Ended::NoInitialEvents) => {
+                cursor.listing = true;
                 None
             }
             Err(Ended::Failed(why)) => Some(why),
@@ -207,6 +263,37 @@ impl Drop for Counted<'_> {
     }
 }
 
+/// Asks for everything there is, page by page.
+async fn list(
+    api: &Api,
+    collection: &Collection,
+    cursor: &mut Cursor,
+    tell: &mut impl FnMut(Change),
+) -> Result<(), Ended> {
+    cursor.told = Some(HashSet::new());
+    let mut next = String::new();
+    loop {
+        let page = api.list(&Cursor::page_request(collection, &next)).await;
+        let page = page.map_err(|error| ended(cursor, error))?;
+        for object in page.items {
+            let meta = object.meta()?;
+            cursor.set((meta.namespace, meta.name), object, tell);
+        }
+        if page.continue_token.is_empty() {
+            cursor.complete(page.resource_version, tell);
+            return Ok(());
+        }
+        next = page.continue_token;
+    }
+}
+
+fn ended(cursor: &Cursor, error: CallError) -> Ended {
+    match error {
+        CallError::Refused { code, message } => cursor.refused(code, &message),
+        error => Ended::Failed(error.to_string()),
+    }
+}
+
 /// Follows one stream to its end: how many events it brought.
 async fn stream(
     api: &Api,
@@ -215,11 +302,12 @@ async fn stream(
     open: &AtomicUsize,
     tell: &mut impl FnMut(Change),
 ) -> Result<usize, Ended> {
+    if cursor.revision.is_none() && cursor.listing {
+        list(api, collection, cursor, tell).await?;
+    }
     let path = cursor.request(collection, fastrand::u64(collection.seconds.clone()));
-    let (encoding, mut body) = api.watch(&path).await.map_err(|error| match error {
-        CallError::Refused { code: 410, .. } => Ended::Expired,
-        error => Ended::Failed(error.to_string()),
-    })?;
+    let opened = api.watch(&path).await;
+    let (encoding, mut body) = opened.map_err(|error| ended(cursor, error))?;
     let _open = Counted::new(open);
     cursor.opened();
     let mut decoder = FrameDecoder::new(encoding, MAX_FRAME);
@@ -231,9 +319,8 @@ async fn stream(
             continue;
         };
         decoder.push(chunk);
-        let malformed = |error: yurt_wire::object::Malformed| Ended::Failed(error.to_string());
-        while let Some(frame) = decoder.next_frame().map_err(malformed)? {
-            cursor.event(frame.event.map_err(malformed)?, tell)?;
+        while let Some(frame) = decoder.next_frame()? {
+            cursor.event(frame.event?, tell)?;
             events += 1;
         }
     }
@@ -324,6 +411,29 @@ mod tests {
     }
 
     #[test]
+    fn lists_as_client_go_where_watches_do_not_begin_with_everything() {
+        assert_eq!(
+            Cursor::page_request(&pods(), ""),
+            "/api/v1/pods?fieldSelector=spec.nodeName%3Dedge-1&limit=500&resourceVersion=0"
+        );
+        assert_eq!(
+            Cursor::page_request(&pods(), "x"),
+            "/api/v1/pods?continue=x&fieldSelector=spec.nodeName%3Dedge-1&limit=500"
+        );
+        let mut cursor = Cursor::default();
+        let message = "etcdserver: unsupported";
+        assert_eq!(cursor.refused(500, message), Ended::NoInitialEvents);
+        cursor.listing = true;
+        let failed = Ended::Failed("500: etcdserver: unsupported".into());
+        assert_eq!(cursor.refused(500, message), failed);
+        cursor.expired();
+        assert_eq!(cursor.refused(422, ""), Ended::NoInitialEvents);
+        cursor.revision = Some("7".into());
+        assert!(matches!(cursor.refused(500, ""), Ended::Failed(_)));
+        assert_eq!(cursor.refused(410, ""), Ended::Expired);
+    }
+
+    #[test]
     fn goes_on_where_a_stream_ended_and_only_once_all_was_told() {
         let mut cursor = Cursor::default();
         cursor.opened();
@@ -378,7 +488,11 @@ mod tests {
         let mut cursor = Cursor::default();
         let expired = cursor.event(error(Status::expired("too old")), &mut |_| {});
         assert_eq!(expired, Err(Ended::Expired));
-        let failed = cursor.event(error(Status::internal_error("oops")), &mut |_| {});
+        let oops = || error(Status::internal_error("oops"));
+        let refused = cursor.event(oops(), &mut |_| {});
+        assert_eq!(refused, Err(Ended::NoInitialEvents));
+        cursor.revision = Some("7".into());
+        let failed = cursor.event(oops(), &mut |_| {});
         assert!(matches!(failed, Err(Ended::Failed(_))));
     }
 }

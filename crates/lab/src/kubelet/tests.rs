@@ -5,6 +5,7 @@ use crate::link::{Link, LinkState};
 use cloud::{Cloud, pod};
 use http::Method;
 use std::collections::BTreeSet;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::DropGuard;
 use yurt_wire::Status;
 
@@ -262,6 +263,35 @@ async fn an_expired_watch_begins_anew() {
     })
     .await;
     assert_eq!(kubelet.handle.state().running, 1);
+}
+
+#[tokio::test]
+async fn a_server_whose_watches_begin_with_nothing_is_asked_for_lists() {
+    let cloud = Cloud::start().await;
+    cloud.refuse_initial_events();
+    cloud.put("pods", pod("web"));
+    cloud.put("pods", pod("lost"));
+    let kubelet = start(cloud.address);
+    eventually("running", || kubelet.handle.state().running == 2).await;
+    cloud.forget("pods", "default", "lost");
+    cloud.put("pods", pod("late"));
+    // By its status: the lost pod may be missed earlier, when its own is refused.
+    eventually("the late pod, by a watch", || {
+        let late = cloud.get("pods", "default", "late");
+        late.is_some_and(|pod| pod["status"]["phase"] == "Running")
+    })
+    .await;
+    cloud.expire_watches();
+    eventually("the lost pod forgotten, by a list", || {
+        kubelet.handle.state().pods == 2
+    })
+    .await;
+    let listed = |a: &cloud::Asked| a.path.contains("/pods?") && !a.path.contains("watch=true");
+    let begun = |a: &cloud::Asked| a.path.contains("/pods?") && a.path.contains("sendInitial");
+    assert!(
+        cloud.count(listed) >= 2 && cloud.count(begun) >= 2,
+        "each time it has another chance"
+    );
 }
 
 /// Digits of time-outs differ from run to run, and pods have other names.

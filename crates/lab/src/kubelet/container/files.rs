@@ -1,14 +1,19 @@
 //! The files of a simulated container: a few of a minimal system, those of its volumes, and what was written since it began.
 
-use super::{super::lock, Container, spec_of};
+use super::{
+    super::lock,
+    Container,
+    content::{Content, Draft, Room, Taken},
+    spec_of,
+};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     sync::{Arc, Mutex},
 };
+use tokio::io::AsyncWriteExt as _;
 
-/// What a container may write.
-const MAX_WRITTEN: usize = 8 << 20;
 /// Directories that are always there.
 const DIRECTORIES: [&str; 12] = [
     "/", "/bin", "/dev", "/etc", "/home", "/proc", "/root", "/run", "/tmp", "/usr", "/var",
@@ -33,15 +38,97 @@ pub(crate) enum FileError {
     /// ENOSPC.
     #[error("No space left on device")]
     Full,
+    /// EFBIG: more than a simulated command holds.
+    #[error("File too large")]
+    TooLarge,
+    /// EIO: this machine's disk failed.
+    #[error("Input/output error")]
+    Unreadable,
 }
 
-/// What was written: `None` for a directory.
-type Written = BTreeMap<String, Option<Vec<u8>>>;
+impl From<FileError> for io::Error {
+    fn from(error: FileError) -> Self {
+        let kind = match error {
+            FileError::Missing => io::ErrorKind::NotFound,
+            FileError::Directory => io::ErrorKind::IsADirectory,
+            FileError::NotDirectory => io::ErrorKind::NotADirectory,
+            FileError::ReadOnly => io::ErrorKind::ReadOnlyFilesystem,
+            FileError::Full => io::ErrorKind::StorageFull,
+            FileError::TooLarge => io::ErrorKind::FileTooLarge,
+            FileError::Unreadable => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<io::Error> for FileError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull => Self::Full,
+            _ => Self::Unreadable,
+        }
+    }
+}
+
+/// What was written at a path.
+#[derive(Debug)]
+struct Entry {
+    /// `None` for a directory.
+    content: Option<Content>,
+    _name: Taken,
+}
 
 /// The writable files of a container, shared by all that runs in it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Files {
-    written: Arc<Mutex<Written>>,
+    written: Arc<Mutex<BTreeMap<String, Entry>>>,
+    room: Arc<Room>,
+}
+
+impl Files {
+    #[cfg(test)]
+    pub(super) fn within(room: Arc<Room>) -> Self {
+        let written = Arc::default();
+        Self { written, room }
+    }
+
+    pub(super) fn room(&self) -> &Arc<Room> {
+        &self.room
+    }
+
+    /// What was written at a path: `Some(None)` for a directory.
+    pub(super) fn get(&self, path: &str) -> Option<Option<Content>> {
+        let written = lock(&self.written);
+        written.get(path).map(|entry| entry.content.clone())
+    }
+
+    /// Puts a file or a directory in the place of what is there.
+    pub(super) fn put(
+        &self,
+        path: &str,
+        content: impl Into<Option<Content>>,
+    ) -> Result<(), FileError> {
+        let mut written = lock(&self.written);
+        // What was there gives its room back first.
+        written.remove(path);
+        let mut name = Taken::nothing(&self.room);
+        name.memory(path.len())?;
+        let entry = Entry {
+            content: content.into(),
+            _name: name,
+        };
+        written.insert(path.to_owned(), entry);
+        Ok(())
+    }
+
+    /// Removes what is at a path and below; whether there was anything.
+    pub(super) fn remove(&self, path: &str) -> bool {
+        let below = format!("{path}/");
+        let mut written = lock(&self.written);
+        let before = written.len();
+        written.retain(|at, _| at != path && !at.starts_with(&below));
+        written.len() < before
+    }
 }
 
 /// `..`, `.` and double slashes resolved, as seen from `directory`.
@@ -171,8 +258,9 @@ fn system(container: &Container, path: &str) -> Option<Vec<u8>> {
     })
 }
 
-const SYSTEM: [&str; 5] = [
+const SYSTEM: [&str; 6] = [
     "/dev/null",
+    "/dev/zero",
     "/etc/hostname",
     "/etc/hosts",
     "/etc/os-release",
@@ -180,12 +268,17 @@ const SYSTEM: [&str; 5] = [
 ];
 
 impl Container {
-    /// What is in a file.
+    /// What is in a file that is not large.
     pub(crate) async fn read(&self, path: &str) -> Result<Vec<u8>, FileError> {
-        let written = lock(&self.files.written).get(path).cloned();
-        match written {
-            Some(Some(bytes)) => return Ok(bytes),
+        self.open(path).await?.whole().await
+    }
+
+    /// What is in a file.
+    pub(crate) async fn open(&self, path: &str) -> Result<Content, FileError> {
+        match self.files.get(path) {
+            Some(Some(content)) => return Ok(content),
             Some(None) => return Err(FileError::Directory),
+            None if path == "/dev/zero" => return Ok(Content::zeros()),
             None => {}
         }
         if let Some((volume, inside)) = volume(self, path)
@@ -193,11 +286,11 @@ impl Container {
         {
             let mut files = contents(self, volume).await;
             if let Some(bytes) = files.remove(&inside) {
-                return Ok(bytes);
+                return Ok(bytes.into());
             }
         }
         match system(self, path) {
-            Some(bytes) => Ok(bytes),
+            Some(bytes) => Ok(bytes.into()),
             None if self.is_directory(path).await => Err(FileError::Directory),
             None => Err(FileError::Missing),
         }
@@ -211,7 +304,9 @@ impl Container {
         let below = format!("{path}/");
         let written = {
             let files = lock(&self.files.written);
-            matches!(files.get(path), Some(None)) || files.keys().any(|at| at.starts_with(&below))
+            let at = files.get(path);
+            at.is_some_and(|entry| entry.content.is_none())
+                || files.keys().any(|at| at.starts_with(&below))
         };
         if written {
             return true;
@@ -238,7 +333,7 @@ impl Container {
     /// The names in a directory.
     pub(crate) async fn list(&self, path: &str) -> Result<BTreeSet<String>, FileError> {
         if !self.is_directory(path).await {
-            return match self.read(path).await {
+            return match self.open(path).await {
                 Ok(_) => Err(FileError::NotDirectory),
                 Err(error) => Err(error),
             };
@@ -285,8 +380,15 @@ impl Container {
         bytes: &[u8],
         append: bool,
     ) -> Result<(), FileError> {
-        if path == "/dev/null" {
-            return Ok(());
+        let mut file = self.create(path, append).await?;
+        file.write_all(bytes).await?;
+        Ok(file.shutdown().await?)
+    }
+
+    /// Begins a file anew, or goes on at its end. It is there, empty, when it was not.
+    pub(crate) async fn create(&self, path: &str, append: bool) -> Result<Draft, FileError> {
+        if ["/dev/null", "/dev/zero"].contains(&path) {
+            return Ok(Draft::new(&self.files, None));
         }
         self.writable(path)?;
         if self.is_directory(path).await {
@@ -296,20 +398,25 @@ impl Container {
             return Err(FileError::Missing);
         }
         let before = match append {
-            true => self.read(path).await.unwrap_or_default(),
-            false => Vec::new(),
+            true => self.open(path).await.ok(),
+            false => None,
         };
-        let mut files = lock(&self.files.written);
-        let others: usize = files
-            .iter()
-            .filter(|(at, _)| *at != path)
-            .map(|(at, file)| at.len() + file.as_ref().map_or(0, Vec::len))
-            .sum();
-        if others + path.len() + before.len() + bytes.len() > MAX_WRITTEN {
-            return Err(FileError::Full);
+        if before.is_none() {
+            self.files.put(path, Content::from(Vec::new()))?;
         }
-        files.insert(path.to_owned(), Some([&before, bytes].concat()));
-        Ok(())
+        let mut draft = Draft::new(&self.files, Some(path.to_owned()));
+        if let Some(before) = before {
+            let mut at = 0;
+            loop {
+                let piece = before.piece(at).await?;
+                if piece.is_empty() {
+                    break;
+                }
+                at += piece.len() as u64;
+                draft.write_all(&piece).await?;
+            }
+        }
+        Ok(draft)
     }
 
     /// Makes a directory and those above it.
@@ -318,26 +425,16 @@ impl Container {
             return Ok(());
         }
         self.writable(path)?;
-        let mut files = lock(&self.files.written);
-        if matches!(files.get(path), Some(Some(_))) {
-            return Err(FileError::NotDirectory);
+        match self.files.get(path) {
+            Some(Some(_)) => Err(FileError::NotDirectory),
+            _ => self.files.put(path, None),
         }
-        let used: usize = files.keys().map(String::len).sum();
-        if used + path.len() > MAX_WRITTEN {
-            return Err(FileError::Full);
-        }
-        files.insert(path.to_owned(), None);
-        Ok(())
     }
 
     /// Removes what was written, directories with what is in them.
     pub(crate) async fn remove(&self, path: &str) -> Result<(), FileError> {
         self.writable(path)?;
-        let below = format!("{path}/");
-        let mut files = lock(&self.files.written);
-        let before = files.len();
-        files.retain(|at, _| at != path && !at.starts_with(&below));
-        match files.len() < before {
+        match self.files.remove(path) {
             true => Ok(()),
             false if system(self, path).is_some() => Err(FileError::ReadOnly),
             false => Err(FileError::Missing),
@@ -355,12 +452,14 @@ impl Container {
     pub(crate) async fn tree(
         &self,
         path: &str,
-    ) -> Result<Vec<(String, Option<Vec<u8>>)>, FileError> {
+    ) -> Result<Vec<(String, Option<Content>)>, FileError> {
         let mut found = Vec::new();
         let mut waiting = vec![path.to_owned()];
         while let Some(path) = waiting.pop() {
-            match self.read(&path).await {
-                Ok(bytes) => found.push((path, Some(bytes))),
+            match self.open(&path).await {
+                // A device has nothing to be copied.
+                Ok(content) if content.length().is_none() => {}
+                Ok(content) => found.push((path, Some(content))),
                 Err(FileError::Directory) => {
                     let names = self.list(&path).await?;
                     let base = path.trim_end_matches('/').to_owned();
@@ -391,7 +490,7 @@ pub(crate) fn example() -> Container {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::content::MEMORY, *};
 
     #[test]
     fn paths_are_resolved() {
@@ -416,7 +515,13 @@ mod tests {
         assert_eq!(container.list("/tmp/d").await, Err(FileError::Missing));
         assert_eq!(container.read("/etc/hostname").await.unwrap(), b"p\n");
         assert_eq!(container.read("/etc").await, Err(FileError::Directory));
-        let huge = container.write("/tmp/a", &vec![0; MAX_WRITTEN], true).await;
-        assert_eq!(huge, Err(FileError::Full));
+        let long = format!("/tmp/{}", "a".repeat(MEMORY as usize));
+        assert_eq!(
+            container.write(&long, b"", false).await,
+            Err(FileError::Full)
+        );
+        container.write("/dev/null", b"1", false).await.unwrap();
+        assert_eq!(container.read("/dev/null").await.unwrap(), b"");
+        assert_eq!(container.read("/dev/zero").await, Err(FileError::TooLarge));
     }
 }

@@ -6,14 +6,14 @@ mod tests;
 
 use super::{
     Container,
-    files::{FileError, resolve},
+    files::resolve,
     streams::{Held, Streams, Writer},
     syntax::{self, Command, Item, Part, Redirect, When, Word},
 };
 use futures_util::future::join_all;
-use std::{collections::BTreeMap, io, pin::Pin, sync::Arc};
+use std::{collections::BTreeMap, fmt, io, pin::Pin, sync::Arc};
 use tokio::{
-    io::{AsyncRead, BufReader},
+    io::{AsyncWriteExt as _, BufReader},
     sync::Mutex,
 };
 
@@ -217,11 +217,10 @@ impl Shell {
                 Redirect::Input(from) => {
                     let path = self.expand(from, &streams).await;
                     let path = resolve(&self.directory, &path);
-                    match self.container.read(&path).await {
-                        Ok(bytes) => {
-                            let reader: Box<dyn AsyncRead + Send + Unpin> =
-                                Box::new(io::Cursor::new(bytes));
-                            streams.stdin = Arc::new(Mutex::new(BufReader::new(reader)));
+                    match self.container.open(&path).await {
+                        Ok(content) => {
+                            let reader = BufReader::new(content.reader());
+                            streams.stdin = Arc::new(Mutex::new(reader));
                         }
                         Err(error) => return self.refuse("sh", &path, error, &streams).await,
                     }
@@ -229,18 +228,16 @@ impl Shell {
                 Redirect::Output { stderr, append, to } => {
                     let path = self.expand(to, &streams).await;
                     let path = resolve(&self.directory, &path);
-                    // The file is there even when nothing is written.
-                    if let Err(error) = self.container.write(&path, b"", *append).await {
-                        return self.refuse("sh", &path, error, &streams).await;
-                    }
-                    let held = Held::default();
-                    let writer: Writer = Box::new(held.clone());
+                    let writer: Writer = match self.container.create(&path, *append).await {
+                        Ok(draft) => Box::new(draft),
+                        Err(error) => return self.refuse("sh", &path, error, &streams).await,
+                    };
                     let writer = Arc::new(Mutex::new(writer));
                     match stderr {
-                        true => streams.stderr = writer,
-                        false => streams.stdout = writer,
+                        true => streams.stderr = writer.clone(),
+                        false => streams.stdout = writer.clone(),
                     }
-                    files.push((path, held));
+                    files.push((path, writer));
                 }
             }
         }
@@ -261,8 +258,9 @@ impl Shell {
             }
             ended
         };
-        for (path, held) in files {
-            if let Err(error) = self.container.write(&path, &held.take(), true).await {
+        for (path, file) in files {
+            let kept = file.lock().await.shutdown().await;
+            if let Err(error) = kept {
                 ended = self.refuse("sh", &path, error, &streams).await;
             }
         }
@@ -295,7 +293,13 @@ impl Shell {
         text
     }
 
-    async fn refuse(&self, who: &str, what: &str, error: FileError, streams: &Streams) -> Ended {
+    async fn refuse(
+        &self,
+        who: &str,
+        what: &str,
+        error: impl fmt::Display,
+        streams: &Streams,
+    ) -> Ended {
         // Who reads the errors may be gone.
         let _ = streams.complain(format!("{who}: {what}: {error}")).await;
         Ended::Code(1)
@@ -306,7 +310,11 @@ impl Shell {
             match self.builtin(line, streams).await {
                 Ok(ended) => ended,
                 // Whoever read the output has gone.
-                Err(_) => Ended::Code(BROKEN_PIPE),
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ended::Code(BROKEN_PIPE),
+                Err(error) => {
+                    let who = line.first().map_or("sh", String::as_str);
+                    self.refuse(who, "error", error, streams).await
+                }
             }
         })
     }

@@ -1,12 +1,14 @@
 //! The standard streams of commands in a container.
 
+use super::files::FileError;
+use bytes::Bytes;
 use std::{io, pin::Pin, sync::Arc};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
     sync::{Mutex, watch},
 };
 
-/// What a command or a file may hold in memory.
+/// What a command may hold in memory.
 const MAX_HELD: usize = 8 << 20;
 
 /// Columns and rows of a terminal.
@@ -72,6 +74,14 @@ impl Streams {
         Ok(line)
     }
 
+    /// Some of the input, at most `most` bytes; nothing at the end.
+    pub(super) async fn piece(&self, most: usize) -> io::Result<Bytes> {
+        let mut piece = vec![0; most];
+        let count = self.stdin.lock().await.read(&mut piece).await?;
+        piece.truncate(count);
+        Ok(piece.into())
+    }
+
     pub(super) async fn whole_input(&self) -> io::Result<Vec<u8>> {
         let mut all = Vec::new();
         let mut stdin = self.stdin.lock().await;
@@ -80,13 +90,13 @@ impl Streams {
             .read_to_end(&mut all)
             .await?;
         match all.len() > MAX_HELD {
-            true => Err(io::Error::other("File too large")),
+            true => Err(FileError::TooLarge.into()),
             false => Ok(all),
         }
     }
 }
 
-/// What a command writes into a file, until it has ended.
+/// What a command prints, for whoever wants it when it has ended.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held(Arc<std::sync::Mutex<Vec<u8>>>);
 
@@ -104,7 +114,7 @@ impl AsyncWrite for Held {
     ) -> std::task::Poll<io::Result<usize>> {
         let mut held = crate::kubelet::lock(&self.0);
         std::task::Poll::Ready(if held.len() + bytes.len() > MAX_HELD {
-            Err(io::ErrorKind::FileTooLarge.into())
+            Err(FileError::TooLarge.into())
         } else {
             held.extend_from_slice(bytes);
             Ok(bytes.len())

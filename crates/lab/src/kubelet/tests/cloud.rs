@@ -14,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use yurt_transport::{Body, ServeOptions, channel, collect, full};
 use yurt_wire::{
     Encoding, Gvk, Object, RequestInfo, Status, Verb,
+    list::{self, ListHead},
     patch::strategic_merge_patch,
     watch::{self, EventType},
 };
@@ -46,6 +47,8 @@ struct State {
     asked: Vec<Asked>,
     /// Everything is refused with this.
     refusing: Option<Status>,
+    /// As a kube-apiserver whose etcd cannot tell its progress.
+    lists_only: bool,
 }
 
 pub(crate) struct Cloud {
@@ -64,6 +67,7 @@ impl Cloud {
             objects: BTreeMap::new(),
             asked: Vec::new(),
             refusing: None,
+            lists_only: false,
         }));
         let (news, _) = broadcast::channel(1024);
         let stop = CancellationToken::new();
@@ -124,6 +128,10 @@ impl Cloud {
 
     pub(crate) fn refuse(&self, status: Option<Status>) {
         self.state().refusing = status;
+    }
+
+    pub(crate) fn refuse_initial_events(&self) {
+        self.state().lists_only = true;
     }
 
     pub(crate) fn asked(&self) -> Vec<Asked> {
@@ -289,20 +297,16 @@ async fn answer(
             }
         }
         Verb::Watch => follow(&locked, &news, &info, &kind),
+        Verb::List => list(&locked, &info, &kind),
         _ => not_found,
     }
 }
 
-fn follow(
-    state: &State,
-    news: &broadcast::Sender<News>,
-    info: &RequestInfo,
-    kind: &Gvk,
-) -> Response<Body> {
+/// What a request is about.
+fn wanted(info: &RequestInfo, kind: &Gvk) -> impl Fn(&Value) -> bool + use<> {
     let options = info.list_options().unwrap();
-    let (resource, namespace) = (info.resource.clone(), info.namespace.clone());
-    let wanted_kind = kind.kind.clone();
-    let wanted = move |object: &Value| {
+    let (namespace, wanted_kind) = (info.namespace.clone(), kind.kind.clone());
+    move |object: &Value| {
         let in_namespace = namespace.is_empty() || object["metadata"]["namespace"] == *namespace;
         object["kind"] == *wanted_kind
             && in_namespace
@@ -314,7 +318,44 @@ fn follow(
                     .unwrap_or_default()
                     .to_owned()
             })
+    }
+}
+
+fn list(state: &State, info: &RequestInfo, kind: &Gvk) -> Response<Body> {
+    let wanted = wanted(info, kind);
+    let objects = state.objects.iter();
+    let items: Vec<Object> = objects
+        .filter(|([of, ..], object)| *of == info.resource && wanted(object))
+        .map(|(_, object)| Object::from_json_value(object, Encoding::Protobuf).unwrap())
+        .collect();
+    let head = ListHead {
+        gvk: Gvk {
+            kind: format!("{}List", kind.kind),
+            ..kind.clone()
+        },
+        resource_version: state.revision.to_string(),
+        continue_token: String::new(),
+        remaining: None,
     };
+    let chunks = list::join(&head, Encoding::Protobuf, &items).unwrap();
+    Response::builder()
+        .header(header::CONTENT_TYPE, Encoding::Protobuf.content_type())
+        .body(full(chunks.concat()))
+        .unwrap()
+}
+
+fn follow(
+    state: &State,
+    news: &broadcast::Sender<News>,
+    info: &RequestInfo,
+    kind: &Gvk,
+) -> Response<Body> {
+    let options = info.list_options().unwrap();
+    if options.send_initial_events == Some(true) && state.lists_only {
+        return refuse(&Status::internal_error("etcd cannot tell its progress"));
+    }
+    let resource = info.resource.clone();
+    let wanted = wanted(info, kind);
     let frame = |event, object: &Value| {
         let object = Object::from_json_value(object, Encoding::Protobuf).unwrap();
         watch::encode(event, &object, Encoding::Protobuf)

@@ -2,6 +2,7 @@
 
 mod files;
 mod filters;
+mod measure;
 mod system;
 mod tar;
 
@@ -18,11 +19,48 @@ pub(crate) fn is_known(program: &str) -> bool {
     COMMANDS.contains(&base(program))
 }
 
-const COMMANDS: [&str; 40] = [
-    "[", "ash", "bash", "basename", "cat", "cd", "date", "dirname", "echo", "env", "exit",
-    "export", "false", "grep", "head", "hostname", "id", "ls", "mkdir", "nproc", "printenv",
-    "printf", "ps", "pwd", "rm", "seq", "sh", "sleep", "sort", "stty", "tail", "tar", "tee",
-    "test", "touch", "true", "tty", "uname", "wc", "whoami",
+const COMMANDS: [&str; 41] = [
+    "[",
+    "ash",
+    "bash",
+    "basename",
+    "cat",
+    "cd",
+    "date",
+    "dirname",
+    "echo",
+    "env",
+    "exit",
+    "export",
+    "false",
+    "grep",
+    "head",
+    "hostname",
+    "id",
+    "ls",
+    "mkdir",
+    "nproc",
+    "printenv",
+    "printf",
+    "ps",
+    "pwd",
+    "rm",
+    "seq",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "stty",
+    "tail",
+    "tar",
+    "tee",
+    "test",
+    "touch",
+    "true",
+    "tty",
+    "uname",
+    "wc",
+    "whoami",
 ];
 
 fn base(program: &str) -> &str {
@@ -32,7 +70,7 @@ fn base(program: &str) -> &str {
 }
 
 impl Shell {
-    /// Runs a built-in command; fails when whoever read the output has gone.
+    /// Runs a built-in command; fails when its input or output does.
     pub(super) async fn builtin(
         &mut self,
         line: &[String],
@@ -152,9 +190,8 @@ impl Shell {
             "date" | "hostname" | "id" | "nproc" | "ps" | "stty" | "tty" | "uname" | "whoami" => {
                 return self.system(name, rest, streams).await;
             }
-            "head" | "tail" | "wc" | "sort" | "grep" => {
-                return self.filter(name, rest, streams).await;
-            }
+            "head" | "tail" | "sort" | "grep" => return self.filter(name, rest, streams).await,
+            "wc" | "sha256sum" => return self.measure(name, rest, streams).await,
             "tar" => return self.tar(rest, streams).await,
             _ => {
                 streams.complain(format!("sh: {name}: not found")).await?;

@@ -1,6 +1,8 @@
 use super::run;
 use crate::kubelet::container::{
-    files::example,
+    Container,
+    content::Room,
+    files::{Files, example},
     streams::{Held, Streams, Writer},
 };
 use std::sync::Arc;
@@ -46,6 +48,31 @@ async fn commands_print_and_end() {
         ("sh -c 'exit 4'; echo $?", 0, "4\n"),
         ("printf '%s-%d\\n' a 1", 0, "a-1\n"),
         ("cat < /etc/hostname", 0, "p\n"),
+        (
+            "printf 'a b' | wc; wc -c /etc/hostname",
+            0,
+            "0 2 3\n2 /etc/hostname\n",
+        ),
+        (
+            "printf abc | sha256sum",
+            0,
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  -\n",
+        ),
+        (
+            "head -c 3M /dev/zero | tee /tmp/z | wc -c; head -c1k /tmp/z | wc -c",
+            0,
+            "3145728\n1024\n",
+        ),
+        (
+            "head -c 2M /dev/zero > /tmp/z; cat < /tmp/z | cat - /etc/hostname | wc -c",
+            0,
+            "2097154\n",
+        ),
+        (
+            "head -c 20M /dev/zero | cat >> /tmp/z; tar cf - /tmp/z | tar xf - -C /home; wc -c /home/tmp/z",
+            0,
+            "20971520 /home/tmp/z\n",
+        ),
         ("echo x >&2 2>/dev/null", 0, ""),
     ] {
         let (got_code, got_out, error) = sh(script).await;
@@ -63,6 +90,12 @@ async fn what_does_not_work_is_said() {
         ("nothing", 127, "sh: nothing: not found\n"),
         ("cat /none", 1, "cat: /none: No such file or directory\n"),
         ("cat /etc", 1, "cat: /etc: Is a directory\n"),
+        ("sort /dev/zero", 1, "sort: /dev/zero: File too large\n"),
+        (
+            "head -c 9M /dev/zero | sort",
+            1,
+            "sort: error: File too large\n",
+        ),
         (
             "echo 'a",
             2,
@@ -108,4 +141,35 @@ async fn directories_are_packed_and_unpacked() {
     assert_eq!(run(script).await, (0, "1\n".into()));
     assert_eq!(run("tar cf - /none | cat").await.0, 0);
     assert_eq!(run("tar xf - < /etc/hosts").await.0, 2);
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_and_nothing_else_is_lost() {
+    let container = Arc::new(Container {
+        files: Files::within(Arc::new(Room::of(1 << 20, 5 << 20))),
+        ..example()
+    });
+    let run = async |script: &str| {
+        let out = Held::default();
+        let streams = Streams::new(&b""[..], out.clone(), None, None);
+        let command = ["sh", "-c", script].map(str::to_owned);
+        let code = run(container.clone(), &command, streams).await;
+        (code, String::from_utf8_lossy(&out.take()).into_owned())
+    };
+    let full = "No space left on device";
+    assert_eq!(
+        run("head -c 6M /dev/zero > /tmp/z").await,
+        (1, format!("head: error: {full}\n"))
+    );
+    assert_eq!(run("head -c 3M /dev/zero > /tmp/z").await.0, 0);
+    let failed = "tar: Exiting with failure status due to previous errors";
+    assert_eq!(
+        run("tar cf - /tmp/z | tar xf - -C /home").await,
+        (2, format!("tar: tmp/z: Cannot write: {full}\n{failed}\n"))
+    );
+    assert_eq!(
+        run("wc -c /tmp/z /home/tmp/z").await,
+        (0, "3145728 /tmp/z\n0 /home/tmp/z\n".into())
+    );
+    assert_eq!(run("rm /tmp/z; head -c 5M /dev/zero > /tmp/y").await.0, 0);
 }

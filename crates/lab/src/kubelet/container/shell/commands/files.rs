@@ -1,12 +1,13 @@
 //! Commands about files and directories.
 
+use super::measure::Input;
 use crate::kubelet::container::{
     files::{FileError, resolve},
     shell::{Ended, Shell},
     streams::Streams,
 };
 use std::io;
-use tokio::io::AsyncReadExt;
+use tokio::io::AsyncWriteExt as _;
 
 impl Shell {
     pub(super) async fn cat(&self, rest: &[String], streams: &Streams) -> io::Result<Ended> {
@@ -21,20 +22,19 @@ impl Shell {
             false => files,
         };
         for file in files {
-            if file == "-" {
-                let mut buffer = vec![0; 16 << 10];
-                loop {
-                    let count = streams.stdin.lock().await.read(&mut buffer).await?;
-                    if count == 0 {
-                        break;
-                    }
-                    streams.out(&buffer[..count]).await?;
+            let mut input = match self.input(Some(file), streams).await {
+                Ok(input) => input,
+                Err(error) => {
+                    code = self.refuse("cat", file, error, streams).await.code();
+                    continue;
                 }
-                continue;
-            }
-            match self.container.read(&resolve(&self.directory, file)).await {
-                Ok(bytes) => streams.out(bytes).await?,
-                Err(error) => code = self.refuse("cat", file, error, streams).await.code(),
+            };
+            loop {
+                let piece = input.next().await?;
+                if piece.is_empty() {
+                    break;
+                }
+                streams.out(piece).await?;
             }
         }
         Ok(Ended::Code(code))
@@ -65,8 +65,8 @@ impl Shell {
             for name in names {
                 if long {
                     let inside = resolve(&path, &name);
-                    let (kind, size) = match self.container.read(&inside).await {
-                        Ok(bytes) => ("-rw-r--r--", bytes.len()),
+                    let (kind, size) = match self.container.open(&inside).await {
+                        Ok(content) => ("-rw-r--r--", content.length().unwrap_or(0)),
                         Err(_) => ("drwxr-xr-x", 4096),
                     };
                     text += &format!("{kind} 1 root root {size:>8} {name}\n");
@@ -95,10 +95,14 @@ impl Shell {
         let held = match words {
             [] => false,
             ["-d", at] => self.container.is_directory(&path(at)).await,
-            ["-f" | "-s" | "-r", at] => self.container.read(&path(at)).await.is_ok(),
+            ["-f" | "-r", at] => self.container.open(&path(at)).await.is_ok(),
+            ["-s", at] => {
+                let content = self.container.open(&path(at)).await;
+                content.is_ok_and(|content| content.length() != Some(0))
+            }
             ["-e", at] => {
                 let at = path(at);
-                self.container.is_directory(&at).await || self.container.read(&at).await.is_ok()
+                self.container.is_directory(&at).await || self.container.open(&at).await.is_ok()
             }
             ["-z", text] => text.is_empty(),
             ["-n", text] | [text] => !text.is_empty(),
@@ -130,7 +134,8 @@ impl Shell {
             let path = resolve(&self.directory, word);
             let done = match name {
                 "mkdir" => self.container.make_directory(&path).await,
-                "touch" => self.container.write(&path, b"", true).await,
+                "touch" if self.container.open(&path).await.is_ok() => Ok(()),
+                "touch" => self.container.write(&path, b"", false).await,
                 _ => self.container.remove(&path).await,
             };
             match done {
@@ -143,15 +148,32 @@ impl Shell {
     }
 
     pub(super) async fn tee(&self, rest: &[String], streams: &Streams) -> io::Result<Ended> {
-        let bytes = streams.whole_input().await?;
-        streams.out(&bytes).await?;
         let append = rest.first().is_some_and(|word| word == "-a");
+        let mut files = Vec::new();
         for word in rest.iter().filter(|word| !word.starts_with('-')) {
             let path = resolve(&self.directory, word);
-            if let Err(error) = self.container.write(&path, &bytes, append).await {
-                return Ok(self.refuse("tee", word, error, streams).await);
+            match self.container.create(&path, append).await {
+                Ok(file) => files.push((word, file)),
+                Err(error) => return Ok(self.refuse("tee", word, error, streams).await),
             }
         }
-        Ok(Ended::Code(0))
+        let mut input = Input::Stdin(streams);
+        loop {
+            let piece = input.next().await?;
+            let over = piece.is_empty();
+            for (word, file) in &mut files {
+                let written = match over {
+                    true => file.shutdown().await,
+                    false => file.write_all(&piece).await,
+                };
+                if let Err(error) = written {
+                    return Ok(self.refuse("tee", word, error, streams).await);
+                }
+            }
+            if over {
+                return Ok(Ended::Code(0));
+            }
+            streams.out(piece).await?;
+        }
     }
 }

@@ -8,7 +8,7 @@ use crate::kubelet::container::{
 use std::io;
 
 impl Shell {
-    /// `head`, `tail`, `wc`, `sort` and `grep`.
+    /// `head`, `tail`, `sort` and `grep`.
     pub(super) async fn filter(
         &self,
         name: &str,
@@ -19,17 +19,24 @@ impl Shell {
         let mut words = Vec::new();
         let mut options = rest.iter();
         let mut inverted = false;
+        let mut bytes = None;
         while let Some(word) = options.next() {
             match word.strip_prefix('-') {
                 Some("n") if matches!(name, "head" | "tail") => {
                     count = options.next().and_then(|n| n.parse().ok()).unwrap_or(count);
                 }
+                Some("c") if name == "head" => bytes = options.next().map(String::as_str),
+                Some(flag) if name == "head" && flag.starts_with('c') => bytes = flag.get(1..),
                 Some(flag) if !flag.is_empty() => {
                     count = flag.trim_start_matches('n').parse().unwrap_or(count);
                     inverted |= flag.contains('v');
                 }
                 _ => words.push(word),
             }
+        }
+        if let Some(bytes) = bytes {
+            let word = words.first().map(|word| word.as_str());
+            return self.first_bytes(bytes, word, streams).await;
         }
         let pattern = match name {
             "grep" if !words.is_empty() => words.remove(0).clone(),
@@ -60,22 +67,8 @@ impl Shell {
             "head" => lines.truncate(count),
             "tail" => drop(lines.drain(..lines.len().saturating_sub(count))),
             "sort" => lines.sort_unstable(),
-            "grep" => lines.retain(|line| line.contains(&pattern) != inverted),
-            _ => {
-                let counted = match rest.first().map(String::as_str) {
-                    Some("-l") => lines.len().to_string(),
-                    Some("-c") => input.len().to_string(),
-                    Some("-w") => text.split_whitespace().count().to_string(),
-                    _ => format!(
-                        "{} {} {}",
-                        lines.len(),
-                        text.split_whitespace().count(),
-                        input.len()
-                    ),
-                };
-                streams.out(format!("{counted}\n")).await?;
-                return Ok(Ended::Code(0));
-            }
+            // `grep`
+            _ => lines.retain(|line| line.contains(&pattern) != inverted),
         }
         let code = i32::from(name == "grep" && lines.is_empty());
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();

@@ -1,12 +1,23 @@
 //! `tar`, by which `kubectl cp` copies.
 
 use crate::kubelet::container::{
-    archive,
+    archive::{self, ArchiveError, Member, Reader},
+    content::Content,
     files::{parent, resolve},
     shell::{Ended, Shell},
     streams::Streams,
 };
 use std::io;
+use tokio::io::AsyncWriteExt as _;
+
+/// What GNU tar ends with after an error.
+const FAILED: i32 = 2;
+
+/// A command line of `tar`, as far as `kubectl cp` goes.
+struct Asked {
+    directory: String,
+    paths: Vec<String>,
+}
 
 impl Shell {
     /// `tar cf - PATH...` and `tar xf - [-C DIR]`, with the flags of `kubectl cp`.
@@ -15,8 +26,10 @@ impl Shell {
         let flags = words
             .next()
             .map_or("", |flags| flags.trim_start_matches('-'));
-        let mut directory = self.directory.clone();
-        let mut paths = Vec::new();
+        let mut asked = Asked {
+            directory: self.directory.clone(),
+            paths: Vec::new(),
+        };
         let mut to = "-".to_owned();
         if flags.contains('f')
             && let Some(file) = words.next()
@@ -27,62 +40,130 @@ impl Shell {
             match word.as_str() {
                 "-C" => {
                     if let Some(dir) = words.next() {
-                        directory = resolve(&directory, dir);
+                        asked.directory = resolve(&asked.directory, dir);
                     }
                 }
                 option if option.starts_with("--") => {}
-                path => paths.push(path.to_owned()),
+                path => asked.paths.push(path.to_owned()),
             }
         }
-        if to != "-" || !(flags.contains('c') || flags.contains('x')) {
-            streams
-                .complain("tar: only archives on standard input and output are simulated")
-                .await?;
-            return Ok(Ended::Code(2));
-        }
-        if flags.contains('c') {
-            let mut members = Vec::new();
-            for path in &paths {
-                match self.container.tree(&resolve(&directory, path)).await {
-                    Ok(tree) => members.extend(tree),
-                    Err(error) => {
-                        let ended = self.refuse("tar", path, error, streams).await;
-                        return Ok(Ended::Code(ended.code().max(2)));
-                    }
-                }
-            }
-            // Names as they were given: relative ones stay so.
-            for (name, _) in &mut members {
-                let base = format!("{}/", directory.trim_end_matches('/'));
-                let relative = paths.iter().all(|path| !path.starts_with('/'));
-                if relative && let Some(rest) = name.strip_prefix(&base) {
-                    *name = rest.to_owned();
-                }
-            }
-            streams.out(archive::pack(&members)).await?;
-            return Ok(Ended::Code(0));
-        }
-        let members = match archive::unpack(&streams.whole_input().await?) {
-            Ok(members) => members,
-            Err(error) => {
-                streams.complain(format!("tar: {error}")).await?;
-                return Ok(Ended::Code(2));
+        let code = match (to.as_str(), flags.contains('c'), flags.contains('x')) {
+            ("-", true, _) => self.pack(&asked, streams).await?,
+            ("-", _, true) => self.unpack(&asked, streams).await?,
+            _ => {
+                let why = "tar: only archives on standard input and output are simulated";
+                streams.complain(why).await?;
+                FAILED
             }
         };
-        for (name, content) in members {
-            let path = resolve(&directory, name.trim_start_matches('/'));
-            let written = match content {
-                None => self.container.make_directory(&path).await,
-                Some(bytes) => match self.container.make_directory(parent(&path)).await {
-                    Ok(()) => self.container.write(&path, &bytes, false).await,
-                    Err(error) => Err(error),
-                },
-            };
-            if let Err(error) = written {
-                let ended = self.refuse("tar", &name, error, streams).await;
-                return Ok(Ended::Code(ended.code().max(2)));
+        if code != 0 {
+            let last = "tar: Exiting with failure status due to previous errors";
+            streams.complain(last).await?;
+        }
+        Ok(Ended::Code(code))
+    }
+
+    async fn pack(&self, asked: &Asked, streams: &Streams) -> io::Result<i32> {
+        let mut found = Vec::new();
+        for path in &asked.paths {
+            let tree = self.container.tree(&resolve(&asked.directory, path)).await;
+            match tree {
+                Ok(tree) => found.extend(tree),
+                Err(error) => {
+                    self.refuse("tar", path, error, streams).await;
+                    return Ok(FAILED);
+                }
             }
         }
-        Ok(Ended::Code(0))
+        // Names as they were given: relative ones stay so.
+        let base = format!("{}/", asked.directory.trim_end_matches('/'));
+        let relative = asked.paths.iter().all(|path| !path.starts_with('/'));
+        let mut code = 0;
+        for (path, content) in found {
+            let inside = path.strip_prefix(&base).filter(|_| relative);
+            let member = Member {
+                name: inside.unwrap_or(&path).to_owned(),
+                size: content.as_ref().and_then(Content::length),
+            };
+            let Some(head) = member.head() else {
+                self.refuse("tar", &path, "does not fit into an archive", streams)
+                    .await;
+                code = FAILED;
+                continue;
+            };
+            streams.out(head).await?;
+            if let Some(content) = content {
+                let mut at = 0;
+                loop {
+                    let piece = content.piece(at).await?;
+                    if piece.is_empty() {
+                        break;
+                    }
+                    at += piece.len() as u64;
+                    streams.out(piece).await?;
+                }
+            }
+            streams.out(member.padding()).await?;
+        }
+        streams.out(archive::END).await?;
+        Ok(code)
+    }
+
+    async fn unpack(&self, asked: &Asked, streams: &Streams) -> io::Result<i32> {
+        let mut stdin = streams.stdin.lock().await;
+        let mut archive = Reader::new(&mut *stdin);
+        loop {
+            let member = match archive.next().await {
+                Ok(Some(member)) => member,
+                Ok(None) => return Ok(0),
+                Err(error) => return cut(error, streams).await,
+            };
+            let path = resolve(&asked.directory, member.name.trim_start_matches('/'));
+            let above = match member.size {
+                Some(_) => parent(&path),
+                None => &path,
+            };
+            let mut opened = self.container.make_directory(above).await.map(|()| None);
+            if opened.is_ok() && member.size.is_some() {
+                opened = self.container.create(&path, false).await.map(Some);
+            }
+            let mut file = match opened {
+                Ok(None) => continue,
+                Ok(Some(file)) => file,
+                Err(error) => {
+                    let what = format!("{}: Cannot open", member.name);
+                    self.refuse("tar", &what, error, streams).await;
+                    return Ok(FAILED);
+                }
+            };
+            loop {
+                let piece = match archive.piece().await {
+                    Ok(piece) => piece,
+                    Err(error) => return cut(error, streams).await,
+                };
+                let (written, over) = match piece.is_empty() {
+                    true => (file.shutdown().await, true),
+                    false => (file.write_all(&piece).await, false),
+                };
+                if let Err(error) = written {
+                    let what = format!("{}: Cannot write", member.name);
+                    self.refuse("tar", &what, error, streams).await;
+                    return Ok(FAILED);
+                }
+                if over {
+                    break;
+                }
+            }
+        }
+    }
+}
+
+async fn cut(error: ArchiveError, streams: &Streams) -> io::Result<i32> {
+    match error {
+        ArchiveError::Io(error) => Err(error),
+        ArchiveError::Malformed(why) => {
+            streams.complain(format!("tar: {why}")).await?;
+            Ok(FAILED)
+        }
     }
 }
