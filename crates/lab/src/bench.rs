@@ -179,11 +179,7 @@ pub async fn run(args: BenchHubArgs) -> Result<Report, BenchError> {
     };
     bench.stop().await;
     measured?;
-    if args.json {
-        println!("{}", report.to_json());
-    } else {
-        print!("{}", report.to_text());
-    }
+    report.print(args.json);
     Ok(report)
 }
 

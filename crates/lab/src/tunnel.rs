@@ -113,6 +113,7 @@ impl Tunnel {
             id: "lab".into(),
             count: 1,
             agents: SocketAddr::new(address, PORT),
+            quic: None,
             frontends: None,
             unix: Some(UnixSocket {
                 path: socket.path(),
@@ -137,6 +138,7 @@ impl Tunnel {
             options: Options::default(),
             most_connections: 4096,
             drain: DRAIN,
+            now: yurt_pki::renewal::now,
         };
         let telemetry = yurt_telemetry::Metrics::new("yurt-tunnel-server");
         let server = server::start(config, &telemetry, shutdown.clone()).await?;
@@ -213,6 +215,7 @@ pub(crate) fn join(
         namespace: "kube-system".into(),
         leases: None,
         token: None,
+        protocols: Vec::new(),
         scope: NodeScope {
             addresses: vec![plan.address.into()],
             pod_networks: Network::new(base, prefix).into_iter().collect(),
@@ -224,8 +227,9 @@ pub(crate) fn join(
         drain: DRAIN,
         meta: SocketAddr::new(plan.address.into(), AGENT_META_PORT),
         known: pki,
-        reverse: Vec::new(),
-        routes: Vec::new(),
+        reverse: Default::default(),
+        // On one machine nothing is lost.
+        transport: yurt_tunnel::agent::beside::Transport::Tcp,
         beneath: Some(Arc::new(kubelet)),
     };
     let name = plan.name.clone();

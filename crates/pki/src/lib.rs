@@ -8,6 +8,7 @@ mod authority;
 mod identity;
 mod key;
 mod leaf;
+mod policy;
 pub mod renewal;
 mod request;
 pub mod store;
@@ -17,11 +18,12 @@ pub use authority::{BACKDATE, Ca};
 pub use identity::{Identity, identity_of, not_after};
 pub use key::{KeyPem, key_pem};
 pub use leaf::{Leaf, public_key_digest};
+pub use policy::{TlsPolicy, TlsSuite, TlsVersion, UnknownTls};
 pub use request::{Request, SigningRequest, UnknownUsages, Usages, request};
 pub use tls::{
     Callers, certs_from_pem, client_config, client_config_for, distrustful_client_config,
-    server_config, server_config_for, server_config_without_certificate, unverified_client_config,
-    verify_server,
+    server_config, server_config_for, server_config_under, server_config_without_certificate,
+    unverified_client_config, verify_server,
 };
 
 use std::{net::IpAddr, path::Path};

@@ -1,6 +1,6 @@
 //! TLS configurations.
 
-use crate::{KeyPairPem, PkiError, identity_of};
+use crate::{KeyPairPem, PkiError, TlsPolicy, identity_of};
 use rustls::{
     ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme,
     client::{
@@ -71,8 +71,18 @@ pub fn server_config(
     server_config_for(own, callers, alpn_h2)
 }
 
-/// A TLS server configuration (ALPN h2 when wanted, http/1.1). No session tickets: identity must never outlive a rotation.
+/// [`server_config_under`] the usual policy.
 pub fn server_config_for(
+    own: &KeyPairPem,
+    callers: Callers<'_>,
+    alpn_h2: bool,
+) -> Result<Arc<ServerConfig>, PkiError> {
+    server_config_under(&TlsPolicy::default(), own, callers, alpn_h2)
+}
+
+/// A TLS server configuration (ALPN h2 when wanted, http/1.1). No session tickets: identity must never outlive a rotation.
+pub fn server_config_under(
+    policy: &TlsPolicy,
     own: &KeyPairPem,
     callers: Callers<'_>,
     alpn_h2: bool,
@@ -85,7 +95,7 @@ pub fn server_config_for(
         ))
     };
     let unusable = |error| PkiError::invalid("client CA", error);
-    let builder = server_builder()?;
+    let builder = server_builder(policy)?;
     let builder = match callers {
         Callers::Unasked => builder.with_no_client_auth(),
         Callers::Invited(ca) => builder.with_client_cert_verifier(
@@ -110,10 +120,11 @@ pub fn server_config_for(
     Ok(Arc::new(config))
 }
 
-fn server_builder() -> Result<rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier>, PkiError>
-{
-    ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&TLS13, &TLS12])
+fn server_builder(
+    policy: &TlsPolicy,
+) -> Result<rustls::ConfigBuilder<ServerConfig, rustls::WantsVerifier>, PkiError> {
+    ServerConfig::builder_with_provider(policy.provider())
+        .with_protocol_versions(&policy.versions())
         .map_err(|error| PkiError::invalid("server certificate", error))
 }
 
@@ -126,7 +137,7 @@ pub fn server_config_without_certificate() -> Result<Arc<ServerConfig>, PkiError
             None
         }
     }
-    let config = server_builder()?
+    let config = server_builder(&TlsPolicy::default())?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(Nothing));
     Ok(Arc::new(config))

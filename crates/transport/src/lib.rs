@@ -8,7 +8,7 @@
 //!   them so that a black hole is noticed, and can break all of them at once ([`Client::reset`]).
 //! - [`Dialer`]: opens streams where only somebody else knows the way; [`Client::through`] pools them, [`exchange`] uses one for one
 //!   request.
-//! - [`join_upgraded`]: what an upgrade leaves, passed on both ways with half-close.
+//! - [`pump`](pump::pump): bytes both ways between two streams, with half-close; [`join_upgraded`]: between what upgrades leave.
 //! - [`body`]-functions [`full`], [`empty`], [`chunks`], [`channel`] and [`collect`]: the bodies all components use.
 
 pub mod body;
@@ -17,6 +17,7 @@ mod dial;
 mod hop;
 mod lingering;
 mod minded;
+pub mod pump;
 mod server;
 mod severable;
 mod stalling;

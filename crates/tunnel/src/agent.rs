@@ -5,6 +5,7 @@
 
 pub mod address;
 mod args;
+pub mod beside;
 pub mod connector;
 mod doors;
 pub mod fleet;
@@ -22,17 +23,19 @@ pub use metrics::AgentMetrics;
 
 use crate::{
     AgentHello, Identifiers, Options,
-    allow::{AllowList, AllowedDialer, Bounds, NodeScope, Rule, SystemResolver},
+    allow::{AllowList, AllowedDialer, Bounds, Mark, NodeScope, Rule, SystemResolver},
     certificates::{
-        CertificateMetrics, GivenFiles, Identity, Keeping, Kept, follow_files, keep, shape,
+        CertificateMetrics, GivenFiles, Identity, Keeping, Kept, SomeFiles, follow_files, keep,
+        shape,
     },
     cluster::{Cluster, Way},
     published::{self, Reader},
-    reverse::{self, Route},
+    reverse::{self, MARK, Reverse},
     standalone::{self, Enrolment, JoinToken},
 };
 use address::ServerAddress;
 use arc_swap::ArcSwap;
+use beside::Transport;
 use connector::Connections;
 use doors::Source;
 use fleet::Policy;
@@ -49,18 +52,26 @@ use std::{
 };
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
-use yurt_pki::PkiError;
+use yurt_pki::{PkiError, renewal};
 use yurt_telemetry::Metrics;
 use yurt_transport::{Dialer, ServeOptions, serve};
 
 /// How long the certificate may be for addresses that the node has lost.
 const GRACE: Duration = Duration::from_secs(3600);
 
+/// How long rules of the kernel may take to be taken away.
+const TIDY: Duration = Duration::from_secs(10);
+
 /// Where the agent's certificate is from.
 #[derive(Clone, Debug)]
 pub enum Authority {
     /// Somebody else keeps it in files.
     Files(GivenFiles),
+    /// There is none: [`AgentConfig::token`] says who the agent is, as konnectivity's.
+    Token {
+        /// The CAs that servers are verified with.
+        ca: PathBuf,
+    },
     /// The cluster's signer.
     Cluster {
         /// Where it is kept.
@@ -88,6 +99,8 @@ pub struct AgentConfig {
     pub servers: Vec<ServerAddress>,
     /// To how many of them.
     pub policy: Policy,
+    /// What carries the tunnel.
+    pub transport: Transport,
     /// On the way.
     pub proxy: Option<Proxy>,
     /// Its certificate.
@@ -98,8 +111,10 @@ pub struct AgentConfig {
     pub namespace: String,
     /// Namespace in which servers' leases are counted.
     pub leases: Option<String>,
-    /// For konnectivity's servers.
+    /// For konnectivity's servers, and ours where there is no certificate.
     pub token: Option<PathBuf>,
+    /// TLS protocols to offer beside `h2`, in place of our own: konnectivity's is spoken then.
+    pub protocols: Vec<String>,
     /// What is known of the node beforehand.
     pub scope: NodeScope,
     /// Whether kubelet and pods may be reached.
@@ -114,10 +129,8 @@ pub struct AgentConfig {
     pub meta: SocketAddr,
     /// Directory in which servers' addresses are kept.
     pub known: PathBuf,
-    /// Where programs of the node ask for the cloud.
-    pub reverse: Vec<SocketAddr>,
-    /// Ports of the node that lead to the cloud.
-    pub routes: Vec<Route>,
+    /// What of the cloud programs of the node reach, and how.
+    pub reverse: Reverse,
     /// What connects to permitted addresses in place of TCP: the network of a node that is simulated.
     pub beneath: Option<Arc<dyn Dialer>>,
 }
@@ -170,8 +183,10 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
         .way
         .clone()
         .map(|way| Cluster::new(way, stop.clone()));
-    let kept = certificate(&config, cluster.as_ref(), certificates, &stop)?;
-    let list = allowed(&config, cluster.as_ref(), &stop);
+    let mark = Mark(config.reverse.redirect.as_ref().map(|_| MARK));
+    let kept = certificate(&config, cluster.as_ref(), mark, certificates, &stop)?;
+    let scope = scope(&config, cluster.as_ref(), &stop);
+    let list = allowed(&config, scope.clone(), &stop);
     let allowed = AllowedDialer::new(
         list.clone(),
         Arc::new(SystemResolver),
@@ -179,9 +194,11 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
         config.scope.addresses.clone(),
         config.bounds,
     );
-    let dialer = Arc::new(allowed.over(config.beneath.clone()));
+    let dialer = Arc::new(allowed.over(config.beneath.clone()).marked(mark));
     let reach = Arc::new(Reach {
         kept: kept.clone(),
+        transport: config.transport,
+        within: beside::WITHIN,
         proxy: config.proxy.clone(),
         hello: AgentHello {
             id: config.node.clone(),
@@ -199,6 +216,9 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
             ..Options::default()
         },
         token: config.token.clone(),
+        mark,
+        now: renewal::now,
+        protocols: config.protocols.clone(),
     });
     let connections = Connections::new(config.policy);
     let source = match (&cluster, config.servers.is_empty()) {
@@ -225,20 +245,9 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
         stop.clone(),
     );
     let ways = reverse::Cloud::new(reach.clone(), connections.clone());
-    for address in &config.reverse {
-        let listener = listen(*address).await?;
-        tokio::spawn(reverse::serve(
-            listener,
-            reverse::Kind::Asked,
-            ways.clone(),
-            stop.clone(),
-        ));
-    }
-    for route in &config.routes {
-        let listener = listen(route.listen).await?;
-        let kind = reverse::Kind::Fixed(route.target.clone());
-        tokio::spawn(reverse::serve(listener, kind, ways.clone(), stop.clone()));
-    }
+    let apiserver = config.way.as_ref().and_then(Way::authority);
+    let reverse = config.reverse.start(ways, scope, apiserver, &stop);
+    let mut tidying = reverse.await?;
     let told = health::Told {
         node: config.node.clone(),
         identifiers: config.identifiers.to_string(),
@@ -261,6 +270,10 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
     ));
     connections.run(reach, doors, own, shutdown).await;
     stop.cancel();
+    let tidy = async { while tidying.join_next().await.is_some() {} };
+    if tokio::time::timeout(TIDY, tidy).await.is_err() {
+        tracing::warn!("rules of the kernel may be left behind");
+    }
     match serving.await {
         Ok(served) => Ok(served?),
         Err(error) => Err(io::Error::other(error).into()),
@@ -270,6 +283,7 @@ pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(),
 fn certificate(
     config: &AgentConfig,
     cluster: Option<&Cluster>,
+    mark: Mark,
     metrics: CertificateMetrics,
     stop: &CancellationToken,
 ) -> Result<Kept, AgentError> {
@@ -281,6 +295,13 @@ fn certificate(
             metrics,
             stop.clone(),
         )?),
+        (Authority::Token { ca }, _) => {
+            let files = SomeFiles {
+                pair: None,
+                ca: Some(ca.clone()),
+            };
+            Ok(follow_files(files, Identity::Agent, metrics, stop.clone())?.bare())
+        }
         (Authority::Cluster { directory, ca }, Some(cluster)) => {
             let keeping = Keeping {
                 identity: Identity::Agent,
@@ -290,6 +311,8 @@ fn certificate(
                 ca: ca.clone(),
                 grace: GRACE,
                 metrics,
+                // Nodes may not write Events about what is not theirs.
+                events: None,
             };
             Ok(keep(keeping, stop.clone()))
         }
@@ -307,33 +330,53 @@ fn certificate(
                 token: token.clone(),
                 wanted: profile,
                 metrics,
+                mark,
             };
             Ok(standalone::enrol(enrolment, stop.clone())?)
         }
     }
 }
 
-/// What the cloud may reach, as it is known now and as the Node says later.
-fn allowed(
+/// What is known of the node, as the Node says later.
+fn scope(
     config: &AgentConfig,
     cluster: Option<&Cluster>,
     stop: &CancellationToken,
-) -> Arc<ArcSwap<AllowList>> {
-    if !config.default_allow {
-        return Arc::new(ArcSwap::from_pointee(AllowList::of(config.allow.clone())));
-    }
-    let list = AllowList::of_node(&config.scope, &config.allow);
-    let list = Arc::new(ArcSwap::from_pointee(list));
-    if let Some(cluster) = cluster {
+) -> watch::Receiver<NodeScope> {
+    let (tell, scope) = watch::channel(config.scope.clone());
+    let wanted = config.default_allow || config.reverse.redirect.is_some();
+    if let Some(cluster) = cluster.filter(|_| wanted) {
         tokio::spawn(node::follow(
             cluster.clone(),
             config.node.clone(),
             config.scope.clone(),
-            config.allow.clone(),
-            list.clone(),
+            tell,
             stop.clone(),
         ));
     }
+    scope
+}
+
+/// What the cloud may reach, as the node's scope changes.
+fn allowed(
+    config: &AgentConfig,
+    mut scope: watch::Receiver<NodeScope>,
+    stop: &CancellationToken,
+) -> Arc<ArcSwap<AllowList>> {
+    let more = config.allow.clone();
+    if !config.default_allow {
+        return Arc::new(ArcSwap::from_pointee(AllowList::of(more)));
+    }
+    let list = AllowList::of_node(&scope.borrow_and_update(), &more);
+    let list = Arc::new(ArcSwap::from_pointee(list));
+    let kept = list.clone();
+    tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+        while scope.changed().await.is_ok() {
+            let new = AllowList::of_node(&scope.borrow_and_update(), &more);
+            tracing::info!(rules = ?new.rules(), "what the cloud may reach");
+            kept.store(Arc::new(new));
+        }
+    }));
     list
 }
 

@@ -5,8 +5,8 @@
 
 mod dialer;
 
-pub(crate) use dialer::connect_any;
 pub use dialer::{AllowedDialer, Bounds, Resolve, SystemResolver};
+pub(crate) use dialer::{Mark, connect_any};
 
 use crate::network::Network;
 use std::{
@@ -44,7 +44,8 @@ pub struct NotARule {
     why: &'static str,
 }
 
-fn ports(text: &str) -> Result<Vec<RangeInclusive<u16>>, &'static str> {
+/// Ports and ranges of them: `22,8000-8100`.
+pub(crate) fn parse_ports(text: &str) -> Result<Vec<RangeInclusive<u16>>, &'static str> {
     let number = |text: &str| match text.trim().parse() {
         Ok(port) if port > 0 => Ok(port),
         _ => Err("ports are 1 to 65535"),
@@ -81,7 +82,7 @@ impl FromStr for Rule {
                     None => (trimmed.replace(['[', ']'], ""), None),
                 }
             };
-        let ports = given.map(ports).transpose().map_err(wrong)?;
+        let ports = given.map(parse_ports).transpose().map_err(wrong)?;
         let network = host
             .parse::<IpAddr>()
             .map(|ip| Network::host(ip.to_canonical()))
@@ -99,6 +100,22 @@ impl FromStr for Rule {
             whom,
             ports: ports.unwrap_or_else(|| vec![1..=u16::MAX]),
         })
+    }
+}
+
+impl Rule {
+    /// Of addresses.
+    pub(crate) fn on(network: Network, ports: Vec<RangeInclusive<u16>>) -> Self {
+        let whom = Whom::Network(network);
+        Self { whom, ports }
+    }
+
+    /// The addresses and ports, unless it is about a name.
+    pub(crate) fn network(&self) -> Option<(Network, &[RangeInclusive<u16>])> {
+        match &self.whom {
+            Whom::Network(network) => Some((*network, &self.ports)),
+            Whom::Name(_) => None,
+        }
     }
 }
 
@@ -148,9 +165,8 @@ impl AllowList {
 
     /// What is allowed by default on a node, then `more`.
     pub fn of_node(node: &NodeScope, more: &[Rule]) -> Self {
-        let on = |network: Network, ports: &[u16]| Rule {
-            whom: Whom::Network(network),
-            ports: ports.iter().map(|port| *port..=*port).collect(),
+        let on = |network: Network, ports: &[u16]| {
+            Rule::on(network, ports.iter().map(|port| *port..=*port).collect())
         };
         let loopback = [
             IpAddr::from(Ipv4Addr::LOCALHOST),
@@ -166,10 +182,7 @@ impl AllowList {
             rules.push(on(Network::host(address.to_canonical()), &KUBELET_PORTS));
         }
         for network in &node.pod_networks {
-            rules.push(Rule {
-                whom: Whom::Network(*network),
-                ports: vec![1..=u16::MAX],
-            });
+            rules.push(Rule::on(*network, vec![1..=u16::MAX]));
         }
         rules.extend_from_slice(more);
         Self { rules }

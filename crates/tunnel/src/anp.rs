@@ -29,4 +29,6 @@ const WINDOW: u32 = 4 << 20;
 const SEND_BUFFER: usize = 128 << 10;
 
 #[cfg(test)]
+mod recorded;
+#[cfg(test)]
 pub(crate) mod tests;

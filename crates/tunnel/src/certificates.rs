@@ -4,12 +4,14 @@
 //! it signed and renews it, [`follow_files`] reads it where somebody else keeps it. Both give a [`Kept`]: what to show and whom to
 //! believe at the moment.
 
+mod events;
 mod files;
 mod keeper;
 mod metrics;
 pub mod shape;
 
-pub use files::{GivenFiles, follow_files};
+pub use events::Events;
+pub use files::{GivenFiles, SomeFiles, follow_files};
 pub use keeper::{Keeping, keep};
 pub use metrics::CertificateMetrics;
 pub use shape::Identity;
@@ -18,7 +20,7 @@ use arc_swap::ArcSwap;
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use yurt_pki::{Callers, PkiError, store::Pair};
+use yurt_pki::{Callers, Leaf, PkiError, TlsPolicy, renewal, store::Pair};
 
 /// What to show and whom to believe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,32 +34,50 @@ pub struct Credentials {
 impl Credentials {
     /// A TLS client that shows the certificate. An error without one, or without a CA.
     pub fn client_config(&self, alpn: &[&[u8]]) -> Result<Arc<rustls::ClientConfig>, PkiError> {
-        let pair = self.shown()?;
+        self.shown()?;
+        self.bearer_config(alpn)
+    }
+
+    /// The same for who has a token: without a certificate, none is shown. An error without a CA.
+    fn bearer_config(&self, alpn: &[&[u8]]) -> Result<Arc<rustls::ClientConfig>, PkiError> {
+        self.believed()?;
+        let pem = self.pair.as_ref().map(|pair| &pair.pem);
         let mut config =
-            rustls::ClientConfig::clone(&*yurt_pki::client_config(&self.ca, Some(&pair.pem), &[])?);
+            rustls::ClientConfig::clone(&*yurt_pki::client_config(&self.ca, pem, &[])?);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         Ok(Arc::new(config))
     }
 
     /// A TLS server that lets nobody in without a certificate of the CA.
-    pub fn server_config(&self, alpn: &[&[u8]]) -> Result<Arc<rustls::ServerConfig>, PkiError> {
+    pub fn server_config(
+        &self,
+        policy: &TlsPolicy,
+        alpn: &[&[u8]],
+    ) -> Result<Arc<rustls::ServerConfig>, PkiError> {
         let pair = self.shown()?;
         let callers = Callers::Certified(&self.ca);
-        let mut config =
-            rustls::ServerConfig::clone(&*yurt_pki::server_config_for(&pair.pem, callers, false)?);
+        let config = yurt_pki::server_config_under(policy, &pair.pem, callers, false)?;
+        let mut config = rustls::ServerConfig::clone(&config);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         Ok(Arc::new(config))
     }
 
     fn shown(&self) -> Result<&Pair, PkiError> {
-        let missing = |what: &str| PkiError::Invalid {
-            what: what.to_owned(),
-            why: "there is none yet".to_owned(),
-        };
-        if self.ca.is_empty() {
-            return Err(missing("CA"));
-        }
+        self.believed()?;
         self.pair.as_ref().ok_or_else(|| missing("certificate"))
+    }
+
+    fn believed(&self) -> Result<(), PkiError> {
+        (!self.ca.is_empty())
+            .then_some(())
+            .ok_or_else(|| missing("CA"))
+    }
+}
+
+fn missing(what: &str) -> PkiError {
+    PkiError::Invalid {
+        what: what.to_owned(),
+        why: "there is none yet".to_owned(),
     }
 }
 
@@ -65,19 +85,55 @@ impl Credentials {
 #[derive(Clone, Debug)]
 pub struct Kept {
     shown: watch::Receiver<Arc<Credentials>>,
+    policy: Arc<TlsPolicy>,
+    /// There will be no certificate: a token stands in for it.
+    bare: bool,
 }
 
 impl Kept {
     /// One that stays as it is.
     pub fn fixed(credentials: Credentials) -> Self {
-        Self {
-            shown: watch::channel(Arc::new(credentials)).1,
-        }
+        Self::following(watch::channel(Arc::new(credentials)).1)
     }
 
     /// One as its keeper shows it.
     pub(crate) fn following(shown: watch::Receiver<Arc<Credentials>>) -> Self {
-        Self { shown }
+        Self {
+            shown,
+            policy: Arc::default(),
+            bare: false,
+        }
+    }
+
+    /// The same, for clients who have no certificate and need none: a token says who they are.
+    pub fn bare(self) -> Self {
+        Self { bare: true, ..self }
+    }
+
+    /// Whether there will be a certificate that is not there yet.
+    pub(crate) fn awaits_certificate(&self) -> bool {
+        !self.bare && self.current().pair.is_none()
+    }
+
+    /// A TLS client that shows the certificate. An error without a CA, or without a certificate where there is to be one.
+    pub fn client_config(&self, alpn: &[&[u8]]) -> Result<Arc<rustls::ClientConfig>, PkiError> {
+        match self.bare {
+            true => self.current().bearer_config(alpn),
+            false => self.current().client_config(alpn),
+        }
+    }
+
+    /// The same, for listeners that speak only what a policy allows.
+    pub fn under(self, policy: TlsPolicy) -> Self {
+        Self {
+            policy: Arc::new(policy),
+            ..self
+        }
+    }
+
+    /// What listeners with it speak.
+    pub fn policy(&self) -> &TlsPolicy {
+        &self.policy
     }
 
     /// As it is now.
@@ -112,7 +168,7 @@ impl Kept {
         alpn: &'static [&'static [u8]],
         shutdown: CancellationToken,
     ) -> Result<Arc<ArcSwap<rustls::ServerConfig>>, PkiError> {
-        let now = self.current().server_config(alpn);
+        let now = self.current().server_config(&self.policy, alpn);
         let serving = Arc::new(ArcSwap::new(match now {
             Ok(config) => config,
             Err(_) => yurt_pki::server_config_without_certificate()?,
@@ -122,7 +178,7 @@ impl Kept {
         tokio::spawn(shutdown.run_until_cancelled_owned(async move {
             loop {
                 kept.changed().await;
-                match kept.current().server_config(alpn) {
+                match kept.current().server_config(&kept.policy, alpn) {
                     Ok(config) => used.store(config),
                     Err(error) => {
                         tracing::warn!(%error, "the certificate before goes on being served")
@@ -132,6 +188,15 @@ impl Kept {
         }));
         Ok(serving)
     }
+}
+
+/// Whether a connection for which one certificate was shown is to be made anew with the current one, so that it need not break when the
+/// former ends. Not at once: what is open on it goes on for as long as it can.
+pub(crate) fn is_aged(shown: Option<&Leaf>, current: Option<&Leaf>, now: i64) -> bool {
+    let (Some(shown), Some(current)) = (shown, current) else {
+        return false;
+    };
+    current.not_after > shown.not_after && now >= renewal::renew_at(shown, 1.0)
 }
 
 #[cfg(test)]

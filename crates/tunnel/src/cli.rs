@@ -268,6 +268,17 @@ impl TunnelArgs {
         )
     }
 
+    /// How many threads should work on the command, on a machine with so many CPUs; `None`: as many as usual. What one connection carries
+    /// passes through tasks that wake each other, and on two threads they wake the threads: with two for two CPUs half as much
+    /// goes through (measured). An agent's node has other work to do besides.
+    pub fn workers(&self, cpus: usize) -> Option<usize> {
+        match &self.command {
+            TunnelCommand::Server(_) => Some((cpus / 2).max(1)),
+            TunnelCommand::Agent(_) => Some(1),
+            _ => None,
+        }
+    }
+
     /// What is logged unless `--log` says.
     pub fn level(&self) -> &'static str {
         let logging = match &self.command {

@@ -25,10 +25,32 @@ pub enum Way {
     Kubeconfig(PathBuf),
     /// As a pod, by its service account.
     Pod,
+    /// The same, at this `host:port`.
+    PodAt(String),
     /// Plain HTTP at a hub (`host:port`), which knows its callers.
     Hub(String),
     /// A client that is there already, and the CA (PEM) that it believes.
     Given(Kube, String),
+}
+
+impl Way {
+    /// `host:port` of the API server, where that is told beforehand.
+    pub(crate) fn authority(&self) -> Option<String> {
+        match self {
+            Self::Kubeconfig(path) => Some(Access::read(path).ok()?.authority),
+            Self::Pod => {
+                let variable = |name: &str| std::env::var(name).ok();
+                let host = variable("KUBERNETES_SERVICE_HOST")?;
+                let port = variable("KUBERNETES_SERVICE_PORT")?;
+                Some(match host.contains(':') {
+                    true => format!("[{host}]:{port}"),
+                    false => format!("{host}:{port}"),
+                })
+            }
+            Self::Hub(authority) | Self::PodAt(authority) => Some(authority.clone()),
+            Self::Given(..) => None,
+        }
+    }
 }
 
 /// An API server. Cheap to clone.
@@ -56,12 +78,16 @@ impl Cluster {
             Way::Kubeconfig(path) => {
                 Ok(Clients::of(&Server::Kubeconfig(path.clone()), &self.shutdown)?.base)
             }
-            Way::Pod => {
+            Way::Pod | Way::PodAt(_) => {
                 let mut pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(kube) = &*pod {
                     return Ok(kube.clone());
                 }
-                let kube = Clients::of(&Server::InCluster, &self.shutdown)?.base;
+                let server = match &self.way {
+                    Way::PodAt(authority) => Server::InClusterAt(authority.clone()),
+                    _ => Server::InCluster,
+                };
+                let kube = Clients::of(&server, &self.shutdown)?.base;
                 Ok(pod.insert(kube).clone())
             }
             Way::Hub(authority) => Ok(Kube::new(authority, None, None, TIMEOUT)),
@@ -73,7 +99,7 @@ impl Cluster {
     pub fn authorities(&self) -> Option<String> {
         match &self.way {
             Way::Kubeconfig(path) => Access::read(path).ok()?.ca,
-            Way::Pod => read_text(Path::new(POD_CA)).ok(),
+            Way::Pod | Way::PodAt(_) => read_text(Path::new(POD_CA)).ok(),
             Way::Hub(_) => None,
             Way::Given(_, ca) => Some(ca.clone()).filter(|ca| !ca.is_empty()),
         }

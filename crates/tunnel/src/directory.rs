@@ -86,6 +86,9 @@ pub trait Directory: fmt::Debug + Send + Sync {
     /// The first cluster IP of a service.
     fn service(&self, namespace: &str, name: &str) -> Option<IpAddr>;
 
+    /// Namespace and name of the service that has this cluster IP.
+    fn service_of(&self, address: IpAddr) -> Option<(String, String)>;
+
     /// Counts changes of what is known of nodes.
     fn changes(&self) -> watch::Receiver<u64>;
 

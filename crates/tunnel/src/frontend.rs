@@ -3,8 +3,11 @@
 
 pub mod client;
 mod head;
+mod unread;
 
-use crate::{Tunnels, pump::pump};
+pub use unread::Unread;
+
+use crate::{Tunnels, pump::pump, wrapping::writes_go_to};
 use futures_util::future::BoxFuture;
 use head::{Bad, Head};
 use http::StatusCode;
@@ -17,8 +20,8 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
-    time::{sleep, timeout},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf},
+    time::{Instant, sleep, timeout},
 };
 use yurt_transport::{BoxStream, Destination};
 
@@ -28,9 +31,15 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEAD: Duration = Duration::from_secs(10);
 /// What a caller may say before it has an answer (a TLS ClientHello, mostly).
 const EARLY: usize = 64 << 10;
-/// kube-apiserver takes any byte that it reads together with the 200 for an error. Where nothing keeps two writes apart on their way, a
-/// target that speaks first waits this long for the caller to have read its answer.
-const APART: Duration = Duration::from_millis(5);
+/// kube-apiserver takes any byte that it reads together with the 200 for an error. Where nothing keeps two writes apart on their way, the
+/// first words of a target that speaks first wait until the caller has read its answer: so long at most,
+const READ: Duration = Duration::from_secs(10);
+/// looked at so often,
+const LOOK: Duration = Duration::from_millis(1);
+/// and so long where the kernel does not tell.
+const APART: Duration = Duration::from_millis(20);
+/// The longest first words.
+const FIRST: usize = 16 << 10;
 /// How long a refused caller may take to read why.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// What of its own words is still read meanwhile, so that the kernel does not reset the connection over them.
@@ -54,8 +63,8 @@ pub struct Service {
     pub grpc: Grpc,
     /// Callers by CONNECT.
     pub http: Gauge,
-    /// Whether each write arrives by itself (TLS records do).
-    pub apart: bool,
+    /// What tells whether a write was read, where two may arrive as one (TLS records do not).
+    pub unread: Option<Unread>,
 }
 
 /// Serves one connection of a frontend until it ends.
@@ -97,7 +106,7 @@ pub async fn serve(mut io: BoxStream, service: Service) {
         Ok(to) => to,
         Err(Bad { status, why }) => return refuse(io, status, &why).await,
     };
-    Box::pin(connect(io, early, &to, &*tunnels, service.apart)).await;
+    Box::pin(connect(io, early, &to, &*tunnels, service.unread)).await;
 }
 
 /// What came first.
@@ -133,7 +142,7 @@ async fn connect(
     mut early: Vec<u8>,
     to: &Destination,
     tunnels: &dyn Tunnels,
-    apart: bool,
+    unread: Option<Unread>,
 ) {
     let opened = {
         let mut opening = tunnels.open(to);
@@ -160,25 +169,53 @@ async fn connect(
     let answered = async {
         io.write_all(ESTABLISHED).await?;
         io.flush().await?;
-        if !apart && early.is_empty() {
+        if let Some(unread) = unread
+            && early.is_empty()
+        {
+            let mut first = Vec::with_capacity(FIRST);
             tokio::select! {
                 read = io.read_buf(&mut early) => { read?; }
-                () = sleep(APART) => {}
+                read = stream.read_buf(&mut first) => { read?; }
+            }
+            if !first.is_empty() {
+                until_read(unread, &mut io, &mut early).await?;
+                stream = Box::new(Replayed::new(first, stream));
             }
         }
-        if !early.is_empty() {
-            stream.write_all(&early).await?;
-            stream.flush().await?;
-        }
-        io::Result::Ok(())
+        io::Result::Ok(stream)
     };
-    if let Err(error) = answered.await {
-        return tracing::debug!(%to, %error, "a connection ended before it began");
-    }
-    drop(early);
-    let (carried, ended) = pump(io, stream).await;
+    let stream = match answered.await {
+        Ok(stream) => stream,
+        Err(error) => {
+            return tracing::debug!(%to, %error, "a connection ended before it began");
+        }
+    };
+    let (carried, ended) = pump(Box::new(Replayed::new(early, io)), stream).await;
     let error = ended.err().map(|error| error.to_string());
     tracing::debug!(%to, ?carried, error, "a connection ended");
+}
+
+/// Waits until the caller has read its answer, or says something itself, which it does after.
+async fn until_read(unread: Unread, io: &mut BoxStream, said: &mut Vec<u8>) -> io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match unread.is_read() {
+            Ok(true) => return Ok(()),
+            Ok(false) if begun.elapsed() > READ => {
+                let why = "the caller does not read its answer";
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+            Ok(false) => {}
+            Err(_) => {
+                sleep(APART).await;
+                return Ok(());
+            }
+        }
+        tokio::select! {
+            read = io.read_buf(said) => return read.map(drop),
+            () = sleep(LOOK) => {}
+        }
+    }
 }
 
 async fn refuse(io: BoxStream, status: StatusCode, why: &str) {
@@ -249,35 +286,7 @@ impl AsyncRead for Replayed {
     }
 }
 
-impl AsyncWrite for Replayed {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, bytes)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-}
+writes_go_to!(Replayed, io);
 
 #[cfg(test)]
 mod tests;

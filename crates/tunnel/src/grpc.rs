@@ -8,7 +8,11 @@ pub(crate) use authority::Mended;
 use crate::session::SessionError;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, Uri,
+    header::{CONTENT_TYPE, TE},
+    uri,
+};
 use std::fmt::Write as _;
 
 /// A longer message is refused: gRPC's default.
@@ -68,6 +72,22 @@ impl Frames {
         self.0.advance(HEAD);
         Ok(Some(self.0.split_to(length).freeze()))
     }
+}
+
+/// A call of a method by its path.
+pub(crate) fn request(path: &'static str) -> Request<()> {
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(uri::Scheme::HTTPS);
+    parts.authority = Some(uri::Authority::from_static("tunnel"));
+    parts.path_and_query = Some(uri::PathAndQuery::from_static(path));
+    let mut request = Request::new(());
+    *request.method_mut() = Method::POST;
+    // Whole by its parts.
+    *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    let headers = request.headers_mut();
+    headers.insert(CONTENT_TYPE, MEDIA_TYPE);
+    headers.insert(TE, HeaderValue::from_static("trailers"));
+    request
 }
 
 /// The headers of an answer that goes on.

@@ -7,6 +7,8 @@ use std::{fmt, net::IpAddr, str::FromStr};
 pub const ALPN_MUX: &[u8] = b"yurt-tunnel/1";
 /// ALPN of our own protocol, edge to cloud: the agent is the HTTP/2 client and asks the server for cloud addresses by CONNECT.
 pub const ALPN_CLOUD: &[u8] = b"yurt-cloud/1";
+/// ALPN of the first of them over QUIC.
+pub const ALPN_QUIC: &[u8] = b"yurt-tunnel-quic/1";
 /// ALPN of konnectivity: gRPC.
 pub const ALPN_GRPC: &[u8] = b"h2";
 
@@ -28,6 +30,8 @@ pub struct ServerHello {
     pub id: String,
     /// How many instances there are, as far as it knows; at least 1.
     pub count: u32,
+    /// The UDP port on which it takes QUIC, if it does; 0: of the same number as the port that was dialled.
+    pub quic: Option<u16>,
 }
 
 /// What an agent can be asked for by: `agentidentifiers` on konnectivity's wire.

@@ -25,7 +25,8 @@ pub mod mux;
 pub mod network;
 pub mod peers;
 pub mod published;
-pub mod pump;
+pub mod quic;
+mod redirect;
 pub mod registry;
 pub mod reverse;
 pub mod routing;
@@ -36,9 +37,11 @@ pub mod status;
 pub mod steering;
 #[cfg(test)]
 pub(crate) mod twin;
+mod wrapping;
 
 pub use cli::{TunnelArgs, TunnelError, run};
 pub use directory::Directory;
 pub use hello::{AgentHello, Identifiers, ServerHello};
 pub use link::{DialError, Link, Opening, Tunnels};
 pub use session::{Options, Session, SessionError};
+pub(crate) use yurt_transport::pump;

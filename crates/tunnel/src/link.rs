@@ -16,8 +16,14 @@ pub type Opening<'a> = Pin<Box<dyn Future<Output = Result<BoxStream, DialError>>
 pub trait Link: fmt::Debug + Send + Sync {
     /// Who is at the other end, as it said (not what it may claim: that is for whoever registers it).
     fn hello(&self) -> &AgentHello;
-    /// The protocol, for people and metrics: `mux` or `anp`.
+    /// The protocol, for people and metrics: `mux`, `quic` or `anp`.
     fn protocol(&self) -> &'static str;
+    /// Whether the agent made it beside others because it is better than they are: then it is dialled by.
+    fn is_preferred(&self) -> bool {
+        false
+    }
+    /// Another connection of the same agent came or ended: unless the agent proves now that this one lives, it is not preferred.
+    fn doubt(&self) {}
     /// Has the agent dial `to`. Bounded in time by the link itself.
     fn dial<'a>(&'a self, to: &'a Destination) -> Opening<'a>;
     /// Whether the agent asked for no more dials.
@@ -71,6 +77,17 @@ impl DialError {
             Self::NoAgent(_) | Self::Busy(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Failed(_) | Self::Lost(_) => StatusCode::BAD_GATEWAY,
             Self::TimedOut(_) => StatusCode::GATEWAY_TIMEOUT,
+        }
+    }
+
+    /// What a status other than 200 means that answered a CONNECT: the kind that has this status, as far as a status tells.
+    pub fn of_status(status: StatusCode, text: String) -> Self {
+        match status {
+            StatusCode::BAD_REQUEST => Self::Invalid(text),
+            StatusCode::FORBIDDEN => Self::Forbidden(text),
+            StatusCode::SERVICE_UNAVAILABLE => Self::Busy(text),
+            StatusCode::GATEWAY_TIMEOUT => Self::TimedOut(text),
+            _ => Self::Failed(text),
         }
     }
 

@@ -9,10 +9,11 @@
 mod answerer;
 mod caller;
 pub mod cloud;
-mod control;
-mod refusal;
+pub(crate) mod control;
+mod inflow;
+pub(crate) mod refusal;
 mod stream;
-mod windows;
+pub(crate) mod windows;
 
 pub use crate::session::Options;
 
@@ -21,12 +22,12 @@ use crate::{
     link::{self, Opening},
     session::{Ended, Heard, Live, Session, SessionError, until_silent},
 };
-pub(crate) use answerer::Dialling;
+pub(crate) use answerer::{Dialling, drained};
 
 use answerer::Answerer;
 use bytes::Bytes;
 use caller::Caller;
-use control::{Hearing, Line, Saying};
+use control::{Hearing, Line, Saying, obey};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use std::{
     future::poll_fn,
@@ -45,20 +46,21 @@ const CONTROL: &str = "/yurt-tunnel/v1/control";
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Of one DATA frame: what a small message waits behind for each busy stream. Four TLS records with the frame's head.
 const FRAME: u32 = (64 << 10) - 9;
-/// What a stream may have handed over for sending.
-const SEND_BUFFER: usize = 256 << 10;
+/// What a stream may have handed over for sending: whole frames.
+const SEND_BUFFER: usize = 4 * FRAME as usize;
 /// Streams that were reset and whose last frames may still arrive.
 const RESETS: usize = 1024;
 /// Of the headers of one message.
 const HEADERS: u32 = 64 << 10;
 
-const AGENT_ID: &str = "agentid";
+pub(crate) const AGENT_ID: &str = "agentid";
 /// Names the node that a connection is for, where the asking end knows it (between instances of the server).
-const NODE: &str = "x-tunnel-proxy-host";
-const AGENT_IDENTIFIERS: &str = "agentidentifiers";
-const AGENT_VERSION: &str = "agentversion";
-const SERVER_ID: &str = "serverid";
-const SERVER_COUNT: &str = "servercount";
+pub(crate) const NODE: &str = "x-tunnel-proxy-host";
+pub(crate) const AGENT_IDENTIFIERS: &str = "agentidentifiers";
+pub(crate) const AGENT_VERSION: &str = "agentversion";
+pub(crate) const SERVER_ID: &str = "serverid";
+pub(crate) const SERVER_COUNT: &str = "servercount";
+const QUIC_PORT: &str = "quicport";
 
 /// A connection to an agent of ours. Dropping it ends it.
 #[derive(Debug)]
@@ -131,6 +133,9 @@ async fn greet_agent(
     let headers = request.headers_mut();
     put(headers, SERVER_ID, &us.id)?;
     put(headers, SERVER_COUNT, &us.count.to_string())?;
+    if let Some(port) = us.quic {
+        put(headers, QUIC_PORT, &port.to_string())?;
+    }
 
     let (driven, mut requests) = drive(io, &options).await?;
     let ends = driven.closed.clone().drop_guard();
@@ -246,8 +251,21 @@ pub async fn answer(
     options: Options,
     shutdown: CancellationToken,
 ) -> Result<Session, SessionError> {
+    answer_if(io, us, dialer, options, shutdown, &|_| true).await
+}
+
+/// [`answer`], if the server turns out to be a wanted one: another never hears who is there, and so asks nothing of a connection that is
+/// about to end.
+pub(crate) async fn answer_if(
+    io: BoxStream,
+    us: AgentHello,
+    dialer: Arc<dyn Dialer>,
+    options: Options,
+    shutdown: CancellationToken,
+    is_wanted: &(dyn Fn(&ServerHello) -> bool + Sync),
+) -> Result<Session, SessionError> {
     let limit = options.hello;
-    let greeted = timeout(limit, greet_server(io, us, &options)).await;
+    let greeted = timeout(limit, greet_server(io, us, &options, is_wanted)).await;
     let (connection, pulse, server, mut hearing, saying) =
         greeted.unwrap_or(Err(SessionError::Silent(limit)))?;
     let draining = CancellationToken::new();
@@ -262,16 +280,9 @@ pub async fn answer(
     let server_drains = draining.clone();
     let heard = Box::pin(async move {
         loop {
-            match hearing.next().await {
-                Err(error) => return error,
-                Ok(lines) => {
-                    for line in lines {
-                        match line {
-                            Line::Drain => server_drains.cancel(),
-                            Line::Refuse(why) => return SessionError::Refused(why),
-                        }
-                    }
-                }
+            let lines = hearing.next().await;
+            if let Err(error) = lines.and_then(|lines| obey(lines, &server_drains)) {
+                return error;
             }
         }
     });
@@ -286,13 +297,10 @@ pub async fn answer(
     Ok(Session {
         server,
         protocol: "mux",
+        round_trip: None,
         live,
         draining,
-        ended: Ended(Box::pin(async move {
-            running
-                .await
-                .unwrap_or_else(|error| SessionError::Broken(error.to_string()))
-        })),
+        ended: Ended::with(running),
         _ends: ends,
     })
 }
@@ -309,6 +317,7 @@ async fn greet_server(
     io: BoxStream,
     us: AgentHello,
     options: &Options,
+    is_wanted: &(dyn Fn(&ServerHello) -> bool + Sync),
 ) -> Result<Greeted, SessionError> {
     let (heard, pulse) = Heard::new(io);
     let mut connection = answerer::builder(options).handshake(heard).await?;
@@ -326,7 +335,13 @@ async fn greet_server(
     let server = ServerHello {
         id: get(headers, SERVER_ID)?.to_owned(),
         count: parsed(get(headers, SERVER_COUNT)?)?,
+        quic: get(headers, QUIC_PORT)
+            .ok()
+            .and_then(|port| port.parse().ok()),
     };
+    if !is_wanted(&server) {
+        return Err(SessionError::Unwanted(server));
+    }
     let mut response = Response::new(());
     let headers = response.headers_mut();
     put(headers, AGENT_ID, &us.id)?;
@@ -356,7 +371,9 @@ fn get<'a>(headers: &'a HeaderMap, name: &'static str) -> Result<&'a str, Sessio
         .ok_or_else(|| SessionError::Protocol(format!("it did not say its {name}")))
 }
 
-fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, SessionError> {
+pub(crate) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
+    text: &str,
+) -> Result<T, SessionError> {
     text.parse()
         .map_err(|error: T::Err| SessionError::Protocol(format!("{text:?}: {error}")))
 }

@@ -1,7 +1,8 @@
 //! The agents that are connected to this server, and how they are reached.
 //!
 //! An agent may have several connections at once: a new one while an old one has not been noticed to be dead, or drains. They are kept
-//! apart, so that nothing of one is taken for the other's; the newest that does not drain is dialled by.
+//! apart, so that nothing of one is taken for the other's; the newest that does not drain is dialled by, and one that the agent prefers
+//! (QUIC beside TCP) before it.
 
 use crate::{
     Identifiers, Link,
@@ -11,7 +12,7 @@ use crate::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 use tokio_util::task::TaskTracker;
@@ -71,6 +72,7 @@ impl Registry {
             let number = inner.registered;
             let draining = inner.draining;
             let known = inner.agents.entry(id.clone()).or_default();
+            known.iter().for_each(|other| other.link.doubt());
             known.push(Registered {
                 link: link.clone(),
                 origin: origin.clone(),
@@ -105,6 +107,7 @@ impl Registry {
             return;
         };
         known.retain(|registered| registered.number != number);
+        known.iter().for_each(|other| other.link.doubt());
         match known.last() {
             // It may have told other identifiers than the one that is gone.
             Some(newest) => roster.insert(id, &newest.link.hello().identifiers),
@@ -118,16 +121,20 @@ impl Registry {
         tracing::info!(agent = %id, left, "a connection to an agent ended");
     }
 
-    /// The connections of an agent, the best first: what lives and does not drain, the newest of them.
+    /// The connections of an agent, the best first: what lives and does not drain, what the agent prefers. Of ours the newest: an agent that comes again has
+    /// noticed that the one before is dead. Of konnectivity's the oldest, as its servers do: an agent finds out by connecting that it is
+    /// connected to this server already, and hangs up.
     pub fn links(&self, agent: &str) -> Vec<Arc<dyn Link>> {
         let inner = self.read();
         let known = inner.agents.get(agent).into_iter().flatten();
-        let mut links: Vec<_> = known
-            .filter(|registered| !registered.link.closed().is_cancelled())
-            .map(|registered| registered.link.clone())
-            .rev()
-            .collect();
-        links.sort_by_key(|link| link.is_draining());
+        let lives = |registered: &&Registered| !registered.link.closed().is_cancelled();
+        let (theirs, mut links): (Vec<_>, Vec<_>) = known
+            .filter(lives)
+            .map(link_of)
+            .partition(|link| link.protocol() == "anp");
+        links.reverse();
+        links.extend(theirs);
+        links.sort_by_key(|link| (link.is_draining(), !link.is_preferred()));
         links
     }
 
@@ -165,6 +172,15 @@ impl Registry {
     /// How many connections to agents there are.
     pub fn connected(&self) -> usize {
         self.read().agents.values().map(Vec::len).sum()
+    }
+
+    /// How many connections there are by protocol.
+    pub fn protocols(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts: BTreeMap<_, _> = ["anp", "mux", "quic"].map(|name| (name, 0)).into();
+        for registered in self.read().agents.values().flatten() {
+            *counts.entry(registered.link.protocol()).or_default() += 1;
+        }
+        counts
     }
 
     /// Tells all agents, and those that come from now on, to look elsewhere.
@@ -260,7 +276,7 @@ pub struct AgentStatus {
 /// A connection to an agent, as `/v1/status` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkStatus {
-    /// `mux` or `anp`.
+    /// `mux` (over TCP), `quic` or `anp`.
     pub protocol: String,
     /// The agent's address.
     pub from: String,

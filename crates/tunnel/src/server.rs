@@ -11,6 +11,7 @@ pub mod gate;
 mod meta;
 pub mod metrics;
 pub mod process;
+mod quic;
 mod run;
 pub mod switchboard;
 

@@ -1,18 +1,19 @@
 //! What both protocols have in common: bounds, why a connection ended, and what the agent's end of one looks like.
 
+pub(crate) mod congestion;
 #[cfg(test)]
 mod delivery;
 mod live;
 mod liveness;
 
 pub(crate) use live::{Live, Occupied};
-pub(crate) use liveness::{Heard, Pulse, until_silent};
+pub(crate) use liveness::{Heard, Pulse, Question, until_silent};
 
 use crate::hello::ServerHello;
 use futures_util::future::BoxFuture;
 use socket2::{SockRef, TcpKeepalive};
 use std::{io, sync::Arc, time::Duration};
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// What the kernel may hold that it has not sent: what is written next waits behind it, however small and urgent.
@@ -75,6 +76,9 @@ pub enum SessionError {
     /// The other end does not speak the protocol. Nothing to be had from it before it is updated.
     #[error("the other end does not keep to the protocol: {0}")]
     Protocol(String),
+    /// We did not want it, now that we know which server it is.
+    #[error("server {} is connected already, or there are enough", .0.id)]
+    Unwanted(ServerHello),
     /// We ended it.
     #[error("closed")]
     Closed,
@@ -104,8 +108,10 @@ impl From<h2::Error> for SessionError {
 pub struct Session {
     /// Who is at the other end.
     pub server: ServerHello,
-    /// `mux` or `anp`.
+    /// `mux`, `quic` or `anp`.
     pub protocol: &'static str,
+    /// How long a round trip took when the server was connected, where that is known.
+    pub(crate) round_trip: Option<Duration>,
     pub(crate) live: Arc<Live>,
     pub(crate) draining: CancellationToken,
     pub(crate) ended: Ended,
@@ -113,7 +119,18 @@ pub struct Session {
 }
 
 /// A future that tells why something ended.
-pub(crate) struct Ended(pub(crate) BoxFuture<'static, SessionError>);
+pub(crate) struct Ended(BoxFuture<'static, SessionError>);
+
+impl Ended {
+    /// With the task that drives it.
+    pub(crate) fn with(running: JoinHandle<SessionError>) -> Self {
+        Self(Box::pin(async move {
+            running
+                .await
+                .unwrap_or_else(|error| SessionError::Broken(error.to_string()))
+        }))
+    }
+}
 
 impl std::fmt::Debug for Ended {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

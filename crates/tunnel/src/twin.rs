@@ -94,6 +94,7 @@ pub(crate) fn server_hello(id: &str) -> ServerHello {
     ServerHello {
         id: id.into(),
         count: 1,
+        quic: None,
     }
 }
 

@@ -1,154 +1,238 @@
-//! konnectivity's own programs and ours, when `PROXY_SERVER`, `PROXY_AGENT` and `PROXY_TEST_CLIENT` name its `proxy-server`,
-//! `proxy-agent` and test client; what they said to each other once is in `konnectivity/*.packets` and replayed always by the unit tests
-//! of `anp`. `RECORD_PACKETS=DIR` records anew.
+//! Konnectivity's own programs, and those of OpenYurt's fork of it, beside ours, when variables name them: `PROXY_SERVER`, `PROXY_AGENT`
+//! and `PROXY_TEST_CLIENT` its `proxy-server`, `proxy-agent` and test client; `FORK_SERVER` and `FORK_AGENT` the fork's. What they once
+//! said is in `konnectivity/*.packets` and replayed always by the unit tests of `anp`; `RECORD_PACKETS=DIR` records anew.
+//! `SHOW_PEERS=1` shows what they log.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::Stdio,
-    sync::{Arc, Mutex},
-    time::Duration,
+#[path = "konnectivity/judge.rs"]
+mod judge;
+#[path = "konnectivity/probes.rs"]
+mod probes;
+#[path = "konnectivity/programs.rs"]
+mod programs;
+#[path = "konnectivity/tape.rs"]
+mod tape;
+
+use judge::{ACCOUNT, AUDIENCE, TOKEN, judge};
+use probes::{
+    Stuck, bulk, closing, crowd, echo, ping_pong, raise_descriptors, stuck, tails_down, tails_up,
+    told,
 };
+use programs::{Field, Make, PATIENCE, Pki, Process, argument, ports, program};
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use tape::Tape;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
-    process::{Child, Command},
+    process::Command,
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use yurt_pki::{Ca, Callers, KeyPairPem, Profile};
-use yurt_transport::{BoxStream, Destination, TcpDialer};
+use yurt_pki::Callers;
+use yurt_transport::{Destination, TcpDialer};
 use yurt_tunnel::{
-    AgentHello, Link, Opening, Options, ServerHello, Tunnels,
+    AgentHello, Link, Opening, Options, ServerHello, Session, SessionError, Tunnels,
     anp::{
         agent::connect,
         server::{Refused, Welcome, serve},
     },
 };
 
-const PATIENCE: Duration = Duration::from_secs(30);
+/// As many as the acceptance list has.
+const CROWD: usize = 1_000;
+const CLOSES: usize = 1_000;
 
-/// The program that a variable names; none: the test is skipped, and says so.
-fn program(variable: &str) -> Option<PathBuf> {
-    let path = std::env::var_os(variable).map(PathBuf::from);
-    if path.is_none() {
-        eprintln!("SKIPPED: {variable} names no program");
+/// Everything that every pair with one of ours is to stand.
+async fn stands(field: &Arc<Field>) {
+    let echo = echo().await;
+    let server = field.server();
+    let agent = field.agent();
+    field.ready(echo).await;
+    bulk(field).await;
+    closing(field).await;
+    crowd(field, CROWD).await;
+    tails_up(field, CLOSES).await;
+    tails_down(field, CLOSES).await;
+
+    let open = field.connect(echo).await.unwrap();
+    let (server, agent) = (server, replaced(agent, || field.agent()).await);
+    field.ready(echo).await;
+    if field.tells() {
+        told(open).await;
     }
-    path
+    let open = field.connect(echo).await.unwrap();
+    let server = replaced(server, || field.server()).await;
+    told(open).await;
+    field.ready(echo).await;
+    bulk(field).await;
+    agent.kill().await;
+    server.kill().await;
 }
 
-struct Pki {
-    directory: tempfile::TempDir,
-    ca: Ca,
+async fn replaced(process: Process, again: impl Fn() -> Process) -> Process {
+    process.kill().await;
+    again()
 }
 
-impl Pki {
-    fn new() -> Self {
-        let pki = Self {
-            directory: tempfile::tempdir().unwrap(),
-            ca: Ca::new("tunnel-ca", 1).unwrap(),
+/// A server and an agent of these makes, and whose standstill must not hurt others there: false where a program of theirs is missing.
+async fn pairing(server: Make, agent: Make, harmless: &[Stuck]) -> bool {
+    raise_descriptors();
+    let Some(field) = Field::of(server, agent).await else {
+        return false;
+    };
+    let field = Arc::new(field);
+    stands(&field).await;
+    let (_server, _agent) = (field.server(), field.agent());
+    field.ready(echo().await).await;
+    for &who in harmless {
+        stuck(&field, who).await;
+    }
+    true
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_agent_and_our_server_by_konnectivitys_protocol() {
+    assert!(pairing(Make::Ours, Make::Ours, &[Stuck::Caller, Stuck::Target]).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn konnectivitys_agent_and_our_server() {
+    pairing(Make::Ours, Make::Konnectivity, &[Stuck::Caller]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_agent_and_konnectivitys_server() {
+    pairing(Make::Konnectivity, Make::Ours, &[Stuck::Target]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_forks_agent_and_our_server() {
+    pairing(Make::Ours, Make::Fork, &[Stuck::Caller]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_agent_and_the_forks_server() {
+    pairing(Make::Fork, Make::Ours, &[Stuck::Target]).await;
+}
+
+/// Konnectivity's flags with nothing but a service account's token: of server and agent, in every pairing.
+async fn by_token(server: Option<&Path>, agent: Option<&Path>) {
+    let pki = Pki::new();
+    let kubeconfig = pki.path("kubeconfig");
+    judge(&kubeconfig).await;
+    let [port, a, b, c, d] = ports().await;
+    let socket = pki.path("frontend.sock");
+    let token = pki.path("token");
+    std::fs::write(&token, "somebody-else's").unwrap();
+    let mut arguments = vec![
+        argument("logtostderr", true),
+        argument("uds-name", socket.display()),
+        argument("delete-existing-uds-file", true),
+        argument("cluster-cert", pki.path("server.crt").display()),
+        argument("cluster-key", pki.path("server.key").display()),
+        argument("mode", "http-connect"),
+        argument("server-port", 0),
+        argument("agent-port", port),
+        argument("health-port", a),
+        argument("admin-port", b),
+        argument("keepalive-time", "1h"),
+        argument("agent-namespace", ACCOUNT.0),
+        argument("agent-service-account", ACCOUNT.1),
+        argument("kubeconfig", kubeconfig.display()),
+        argument("authentication-audience", AUDIENCE),
+        argument("kube-api-content-type", "application/json"),
+    ];
+    if server.is_none() {
+        // What the name `proxy-server` means.
+        let name = [
+            "server",
+            "--egress-only",
+            "--proxy-strategies=default",
+            "--direct=never",
+        ];
+        let name = name.into_iter().chain(["--enable-lease-controller=false"]);
+        arguments.splice(..0, name.map(str::to_owned));
+    }
+    let _server = Process::start(server, &arguments);
+    let mut arguments = vec![
+        argument("logtostderr", true),
+        argument("ca-cert", pki.path("ca.crt").display()),
+        argument("proxy-server-host", "127.0.0.1"),
+        argument("proxy-server-port", port),
+        argument("health-server-port", c),
+        argument("admin-server-port", d),
+        argument("service-account-token-path", token.display()),
+        argument("agent-identifiers", "ipv4=127.0.0.1"),
+    ];
+    if agent.is_none() {
+        arguments.insert(0, "agent".into());
+        arguments.push(argument("allow", "127.0.0.1"));
+        arguments.push(argument("cert-dir", pki.path("agent").display()));
+    }
+    let _agent = Process::start(agent, &arguments);
+    let ready = async || {
+        let mut stream = TcpStream::connect(("127.0.0.1", c)).await?;
+        let request = "GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        Ok::<_, std::io::Error>(text.starts_with("HTTP/1.1 200"))
+    };
+    // Long enough for several tries with a token that is nobody's.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(3) {
+        if agent.is_none() {
+            assert!(!ready().await.unwrap_or(false), "nobody's token was taken");
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+    std::fs::write(&token, TOKEN).unwrap();
+    let echo = echo().await;
+    let begun = Instant::now();
+    loop {
+        let asked = async {
+            let mut stream = UnixStream::connect(&socket).await?;
+            let request = format!("CONNECT {echo} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await?);
+            }
+            let head = String::from_utf8_lossy(&head).into_owned();
+            match head.starts_with("HTTP/1.1 200") {
+                true => Ok(stream),
+                false => Err(std::io::Error::other(head)),
+            }
         };
-        std::fs::write(pki.path("ca.crt"), pki.ca.cert_pem()).unwrap();
-        for name in ["server", "agent"] {
-            let pair = pki.issue(name);
-            std::fs::write(pki.path(&format!("{name}.crt")), pair.cert).unwrap();
-            std::fs::write(pki.path(&format!("{name}.key")), pair.key).unwrap();
+        match asked.await {
+            Ok(stream) => break ping_pong(stream, b"by token").await,
+            Err(error) => assert!(begun.elapsed() < PATIENCE, "{error}"),
         }
-        pki
-    }
-
-    fn path(&self, file: &str) -> PathBuf {
-        self.directory.path().join(file)
-    }
-
-    fn issue(&self, name: &str) -> KeyPairPem {
-        let profile = Profile {
-            common_name: name.into(),
-            organizations: Vec::new(),
-            dns: vec!["localhost".into()],
-            ips: vec![[127, 0, 0, 1].into()],
-            client: true,
-            server: true,
-            days: 1,
-        };
-        self.ca.issue(&profile).unwrap()
+        sleep(Duration::from_millis(100)).await;
     }
 }
 
-fn run(program: &Path, arguments: &[String]) -> Child {
-    Command::new(program)
-        .args(arguments)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .unwrap()
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_enough_between_ours() {
+    by_token(None, None).await;
 }
 
-fn argument(name: &str, value: impl std::fmt::Display) -> String {
-    format!("--{name}={value}")
-}
-
-/// Free ports below the range that konnectivity refuses.
-async fn ports<const N: usize>() -> [u16; N] {
-    let mut held = Vec::new();
-    while held.len() < N {
-        let port = 20_000 + fastrand::u16(..12_000);
-        held.extend(TcpListener::bind(("127.0.0.1", port)).await);
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_enough_for_konnectivitys_server() {
+    if let Some(server) = program("PROXY_SERVER") {
+        by_token(Some(&server), None).await;
     }
-    std::array::from_fn(|index| held[index].local_addr().unwrap().port())
 }
 
-/// Sends back what it reads.
-async fn echo() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let (mut reading, mut writing) = stream.split();
-                let _ = tokio::io::copy(&mut reading, &mut writing).await;
-                let _ = writing.shutdown().await;
-            });
-        }
-    });
-    address
-}
-
-/// Reads to the end and tells how much there was.
-async fn sink() -> (SocketAddr, mpsc::UnboundedReceiver<usize>) {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (tell, told) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let tell = tell.clone();
-            tokio::spawn(async move {
-                let mut all = Vec::new();
-                let _ = stream.read_to_end(&mut all).await;
-                let _ = tell.send(all.len());
-            });
-        }
-    });
-    (address, told)
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_is_enough_for_konnectivitys_agent() {
+    if let Some(agent) = program("PROXY_AGENT") {
+        by_token(None, Some(&agent)).await;
+    }
 }
 
 fn to(address: SocketAddr) -> Destination {
     address.to_string().parse().unwrap()
-}
-
-fn bytes(length: usize) -> Vec<u8> {
-    (0..length).map(|index| (index % 251) as u8).collect()
-}
-
-async fn ping_pong(stream: BoxStream, data: &[u8]) {
-    let (mut reading, mut writing) = tokio::io::split(stream);
-    let mut answer = vec![0; data.len()];
-    let (said, read) = tokio::join!(writing.write_all(data), reading.read_exact(&mut answer));
-    said.unwrap();
-    read.unwrap();
-    assert!(answer == data);
 }
 
 struct Door {
@@ -186,137 +270,95 @@ fn us() -> ServerHello {
     ServerHello {
         id: "yurt-1".into(),
         count: 1,
+        quic: None,
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unmodified_agent_works_with_our_server() {
-    let Some(agent) = program("PROXY_AGENT") else {
-        return;
-    };
+/// Another's agent at the protocol of our server, without the rest of it; where it listens is told to `arguments`.
+async fn agent_alone(program: &Path, tape: &Tape) -> (Process, Arc<dyn Link>) {
     let pki = Pki::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let config = yurt_pki::server_config_for(
-        &pki.issue("yurt"),
-        Callers::Certified(&pki.ca.cert_pem()),
-        true,
-    );
+    let ca = pki.ca.cert_pem();
+    let config = yurt_pki::server_config_for(&pki.issue("yurt"), Callers::Certified(&ca), true);
     let acceptor = tokio_rustls::TlsAcceptor::from(config.unwrap());
     let (came, mut coming) = mpsc::unbounded_channel();
-    let tape = Tape::default();
-    tokio::spawn({
-        let tape = tape.clone();
-        async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let Ok(stream) = acceptor.accept(stream).await else {
-                    continue;
-                };
-                let door = Arc::new(Door {
-                    came: came.clone(),
-                    tunnels: None,
-                });
-                let io = tape.tap(Box::new(stream), true);
-                tokio::spawn(serve(
-                    Box::new(io),
-                    us(),
-                    door,
-                    Options::default(),
-                    CancellationToken::new(),
-                ));
-            }
+    let tape = tape.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(stream) = acceptor.accept(stream).await else {
+                continue;
+            };
+            let door = Arc::new(Door {
+                came: came.clone(),
+                tunnels: None,
+            });
+            let io = Box::new(tape.tap(Box::new(stream), true));
+            let stop = CancellationToken::new();
+            tokio::spawn(serve(io, us(), door, Options::default(), stop));
         }
     });
     let [health, admin] = ports().await;
-    let mut agent = run(
-        &agent,
-        &[
-            argument("ca-cert", pki.path("ca.crt").display()),
-            argument("agent-cert", pki.path("agent.crt").display()),
-            argument("agent-key", pki.path("agent.key").display()),
-            argument("proxy-server-host", "127.0.0.1"),
-            argument("proxy-server-port", port),
-            argument("health-server-port", health),
-            argument("admin-server-port", admin),
-            argument("agent-id", "edge-1"),
-            argument("agent-identifiers", "ipv4=127.0.0.1&host=edge-1"),
-        ],
-    );
+    let arguments = [
+        argument("ca-cert", pki.path("ca.crt").display()),
+        argument("agent-cert", pki.path("agent.crt").display()),
+        argument("agent-key", pki.path("agent.key").display()),
+        argument("proxy-server-host", "127.0.0.1"),
+        argument("proxy-server-port", port),
+        argument("health-server-port", health),
+        argument("admin-server-port", admin),
+        argument("agent-id", "edge-1"),
+        argument("agent-identifiers", "ipv4=127.0.0.1&host=edge-1"),
+    ];
+    let agent = Process::start(Some(program), &arguments);
     let link = timeout(PATIENCE, coming.recv()).await.unwrap().unwrap();
-    assert_eq!(link.hello().id, "edge-1");
-    assert_eq!(
-        link.hello().identifiers.to_string(),
-        "ipv4=127.0.0.1&host=edge-1"
-    );
+    (agent, link)
+}
 
-    let echo = to(echo().await);
-    ping_pong(link.dial(&echo).await.unwrap(), b"ping").await;
-    let refused = link
-        .dial(&"127.0.0.1:1".parse().unwrap())
-        .await
-        .err()
-        .unwrap();
+/// A word and back, a refusal, and a close by either side.
+async fn recorded_exchange(agent: &Path, name: &str) -> (Process, Arc<dyn Link>) {
+    let tape = Tape::default();
+    let (agent, link) = agent_alone(agent, &tape).await;
+    let hello = link.hello();
+    assert_eq!(hello.id, "edge-1");
+    assert_eq!(hello.identifiers.to_string(), "ipv4=127.0.0.1&host=edge-1");
+    ping_pong(link.dial(&to(echo().await)).await.unwrap(), b"ping").await;
+    let nowhere = "127.0.0.1:1".parse().unwrap();
+    let refused = link.dial(&nowhere).await.err().unwrap();
     assert!(refused.to_string().contains("refused"), "{refused}");
-    tape.keep("agent.packets");
-
-    let all: Vec<_> = (0..8)
-        .map(|_| {
-            let (link, echo) = (Arc::clone(&link), echo.clone());
-            tokio::spawn(async move {
-                ping_pong(link.dial(&echo).await.unwrap(), &bytes(2 << 20)).await
-            })
-        })
-        .collect();
-    for one in all {
-        timeout(PATIENCE, one).await.unwrap().unwrap();
-    }
-    // Write, then close: konnectivity's own server delivers everything in half of the cases.
-    let (sink, mut sunk) = sink().await;
-    for round in 0..40 {
-        let length = [1000, 200_000][round % 2];
-        let mut stream = link.dial(&to(sink)).await.unwrap();
-        stream.write_all(&bytes(length)).await.unwrap();
-        stream.shutdown().await.unwrap();
-        let closed = timeout(PATIENCE, stream.read(&mut [0])).await.unwrap();
-        assert_eq!(closed.unwrap(), 0);
-        assert_eq!(
-            timeout(PATIENCE, sunk.recv()).await.unwrap().unwrap(),
-            length,
-            "round {round}"
-        );
-    }
     while link.connections() > 0 {
         sleep(Duration::from_millis(10)).await;
     }
-    agent.kill().await.unwrap();
-    timeout(PATIENCE, link.closed().cancelled()).await.unwrap();
+    sleep(Duration::from_millis(200)).await;
+    tape.keep(name);
+    (agent, link)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn our_agent_works_with_the_unmodified_server() {
-    let Some(server) = program("PROXY_SERVER") else {
+async fn konnectivitys_agent_alone_and_frozen() {
+    let Some(agent) = program("PROXY_AGENT") else {
         return;
     };
-    let pki = Pki::new();
-    let [port, health, admin] = ports().await;
-    let socket = pki.path("frontend.sock");
-    let mut server = run(
-        &server,
-        &[
-            argument("mode", "http-connect"),
-            argument("uds-name", socket.display()),
-            argument("server-port", 0),
-            argument("cluster-cert", pki.path("server.crt").display()),
-            argument("cluster-key", pki.path("server.key").display()),
-            argument("cluster-ca-cert", pki.path("ca.crt").display()),
-            argument("agent-port", port),
-            argument("agent-bind-address", "127.0.0.1"),
-            argument("health-port", health),
-            argument("admin-port", admin),
-            argument("proxy-strategies", "destHost,default"),
-        ],
-    );
-    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let (agent, link) = recorded_exchange(&agent, "agent.packets").await;
+    // Silence alone is no death.
+    sleep(Duration::from_secs(12)).await;
+    ping_pong(link.dial(&to(echo().await)).await.unwrap(), b"ping").await;
+    agent.freeze();
+    let frozen = Instant::now();
+    timeout(PATIENCE, link.closed().cancelled()).await.unwrap();
+    assert!(frozen.elapsed() < Duration::from_secs(20), "{frozen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_forks_agent_alone() {
+    if let Some(agent) = program("FORK_AGENT") {
+        recorded_exchange(&agent, "fork-agent.packets").await;
+    }
+}
+
+/// Our agent's protocol at another's server, without the rest of it.
+async fn session_at(field: &Field, tape: &Tape) -> Session {
+    let address = SocketAddr::from(([127, 0, 0, 1], field.port));
     let tcp = timeout(PATIENCE, async {
         loop {
             match TcpStream::connect(address).await {
@@ -327,7 +369,7 @@ async fn our_agent_works_with_the_unmodified_server() {
     })
     .await
     .unwrap();
-    yurt_tunnel::session::tune(&tcp).unwrap();
+    let pki = &field.pki;
     let config = yurt_pki::client_config(
         &pki.ca.cert_pem(),
         Some(&pki.issue("agent")),
@@ -342,115 +384,95 @@ async fn our_agent_works_with_the_unmodified_server() {
         identifiers: "ipv4=127.0.0.1&host=edge-2".parse().unwrap(),
         version: String::new(),
     };
-    let tape = Tape::default();
-    let io = tape.tap(Box::new(tls), false);
-    let shutdown = CancellationToken::new();
-    let mut session = connect(
-        Box::new(io),
-        hello,
-        Arc::new(TcpDialer),
-        None,
-        Options::default(),
-        shutdown.clone(),
-    )
-    .await
-    .unwrap();
+    let io = Box::new(tape.tap(Box::new(tls), false));
+    let (options, stop) = (Options::default(), CancellationToken::new());
+    let session = connect(io, hello, Arc::new(TcpDialer), None, options, stop).await;
+    let session = session.unwrap();
     assert_eq!(session.server.count, 1);
+    session
+}
 
-    let connect = async |to: String| {
-        let mut stream = UnixStream::connect(&socket).await.unwrap();
-        let request = format!("CONNECT {to} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
-        stream.write_all(request.as_bytes()).await.unwrap();
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
-        }
-        (String::from_utf8(head).unwrap(), stream)
-    };
-    let echo = echo().await;
-    let (head, stream) = connect(echo.to_string()).await;
-    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
-    ping_pong(Box::new(stream), b"ping").await;
-    let (head, _) = connect("127.0.0.1:1".into()).await;
-    assert!(head.starts_with("HTTP/1.1 502"), "{head}");
-    tape.keep("server.packets");
-    for _ in 0..4 {
-        let (_, stream) = connect(echo.to_string()).await;
-        ping_pong(Box::new(stream), &bytes(4 << 20)).await;
+async fn recorded_service(field: &Field, name: &str) -> (Process, Session) {
+    let server = field.server();
+    let tape = Tape::default();
+    let session = session_at(field, &tape).await;
+    ping_pong(field.connect(echo().await).await.unwrap(), b"ping").await;
+    // The fork says 200 all the same.
+    let refused = field.ask(([127, 0, 0, 1], 1).into()).await.unwrap();
+    while session.connections() > 0 {
+        sleep(Duration::from_millis(10)).await;
     }
-    // Write, then close: our end of it loses nothing.
-    let (sink, mut sunk) = sink().await;
-    for round in 0..40 {
-        let length = [1000, 200_000][round % 2];
-        let (_, mut stream) = connect(sink.to_string()).await;
-        stream.write_all(&bytes(length)).await.unwrap();
-        drop(stream);
-        assert_eq!(
-            timeout(PATIENCE, sunk.recv()).await.unwrap().unwrap(),
-            length,
-            "round {round}"
-        );
-    }
-    timeout(PATIENCE, async {
-        while session.connections() > 0 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    })
-    .await
-    .unwrap();
-    server.kill().await.unwrap();
-    timeout(PATIENCE, session.ended()).await.unwrap();
+    sleep(Duration::from_millis(200)).await;
+    drop(refused);
+    tape.keep(name);
+    (server, session)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn konnectivitys_client_works_with_our_frontend() {
-    let Some(client) = program("PROXY_TEST_CLIENT") else {
+async fn konnectivitys_server_alone_and_frozen() {
+    let Some(field) = Field::of(Make::Konnectivity, Make::Ours).await else {
         return;
     };
-    let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("frontend.sock");
-    let listener = UnixListener::bind(&socket).unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let (came, _) = mpsc::unbounded_channel();
-            let door = Arc::new(Door {
-                came,
-                tunnels: Some(Arc::new(Direct)),
-            });
-            tokio::spawn(serve(
-                Box::new(stream),
-                us(),
-                door,
-                Options::default(),
-                CancellationToken::new(),
-            ));
-        }
-    });
+    let (server, mut session) = recorded_service(&field, "server.packets").await;
+    // Longer than it is silent until it is asked, and than grpc-go would put up with as many pings.
+    let silent = timeout(Duration::from_secs(20), session.ended()).await;
+    assert!(silent.is_err(), "{silent:?}");
+    server.freeze();
+    let frozen = Instant::now();
+    let ended = timeout(PATIENCE, session.ended()).await.unwrap();
+    assert!(matches!(ended, SessionError::Silent(_)), "{ended}");
+    assert!(frozen.elapsed() < Duration::from_secs(30), "{frozen:?}");
+}
+
+/// Its grpc-go is the strictest about pings.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_forks_server_alone_and_silent() {
+    let Some(field) = Field::of(Make::Fork, Make::Ours).await else {
+        return;
+    };
+    let (server, mut session) = recorded_service(&field, "fork-server.packets").await;
+    let silent = timeout(Duration::from_secs(45), session.ended()).await;
+    assert!(silent.is_err(), "{silent:?}");
+    ping_pong(field.connect(echo().await).await.unwrap(), b"ping").await;
+    server.kill().await;
+    timeout(PATIENCE, session.ended()).await.unwrap();
+}
+
+/// An HTTP server of one page.
+async fn page(length: usize) -> SocketAddr {
     let origin = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = origin.local_addr().unwrap().port();
+    let address = origin.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = origin.accept().await {
             tokio::spawn(async move {
                 let _ = stream.read(&mut [0; 4096]).await;
-                let body = "x".repeat(100_000);
-                let answer = format!(
-                    "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
-                    body.len()
-                );
+                let body = "x".repeat(length);
+                let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}");
                 let _ = stream.write_all(answer.as_bytes()).await;
             });
         }
     });
-    let output = Command::new(client)
+    address
+}
+
+/// Konnectivity's test client, with kube-apiserver's library in it, asks for the page so often.
+async fn client(
+    program: &Path,
+    socket: &Path,
+    mode: &str,
+    page: SocketAddr,
+    requests: usize,
+) -> String {
+    let output = Command::new(program)
         .args([
             argument("proxy-uds", socket.display()),
             argument("proxy-host", ""),
             argument("proxy-port", 0),
-            argument("mode", "grpc"),
-            argument("request-host", "127.0.0.1"),
-            argument("request-port", port),
+            argument("mode", mode),
+            argument("request-host", page.ip()),
+            argument("request-port", page.port()),
             argument("request-path", "all"),
-            argument("test-requests", 3),
+            argument("test-requests", requests),
             argument("test-delay", 0),
         ])
         // It hangs up on any signal, also on those that Go's scheduler sends itself.
@@ -461,73 +483,54 @@ async fn konnectivitys_client_works_with_our_frontend() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned()
         + &String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains(&"x".repeat(1000)), "{said}");
+    said
 }
 
-/// The packets that went over a connection, when they are to be recorded.
-#[derive(Clone, Default)]
-struct Tape(Arc<Mutex<String>>);
-
-impl Tape {
-    /// Passes everything on, and notes the gRPC messages: `<` from the peer, `>` from us.
-    fn tap(&self, peer: BoxStream, peer_is_client: bool) -> DuplexStream {
-        let (ours, inner) = duplex(256 << 10);
-        let (from_peer, to_peer) = tokio::io::split(peer);
-        let (from_us, to_us) = tokio::io::split(inner);
-        tokio::spawn(self.clone().copy(from_peer, to_us, '<', peer_is_client));
-        tokio::spawn(self.clone().copy(from_us, to_peer, '>', !peer_is_client));
-        ours
-    }
-
-    async fn copy(
-        self,
-        mut from: impl tokio::io::AsyncRead + Unpin,
-        mut to: impl tokio::io::AsyncWrite + Unpin,
-        mark: char,
-        preface: bool,
-    ) {
-        let (mut piece, mut frames, mut messages) = (vec![0; 64 << 10], Vec::new(), Vec::new());
-        let mut skip = if preface { 24 } else { 0 };
-        while let Ok(count @ 1..) = from.read(&mut piece).await {
-            frames.extend_from_slice(&piece[..count]);
-            let skipped = skip.min(frames.len());
-            frames.drain(..skipped);
-            skip -= skipped;
-            // HTTP/2 frames: three bytes of length, one of type (0 is DATA), five more.
-            while frames.len() >= 9 {
-                let length = usize::from(frames[0]) << 16
-                    | usize::from(frames[1]) << 8
-                    | usize::from(frames[2]);
-                if frames.len() < 9 + length {
-                    break;
-                }
-                let frame: Vec<u8> = frames.drain(..9 + length).collect();
-                if frame[3] == 0 {
-                    messages.extend_from_slice(&frame[9..]);
-                }
-            }
-            while messages.len() >= 5 {
-                let length = u32::from_be_bytes(messages[1..5].try_into().unwrap()) as usize;
-                if messages.len() < 5 + length {
-                    break;
-                }
-                let message: Vec<u8> = messages.drain(..5 + length).skip(5).collect();
-                let hex: String = message.iter().map(|byte| format!("{byte:02x}")).collect();
-                let mut tape = self.0.lock().unwrap();
-                tape.push(mark);
-                tape.push_str(&hex);
-                tape.push('\n');
-            }
-            if to.write_all(&piece[..count]).await.is_err() || to.flush().await.is_err() {
-                return;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn konnectivitys_client_alone() {
+    let Some(program) = program("PROXY_TEST_CLIENT") else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("frontend.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let tape = Tape::default();
+    tokio::spawn({
+        let tape = tape.clone();
+        async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (came, _) = mpsc::unbounded_channel();
+                let door = Arc::new(Door {
+                    came,
+                    tunnels: Some(Arc::new(Direct)),
+                });
+                let io = Box::new(tape.tap(Box::new(stream), true));
+                let stop = CancellationToken::new();
+                tokio::spawn(serve(io, us(), door, Options::default(), stop));
             }
         }
-        let _ = to.shutdown().await;
-    }
+    });
+    let said = client(&program, &socket, "grpc", page(100).await, 1).await;
+    assert!(said.contains(&"x".repeat(100)), "{said}");
+    sleep(Duration::from_millis(200)).await;
+    tape.keep("frontend.packets");
+}
 
-    fn keep(&self, name: &str) {
-        if let Some(directory) = std::env::var_os("RECORD_PACKETS") {
-            std::fs::write(Path::new(&directory).join(name), &*self.0.lock().unwrap()).unwrap();
-        }
+/// The whole of it: konnectivity's client, our server with both kinds of frontends on one socket, konnectivity's agent.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn konnectivitys_client_and_agent_and_our_server() {
+    let Some(program) = program("PROXY_TEST_CLIENT") else {
+        return;
+    };
+    let Some(field) = Field::of(Make::Ours, Make::Konnectivity).await else {
+        return;
+    };
+    let (_server, _agent) = (field.server(), field.agent());
+    field.ready(echo().await).await;
+    let page = page(100_000).await;
+    for (mode, requests) in [("grpc", 50), ("http-connect", 50)] {
+        let said = client(&program, &field.socket(), mode, page, requests).await;
+        let whole = said.matches(&"x".repeat(100_000)).count();
+        assert_eq!(whole, requests, "by {mode}");
     }
 }

@@ -1,5 +1,5 @@
 //! What is left of thousands of connections, however they ended, of dials that nobody waited for, and of agents that were killed: no task,
-//! no socket and no memory, at neither end, by either protocol. One test: it counts what the whole process has.
+//! no socket and no memory, at neither end, by no protocol. One test: it counts what the whole process has.
 
 use std::{
     io,
@@ -19,6 +19,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
+use yurt_pki::{Ca, Callers, Profile};
 use yurt_telemetry::process_usage;
 use yurt_transport::{BoxStream, Destination, Dialer, Dialing, TcpDialer};
 use yurt_tunnel::{
@@ -27,7 +28,9 @@ use yurt_tunnel::{
         self,
         server::{Refused, Welcome},
     },
+    hello::ALPN_QUIC,
     mux,
+    quic::{self, endpoint},
 };
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,6 +50,7 @@ const SILENT: &str = "silent.example:1";
 #[derive(Clone, Copy, Debug)]
 enum Protocol {
     Mux,
+    Quic,
     Anp,
 }
 
@@ -113,7 +117,33 @@ async fn echo() -> SocketAddr {
     address
 }
 
-/// A server's link to an agent, on a TCP connection.
+/// Both ends of a QUIC connection, the server's first.
+async fn connection_by_quic(options: &Options) -> (quinn::Connection, quinn::Connection) {
+    let ca = Ca::new("soak", 1).unwrap();
+    let profile = Profile {
+        dns: vec!["server".into()],
+        client: true,
+        server: true,
+        days: 1,
+        ..Profile::default()
+    };
+    let (pem, ca) = (ca.issue(&profile).unwrap(), ca.cert_pem());
+    let serving = yurt_pki::server_config_for(&pem, Callers::Certified(&ca), false).unwrap();
+    let mut serving = rustls::ServerConfig::clone(&serving);
+    serving.alpn_protocols = vec![ALPN_QUIC.to_vec()];
+    let calling = yurt_pki::client_config(&ca, Some(&pem), &[]).unwrap();
+    let mut calling = rustls::ClientConfig::clone(&calling);
+    calling.alpn_protocols = vec![ALPN_QUIC.to_vec()];
+    let serving = endpoint::serving(Arc::new(serving), options).unwrap();
+    let calling = endpoint::calling(Arc::new(calling), options).unwrap();
+    let server = endpoint::listen("127.0.0.1:0".parse().unwrap(), serving).unwrap();
+    let address = server.local_addr().unwrap();
+    let accepting = async { server.accept().await.unwrap().await };
+    let (called, calling) = tokio::join!(accepting, endpoint::connect(address, "server", calling));
+    (called.unwrap(), calling.unwrap())
+}
+
+/// A server's link to an agent, on a TCP connection or by QUIC.
 async fn pair(protocol: Protocol, dialer: Arc<dyn Dialer>) -> (Arc<dyn Link>, Session) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let theirs = TcpStream::connect(listener.local_addr().unwrap());
@@ -122,6 +152,7 @@ async fn pair(protocol: Protocol, dialer: Arc<dyn Dialer>) -> (Arc<dyn Link>, Se
     let server = ServerHello {
         id: "server-1".into(),
         count: 1,
+        quic: None,
     };
     let agent = AgentHello {
         id: "edge-1".into(),
@@ -130,6 +161,16 @@ async fn pair(protocol: Protocol, dialer: Arc<dyn Dialer>) -> (Arc<dyn Link>, Se
     };
     let (options, never) = (Options::default(), CancellationToken::new());
     match protocol {
+        Protocol::Quic => {
+            let (called, calling) = connection_by_quic(&options).await;
+            let answering = async {
+                let greeted = quic::greet(calling, options.clone()).await?;
+                greeted.answer(agent, dialer, never).await
+            };
+            let (link, session) =
+                tokio::join!(quic::call(called, server, options.clone()), answering);
+            (link.unwrap(), session.unwrap())
+        }
         Protocol::Mux => {
             let (link, session) = tokio::join!(
                 mux::call(ours, server, options.clone()),
@@ -277,7 +318,7 @@ async fn life(protocol: Protocol, echo: &Destination) {
 async fn nothing_is_left_of_connections_cancelled_dials_and_killed_agents() {
     let echo: Destination = echo().await.to_string().parse().unwrap();
     let (tasks, files, _) = usage();
-    for protocol in [Protocol::Mux, Protocol::Anp] {
+    for protocol in [Protocol::Mux, Protocol::Quic, Protocol::Anp] {
         let mut warm = 0;
         for number in 0..AGENTS {
             life(protocol, &echo).await;

@@ -140,11 +140,7 @@ pub async fn run(args: BenchApiServerArgs) -> Result<Comparison, BenchError> {
         }
     }
     measured?;
-    if args.json {
-        println!("{}", report.to_json());
-    } else {
-        print!("{}", report.to_text());
-    }
+    report.print(args.json);
     Ok(report)
 }
 

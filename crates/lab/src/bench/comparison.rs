@@ -1,8 +1,7 @@
 //! What comes out: figures side by side with another program's.
 
-use super::report::{Unit, cpus};
+use super::report::{Unit, cpus, footer, print};
 use serde_json::{Value, json};
-use std::fmt::Write as _;
 
 /// Which of two figures is the better one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,6 +160,11 @@ impl Comparison {
         format!("{report:#}")
     }
 
+    /// Prints it: for machines, or for people.
+    pub fn print(&self, json: bool) {
+        print(json, || self.to_json(), || self.to_text());
+    }
+
     /// A table for people.
     pub fn to_text(&self) -> String {
         let Sides { direct, other, .. } = self.sides;
@@ -178,7 +182,10 @@ impl Comparison {
             let shown = |value: Option<f64>| {
                 value.map_or_else(String::new, |value| figure.unit.render(value))
             };
-            let times = figure.ratio().map(|ratio| format!("{ratio:.1}x"));
+            let times = figure
+                .ratio()
+                .filter(|times| times.is_finite())
+                .map(|ratio| format!("{ratio:.1}x"));
             let held = match figure.held() {
                 Some(true) => "ok",
                 Some(false) => "MISSED",
@@ -195,23 +202,11 @@ impl Comparison {
             ]
         });
         let mut text = crate::columns::render(std::iter::once(head).chain(rows));
-        let optimized = if cfg!(debug_assertions) {
-            "NOT OPTIMIZED: build with --release"
-        } else {
-            "optimized build"
-        };
-        let quick = if self.quick {
-            ", --quick: short loads"
-        } else {
-            ""
-        };
-        // Writing to a String does not fail.
-        let _ = writeln!(
-            text,
-            "\n{} requests failed; {} CPUs for clients and servers together; {optimized}{quick}",
-            self.failed,
-            cpus()
-        );
+        text.push_str(&footer(
+            &format!("{} requests failed; ", self.failed),
+            "clients and servers",
+            self.quick.then_some("short loads"),
+        ));
         text
     }
 }

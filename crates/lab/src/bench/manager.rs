@@ -15,7 +15,7 @@ use super::{
 use crate::{kube::Kube, light_nodes::LightNodes, plan::LightNode, pools};
 use serde_json::{Value, json};
 use std::{
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     time::{Duration, Instant},
 };
@@ -118,11 +118,7 @@ pub async fn run(args: BenchManagerArgs) -> Result<Report, BenchError> {
     };
     stop.cancel();
     measured?;
-    if args.json {
-        println!("{}", report.to_json());
-    } else {
-        print!("{}", report.to_text());
-    }
+    report.print(args.json);
     Ok(report)
 }
 
@@ -147,7 +143,7 @@ async fn measure(
         "{nodes} light nodes, {pools} pools, {sets} YurtAppSets made in {:.1} s",
         begun.elapsed().as_secs_f64()
     ));
-    let metrics = free_address()?;
+    let metrics = processes::free_address()?;
     let started = Instant::now();
     let mut manager = site.manager(metrics)?;
     let told = processes::plain(metrics);
@@ -194,14 +190,6 @@ async fn measure(
 }
 
 /// An address that is free now.
-fn free_address() -> Result<SocketAddr, BenchError> {
-    let listener =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(processes::io_error("free ports"))?;
-    listener
-        .local_addr()
-        .map_err(processes::io_error("free ports"))
-}
-
 fn failed(what: &str) -> impl Fn(crate::kube::KubeError) -> BenchError + use<'_> {
     move |error| load::call(what, error)
 }

@@ -106,11 +106,7 @@ pub async fn run(args: BenchPoolArgs) -> Result<Report, BenchError> {
         measured = Box::pin(measure(&args, &mut report)) => measured?,
         () = processes::interrupted() => return Err(BenchError::Interrupted),
     }
-    if args.json {
-        println!("{}", report.to_json());
-    } else {
-        print!("{}", report.to_text());
-    }
+    report.print(args.json);
     Ok(report)
 }
 

@@ -389,16 +389,33 @@ fn certificates(dir: &Path) -> Result<String, BenchError> {
         days: CERTIFICATE_DAYS,
         ..Profile::default()
     })?;
+    write_identities(dir, &ca, &[("api", api), ("node", node)])?;
+    Ok(ca.cert_pem())
+}
+
+/// Writes `ca.crt`, and `NAME.crt` and `NAME.key` of each.
+pub(super) fn write_identities(
+    dir: &Path,
+    ca: &Ca,
+    identities: &[(&str, KeyPairPem)],
+) -> Result<(), BenchError> {
     let write = |name: &str, content: &str| {
         let path = dir.join(name);
         fs::write(&path, content).map_err(io_error(path.display()))
     };
     write("ca.crt", &ca.cert_pem())?;
-    for (name, pair) in [("api", &api), ("node", &node)] {
+    for (name, pair) in identities {
         write(&format!("{name}.crt"), &pair.cert)?;
         write(&format!("{name}.key"), &pair.key)?;
     }
-    Ok(ca.cert_pem())
+    Ok(())
+}
+
+/// An address on loopback that nobody listens on.
+pub(super) fn free_address() -> Result<SocketAddr, BenchError> {
+    let free =
+        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
+    free.map_err(io_error("a free port"))
 }
 
 fn hub_arguments(dir: &Path, addresses: Addresses) -> Vec<OsString> {

@@ -1,7 +1,6 @@
 //! What comes out: figures with the alternative and the budget beside them.
 
 use serde_json::{Value, json};
-use std::fmt::Write as _;
 
 /// Of what a figure counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +166,11 @@ impl Report {
         format!("{report:#}")
     }
 
+    /// Prints it: for machines, or for people.
+    pub fn print(&self, json: bool) {
+        print(json, || self.to_json(), || self.to_text());
+    }
+
     /// A table for people.
     pub fn to_text(&self) -> String {
         let [without, with] = self.columns;
@@ -192,24 +196,39 @@ impl Report {
             ]
         });
         let mut text = crate::columns::render(std::iter::once(head).chain(rows));
-        let optimized = if cfg!(debug_assertions) {
-            "NOT OPTIMIZED: build with --release"
-        } else {
-            "optimized build"
-        };
-        let quick = if self.quick {
-            ", --quick: small data, short loads"
-        } else {
-            ""
-        };
-        // Writing to a String does not fail.
-        let _ = writeln!(
-            text,
-            "\n{} CPUs for client, hub and API server together; {optimized}{quick}",
-            cpus()
-        );
+        text.push_str(&footer(
+            "",
+            "client, hub and API server",
+            self.quick.then_some("small data, short loads"),
+        ));
         text
     }
+}
+
+/// Prints a report, one way or the other.
+pub(super) fn print(
+    json: bool,
+    to_json: impl FnOnce() -> String,
+    to_text: impl FnOnce() -> String,
+) {
+    if json {
+        println!("{}", to_json());
+    } else {
+        print!("{}", to_text());
+    }
+}
+
+/// What stands under a table: what else there is to say, who shared the machine, and what makes the figures worth less.
+pub(super) fn footer(said: &str, sharing: &str, quick: Option<&str>) -> String {
+    let optimized = match cfg!(debug_assertions) {
+        true => "NOT OPTIMIZED: build with --release",
+        false => "optimized build",
+    };
+    let quick = quick.map_or_else(String::new, |how| format!(", --quick: {how}"));
+    format!(
+        "\n{said}{} CPUs for {sharing} together; {optimized}{quick}\n",
+        cpus()
+    )
 }
 
 pub(super) fn cpus() -> usize {

@@ -2,8 +2,10 @@
 //!
 //! `yurt tunnel server` and `yurt tunnel agent` are processes of their own with TLS between them; so is the origin behind the agent; this
 //! process is the client before the server's Unix socket, as kube-apiserver is, by CONNECT. The same loads go directly to the origin,
-//! through our pair, and through the other one. ([`origin`] answers, [`way`] leads to it, [`loads`] are the loads, [`pair`] the processes.)
+//! through our pair, and through the other one. ([`origin`] answers, [`way`] leads to it, [`loads`] are the loads, [`pair`]
+//! the processes, [`datagrams`] the long way for QUIC.)
 
+mod datagrams;
 mod loads;
 mod origin;
 mod pair;
@@ -31,7 +33,7 @@ use std::{
     str::FromStr,
     time::{Duration, Instant},
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use way::Way;
 
 const MEBIBYTE: u64 = 1 << 20;
@@ -46,6 +48,8 @@ const RECORDED_CPU: [f64; 2] = [6.5, 5.8];
 /// machine's own noise decides.
 const TIMES_PING: f64 = 2.0;
 const MORE_PING: f64 = 2.0;
+/// How long the other program may take for one of the transfers that ours has done.
+const PEER_PATIENCE: Duration = Duration::from_secs(300);
 /// Descriptors that a process needs beside one for each connection.
 const SPARE_DESCRIPTORS: u64 = 200;
 
@@ -58,14 +62,19 @@ pub struct BenchTunnelArgs {
     /// Little data, short loads: whether it works, not how well.
     #[arg(long)]
     pub quick: bool,
+    /// Only the bulk transfers to a near agent, by which throughput and CPU are judged.
+    #[arg(long)]
+    pub bulk_only: bool,
+    /// What carries our tunnel between agent and server; quic: beside TCP, and loads begin when it is in use.
+    #[arg(long, value_name = "TRANSPORT", value_parser = ["tcp", "quic"], default_value = "tcp")]
+    pub transport: String,
     /// The Unix socket of another tunnel's CONNECT frontend, whose agent is on this machine: it gets the same loads.
     #[arg(long, value_name = "PATH")]
     pub peer_connect_uds: Option<PathBuf>,
     /// Process ids of that tunnel's server and agent, for CPU and memory.
     #[arg(
         long,
-        value_name = "SERVER,AGENT",
-        value_delimiter = ',',
+        value_names = ["SERVER", "AGENT"],
         num_args = 2,
         requires = "peer_connect_uds"
     )]
@@ -183,7 +192,7 @@ async fn measure(args: &BenchTunnelArgs, report: &mut Comparison) -> Result<(), 
     let scale = Scale::of(args.quick);
     let descriptors = raise_descriptors();
     let origin = pair::Origin::start().await?;
-    let pair = Pair::start(origin.address, false).await?;
+    let pair = Pair::start(origin.address, &args.transport, false).await?;
     let relay = match args.peer_relay {
         Some(Relay { listen, server }) => {
             let link = Link::start(listen, server).await;
@@ -213,6 +222,11 @@ async fn measure(args: &BenchTunnelArgs, report: &mut Comparison) -> Result<(), 
     }
     bench.memory("idle");
     bench.bulk(&scale).await?;
+    if args.bulk_only {
+        pair.end().await;
+        origin.end().await;
+        return Ok(());
+    }
     bench.small_requests(&scale).await;
     for count in scale.held {
         let places = descriptors.saturating_sub(SPARE_DESCRIPTORS);
@@ -224,16 +238,10 @@ async fn measure(args: &BenchTunnelArgs, report: &mut Comparison) -> Result<(), 
         }
         bench.held(*count).await?;
     }
-    // Last: what stalls the other program may go on doing so.
-    bench.stuck(&scale).await?;
-    pair.end().await;
-
-    let far = Pair::start(origin.address, true).await?;
+    let far = Pair::start(origin.address, &args.transport, true).await?;
     bench.ours = far.side();
-    if relay.is_none() {
-        // Its agent is near: nothing to compare with.
-        bench.peer = None;
-    }
+    // Where its agent is near, there is nothing to compare with.
+    let near = bench.peer.take_if(|_| relay.is_none());
     for rtt in scale.rtts {
         let slow = LinkState::Slow {
             delay: Duration::from_millis(*rtt),
@@ -242,9 +250,20 @@ async fn measure(args: &BenchTunnelArgs, report: &mut Comparison) -> Result<(), 
         for link in far.link.iter().chain(&relay) {
             link.set(slow);
         }
+        if let Some(datagrams) = &far.datagrams {
+            datagrams.delay(Duration::from_millis(*rtt) / 2);
+        }
         bench.far(&scale, *rtt).await?;
     }
     far.end().await;
+    if let Some(relay) = &relay {
+        relay.set(LinkState::Up);
+    }
+    bench.ours = pair.side();
+    bench.peer = bench.peer.take().or(near);
+    // Last: what stalls the other program may go on doing so.
+    bench.stuck(&scale).await?;
+    pair.end().await;
     origin.end().await;
     Ok(())
 }
@@ -317,9 +336,9 @@ impl Bench<'_> {
         push("agent", &|ends| ends.agent);
     }
 
-    /// The same bulk over every way, several times; medians.
+    /// The same bulk over every way, several times; medians. Trouble of the other program costs only its own figures, here and after.
     async fn moved(
-        &self,
+        &mut self,
         scale: &Scale,
         toward: Toward,
         streams: usize,
@@ -337,14 +356,29 @@ impl Bench<'_> {
                 cpu: [of(&|bulk| bulk.cpu[0]), of(&|bulk| bulk.cpu[1])],
             })
         };
-        Ok(Of {
-            direct: Some(measured(&self.direct).await?),
-            ours: measured(&self.ours).await?,
-            peer: match &self.peer {
-                Some(peer) => Some(measured(peer).await?),
-                None => None,
+        let (direct, ours) = (measured(&self.direct).await?, measured(&self.ours).await?);
+        let peer = match &self.peer {
+            Some(peer) => match timeout(PEER_PATIENCE, measured(peer)).await {
+                Ok(Ok(moved)) => Some(moved),
+                Ok(Err(error)) => self.without_peer(&error.to_string()),
+                Err(_) => self.without_peer(&format!("no end of it within {PEER_PATIENCE:?}")),
             },
+            None => None,
+        };
+        Ok(Of {
+            direct: Some(direct),
+            ours,
+            peer,
         })
+    }
+
+    /// Goes on without the other program.
+    fn without_peer<T>(&mut self, why: &str) -> Option<T> {
+        say(&format!(
+            "the other program is left out from here on: {why}"
+        ));
+        self.peer = None;
+        None
     }
 
     async fn bulk(&mut self, scale: &Scale) -> Result<(), BenchError> {

@@ -1,7 +1,13 @@
 //! Addresses of servers as people write them, and the doors they stand for at the moment.
 
 use super::{fleet::Door, srv};
-use std::{collections::BTreeSet, fmt, io, net::IpAddr, str::FromStr, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, io,
+    net::IpAddr,
+    str::FromStr,
+    time::Duration,
+};
 use tokio::time::timeout;
 use yurt_transport::Destination;
 
@@ -88,18 +94,36 @@ impl fmt::Display for ServerAddress {
     }
 }
 
-/// The doors of some addresses. Those that cannot be resolved now are left out, and told. `by_name`: a proxy resolves host names.
-pub async fn resolve(addresses: &[ServerAddress], by_name: bool) -> Vec<Door> {
+/// What some addresses stand for at the moment.
+#[derive(Debug, Default)]
+pub struct Resolved {
+    /// The doors.
+    pub doors: Vec<Door>,
+    /// Addresses that stand for none now, and why.
+    pub failed: BTreeMap<String, String>,
+}
+
+/// The doors of some addresses. `by_name`: a proxy resolves host names.
+pub async fn resolve(addresses: &[ServerAddress], by_name: bool) -> Resolved {
     let mut doors = BTreeSet::new();
+    let mut failed = BTreeMap::new();
     for (index, address) in addresses.iter().enumerate() {
         let rank = u16::try_from(index).unwrap_or(u16::MAX);
-        match timeout(PATIENCE, resolve_one(address, rank, by_name)).await {
-            Ok(Ok(found)) => doors.extend(found.into_iter().take(MOST)),
-            Ok(Err(error)) => tracing::warn!(server = %address, %error, "not resolved"),
-            Err(_) => tracing::warn!(server = %address, "not resolved in time"),
-        }
+        let found = timeout(PATIENCE, resolve_one(address, rank, by_name)).await;
+        let why = match found {
+            Ok(Ok(found)) => {
+                doors.extend(found.into_iter().take(MOST));
+                continue;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {PATIENCE:?}"),
+        };
+        failed.insert(address.to_string(), why);
     }
-    doors.into_iter().collect()
+    Resolved {
+        doors: doors.into_iter().collect(),
+        failed,
+    }
 }
 
 async fn resolve_one(address: &ServerAddress, rank: u16, by_name: bool) -> io::Result<Vec<Door>> {
@@ -174,7 +198,8 @@ mod tests {
             ["tunnel@127.0.0.1:1", "localhost:2", "nowhere.invalid:3"]
                 .map(|text| text.parse().unwrap())
                 .into();
-        let doors = resolve(&addresses, false).await;
+        let Resolved { doors, failed } = resolve(&addresses, false).await;
+        assert_eq!(failed.keys().collect::<Vec<_>>(), ["nowhere.invalid:3"]);
         assert!(
             doors
                 .iter()
@@ -186,7 +211,7 @@ mod tests {
                 .any(|d| d.name == "localhost" && d.host != "localhost" && d.priority == 1)
         );
         assert!(doors.iter().all(|d| d.port != 3));
-        let by_name = resolve(&addresses[1..], true).await;
+        let by_name = resolve(&addresses[1..], true).await.doors;
         assert_eq!(by_name.len(), 2);
         assert!(by_name.iter().all(|d| d.host == d.name));
     }

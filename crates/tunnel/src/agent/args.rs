@@ -1,10 +1,7 @@
 //! Flags of the agent, and the file that may say the same.
 
 use super::{
-    AgentConfig, Authority,
-    address::{AGENT_PORT, ServerAddress},
-    fleet::Policy,
-    proxy::Proxy,
+    AgentConfig, Authority, address::ServerAddress, beside::Transport, fleet::Policy, proxy::Proxy,
 };
 use crate::{
     Identifiers,
@@ -12,8 +9,10 @@ use crate::{
     certificates::GivenFiles,
     cli::UnusedArgs,
     cluster::Way,
-    reverse::Route,
+    network::Network,
+    reverse::{NameServer, Redirect, Reverse, Route},
     standalone::JoinToken,
+    steering::Backend,
 };
 use clap::Args;
 use serde::Deserialize;
@@ -22,11 +21,17 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use yurt_controller::election::uuid;
 use yurt_pki::store::read_text;
 
 const CERTIFICATES: &str = "/var/lib/yurttunnel-agent/pki";
 const KUBELET_CONFIG: &str = "/etc/kubernetes/kubelet.conf";
 const META_PORT: u16 = 10266;
+/// The name server of clusters, and what it knows of.
+const NAME_SERVER: &str = "kube-dns.kube-system.svc:53";
+const ZONE: &str = "cluster.local";
+/// Where konnectivity's agents look for its server.
+const KONNECTIVITY_PORT: u16 = 8091;
 
 /// Why an agent cannot be configured so. The caller's fault.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +63,7 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Name of this node, by which it is asked for [default: the host's name].
+    /// Name of this node, by which it is asked for [default: the host's name; a random id with nothing but a token].
     #[arg(long, visible_alias = "agent-id", env = "NODE_NAME")]
     node_name: Option<String>,
     /// Addresses of this node, by which it is asked for.
@@ -71,18 +76,27 @@ settings! {
     /// One server, as konnectivity's agent is told it.
     #[arg(long, value_name = "HOST")]
     proxy_server_host: Option<String>,
-    /// Its port.
+    /// Its port [default: 8091].
     #[arg(long, value_name = "PORT")]
     proxy_server_port: Option<u16>,
+    /// TLS protocols to offer beside h2, in place of our own: konnectivity's protocol is spoken.
+    #[arg(long, value_delimiter = ',', value_name = "NAME")]
+    alpn_proto: Vec<String>,
     /// How many servers to be connected to: `all`, or a number.
     #[arg(long, value_name = "all|N")]
     server_connections: Option<String>,
+    /// What carries the tunnel: auto (TCP, and QUIC where UDP passes and is better), tcp, quic (wherever UDP passes).
+    #[arg(long, value_name = "auto|tcp|quic")]
+    transport: Option<String>,
     /// On the way to servers: socks5://[USER:PASSWORD@]HOST:PORT or http://[USER:PASSWORD@]HOST:PORT.
     #[arg(long, env = "YURT_TUNNEL_PROXY", hide_env_values = true, value_name = "URL")]
     proxy: Option<String>,
     /// Kubeconfig for certificates and addresses [default: /etc/kubernetes/kubelet.conf].
     #[arg(long, visible_alias = "kubeconfig", value_name = "FILE")]
     kube_config: Option<PathBuf>,
+    /// Ask the API server at HOST:PORT as a pod, by its service account.
+    #[arg(long, value_name = "HOST:PORT")]
+    apiserver_addr: Option<String>,
     /// Ask the API server as a pod, by its service account.
     #[arg(long)]
     in_cluster: bool,
@@ -113,7 +127,8 @@ settings! {
     /// CAs that servers are verified with [default: the API server's].
     #[arg(long, visible_alias = "ca", value_name = "FILE")]
     ca_cert: Option<PathBuf>,
-    /// Token that konnectivity's servers ask for.
+    /// Token of a service account, for konnectivity's servers and those that review such; read anew for every connection. With
+    /// --ca-cert and neither a certificate nor a way to an API server, it is all that is shown.
     #[arg(long, value_name = "FILE")]
     service_account_token_path: Option<PathBuf>,
     /// What the cloud may reach beside this node's kubelet and pods: ADDRESS[/BITS][:PORTS] or NAME:PORTS.
@@ -140,12 +155,36 @@ settings! {
     /// Address of the port for health, metrics and status [default: 127.0.0.1].
     #[arg(long, value_name = "IP")]
     meta_host: Option<IpAddr>,
-    /// That port; the last that is given counts [default: 10266].
-    #[arg(long, visible_aliases = ["health-server-port", "admin-server-port"], overrides_with = "meta_port", value_name = "PORT")]
+    /// That port; the last that is given counts [default: --admin-server-port, else 10266].
+    #[arg(long, visible_alias = "health-server-port", overrides_with = "meta_port", value_name = "PORT")]
     meta_port: Option<u16>,
+    /// Another name of --meta-port, whose value wins: konnectivity has two ports.
+    #[arg(long, hide = true, value_name = "PORT")]
+    admin_server_port: Option<u16>,
     /// Listen here for programs of this node that want the cloud: HTTP CONNECT and SOCKS5.
     #[arg(long, value_name = "IP:PORT")]
     reverse_listen: Vec<SocketAddr>,
+    /// Lead connections of this node and its pods to these networks of the cloud to the tunnel: NETWORK[:PORTS].
+    #[arg(long, value_name = "NETWORK[:PORTS]")]
+    reverse_redirect: Vec<String>,
+    /// What of them is left alone, beside the API server's Service.
+    #[arg(long, value_delimiter = ',', value_name = "NETWORK")]
+    reverse_redirect_except: Vec<String>,
+    /// The port that they are led to [default: any].
+    #[arg(long, value_name = "PORT")]
+    reverse_redirect_port: Option<u16>,
+    /// How they are led there: auto, nftables, iptables [default: auto].
+    #[arg(long, value_enum, value_name = "BACKEND")]
+    steering_backend: Option<Backend>,
+    /// Tell names of the cloud here, by UDP and TCP.
+    #[arg(long, value_name = "IP:PORT")]
+    reverse_dns_listen: Vec<SocketAddr>,
+    /// Which names: domains with all below them [default: cluster.local].
+    #[arg(long, value_delimiter = ',', value_name = "DOMAIN")]
+    reverse_dns_zone: Vec<String>,
+    /// Whom in the cloud to ask for them [default: kube-dns.kube-system.svc:53].
+    #[arg(long, value_name = "HOST:PORT")]
+    reverse_dns_server: Option<String>,
     /// Connections to [IP:]PORT of this node go to HOST:PORT in the cloud: LISTEN=TARGET.
     #[arg(long, value_name = "LISTEN=TARGET")]
     route: Vec<String>,
@@ -189,7 +228,8 @@ impl AgentArgs {
                 .map_err(|error| wrong(format_args!("{}: {error}", path.display())))?;
             settings = settings.over(file);
         }
-        settings.config()
+        let pod_ip = std::env::var("POD_IP").ok();
+        settings.config(pod_ip.and_then(|text| text.parse().ok()))
     }
 }
 
@@ -202,7 +242,7 @@ impl Settings {
             .cloned()
             .collect();
         if let Some(host) = &self.proxy_server_host {
-            let port = self.proxy_server_port.unwrap_or(AGENT_PORT);
+            let port = self.proxy_server_port.unwrap_or(KONNECTIVITY_PORT);
             texts.push(match host.parse::<IpAddr>() {
                 Ok(IpAddr::V6(v6)) => format!("[{v6}]:{port}"),
                 _ => format!("{host}:{port}"),
@@ -241,6 +281,9 @@ impl Settings {
         if self.token.is_some() {
             return Err(wrong("--token is for --standalone"));
         }
+        if let (true, Some(ca)) = (self.has_only_token(), &self.ca_cert) {
+            return Ok(Authority::Token { ca: ca.clone() });
+        }
         Ok(Authority::Cluster {
             directory: directory.to_owned(),
             ca: self.ca_cert.clone(),
@@ -257,13 +300,27 @@ impl Settings {
         Some(namespace.to_owned())
     }
 
+    /// Whether a token is all that is shown to servers: so konnectivity's agent is run.
+    fn has_only_token(&self) -> bool {
+        let asks_cluster = self.in_cluster || self.kube_config.is_some() || self.hub_addr.is_some();
+        let has_more = self.standalone || self.agent_cert.is_some() || asks_cluster;
+        self.service_account_token_path.is_some() && self.ca_cert.is_some() && !has_more
+    }
+
     /// How the API server is asked; nothing standalone.
     fn way(&self) -> Option<Way> {
         if self.standalone {
             return None;
         }
+        if self.has_only_token() {
+            return self.leases().map(|_| Way::Pod);
+        }
         if let Some(hub) = &self.hub_addr {
             return Some(Way::Hub(hub.clone()));
+        }
+        if let Some(address) = self.apiserver_addr.as_deref().filter(|a| !a.is_empty()) {
+            let address = address.strip_prefix("https://").unwrap_or(address);
+            return Some(Way::PodAt(address.trim_end_matches('/').to_owned()));
         }
         if self.in_cluster {
             return Some(Way::Pod);
@@ -274,10 +331,58 @@ impl Settings {
         ))
     }
 
-    fn config(self) -> Result<AgentConfig, AgentArgsError> {
+    fn reverse(&self) -> Result<Reverse, AgentArgsError> {
+        let routes = self.route.iter();
+        let routes = routes.map(|text| text.parse::<Route>().map_err(wrong));
+        let except = self.reverse_redirect_except.iter();
+        let except = except.map(|text| text.parse::<Network>().map_err(wrong));
+        let except = except.collect::<Result<Vec<_>, _>>()?;
+        let port = self.reverse_redirect_port.unwrap_or(0);
+        let backend = self.steering_backend.unwrap_or_default();
+        let redirect = match self.reverse_redirect.as_slice() {
+            [] => None,
+            networks => Some(Redirect::new(networks, except, port, backend).map_err(wrong)?),
+        };
+        Ok(Reverse {
+            asked: self.reverse_listen.clone(),
+            routes: routes.collect::<Result<_, _>>()?,
+            redirect,
+            names: self.names()?,
+        })
+    }
+
+    fn names(&self) -> Result<Option<NameServer>, AgentArgsError> {
+        if self.reverse_dns_listen.is_empty() {
+            return Ok(None);
+        }
+        // An answer by UDP comes from where the question went only if that is one address.
+        if let Some(any) = self
+            .reverse_dns_listen
+            .iter()
+            .find(|a| a.ip().is_unspecified())
+        {
+            let why = format!("--reverse-dns-listen {any}: say which address of this node");
+            return Err(AgentArgsError(why));
+        }
+        let zones = match self.reverse_dns_zone.is_empty() {
+            true => vec![ZONE.to_owned()],
+            false => self.reverse_dns_zone.clone(),
+        };
+        let zones = zones.iter().map(|text| text.parse().map_err(wrong));
+        let server = self.reverse_dns_server.as_deref().unwrap_or(NAME_SERVER);
+        Ok(Some(NameServer {
+            listen: self.reverse_dns_listen.clone(),
+            zones: zones.collect::<Result<_, _>>()?,
+            server: server.parse().map_err(wrong)?,
+        }))
+    }
+
+    fn config(self, pod_ip: Option<IpAddr>) -> Result<AgentConfig, AgentArgsError> {
         let directory = self.cert_dir.clone().unwrap_or_else(|| CERTIFICATES.into());
-        let node = match self.node_name.clone().filter(|name| !name.is_empty()) {
-            Some(name) => name,
+        let named = self.node_name.clone().filter(|name| !name.is_empty());
+        let node = match &named {
+            Some(name) => name.clone(),
+            None if self.has_only_token() => uuid(),
             None => {
                 host_name().ok_or_else(|| wrong("--node-name is needed: this host has no name"))?
             }
@@ -286,7 +391,9 @@ impl Settings {
         let way = self.way();
         let authority = self.authority(&directory)?;
         if servers.is_empty() && way.is_none() {
-            return Err(wrong("--standalone needs --server"));
+            return Err(wrong(
+                "--standalone, and --service-account-token-path without a way to an API server, need --server",
+            ));
         }
         let policy = match self.server_connections.as_deref() {
             None | Some("all") => Policy::All,
@@ -296,15 +403,26 @@ impl Settings {
             },
         };
         let mut addresses: Vec<IpAddr> = self.node_ip.iter().map(IpAddr::to_canonical).collect();
+        if addresses.is_empty() {
+            // On the node's network, where OpenYurt's agents are told no more.
+            addresses.extend(pod_ip);
+        }
         addresses.dedup();
-        let identifiers = match &self.agent_identifiers {
+        let identifiers: Identifiers = match &self.agent_identifiers {
             Some(text) => text.parse().unwrap_or_default(),
             None => Identifiers {
                 addresses: addresses.clone(),
-                hosts: vec![node.clone()],
+                hosts: named
+                    .or_else(|| (!self.has_only_token()).then(|| node.clone()))
+                    .into_iter()
+                    .collect(),
                 ..Identifiers::default()
             },
         };
+        if addresses.is_empty() {
+            // What it can be asked for by is its own.
+            addresses.clone_from(&identifiers.addresses);
+        }
         let networks = self.pod_cidr.iter().map(|text| text.parse().map_err(wrong));
         let allow = self.allow.iter().map(|text| text.parse().map_err(wrong));
         let localhost = match self.localhost_proxy_ports.is_empty() {
@@ -322,16 +440,17 @@ impl Settings {
             connections: self.max_connections.unwrap_or(usual.connections),
             ..usual
         };
-        let routes = self
-            .route
-            .iter()
-            .map(|text| text.parse::<Route>().map_err(wrong));
         let host = self.meta_host.unwrap_or(Ipv4Addr::LOCALHOST.into());
         Ok(AgentConfig {
             node,
             identifiers,
             servers,
             policy,
+            transport: self
+                .transport
+                .as_deref()
+                .map_or(Ok(Transport::default()), str::parse)
+                .map_err(wrong)?,
             proxy: self
                 .proxy
                 .as_deref()
@@ -346,15 +465,18 @@ impl Settings {
                 .unwrap_or_else(|| "kube-system".into()),
             leases: self.leases(),
             token: self.service_account_token_path.clone(),
+            protocols: self.alpn_proto.clone(),
             scope,
             default_allow: !self.no_default_allow,
             allow: allow.collect::<Result<Vec<Rule>, _>>()?,
             bounds,
             drain: Duration::from_secs(self.drain_timeout.unwrap_or(30)),
-            meta: SocketAddr::new(host, self.meta_port.unwrap_or(META_PORT)),
+            meta: {
+                let port = self.meta_port.or(self.admin_server_port);
+                SocketAddr::new(host, port.unwrap_or(META_PORT))
+            },
             known: directory,
-            reverse: self.reverse_listen.clone(),
-            routes: routes.collect::<Result<_, _>>()?,
+            reverse: self.reverse()?,
             beneath: None,
         })
     }
@@ -366,6 +488,7 @@ mod tests {
     use clap::Parser;
 
     #[derive(Parser)]
+    #[command(version)]
     struct Cli {
         #[command(flatten)]
         agent: AgentArgs,
@@ -412,6 +535,79 @@ mod tests {
         assert!(matches!(konnectivity.authority, Authority::Files(_)));
     }
 
+    /// The arguments and variables of the DaemonSets that OpenYurt shipped from v0.2 to v1.1, and every flag that its agent had.
+    #[test]
+    fn openyurts_daemonsets_are_understood() {
+        for (args, servers) in [
+            (&["--node-name=edge-1"][..], 0),
+            (&["--node-name=edge-1", "--node-ip=10.0.0.7", "--v=2"], 0),
+            (
+                &[
+                    "--v=2",
+                    "--node-name=edge-1",
+                    "--tunnelserver-addr=1.2.3.4:31008",
+                ],
+                1,
+            ),
+        ] {
+            let flags = std::iter::once("agent").chain(args.iter().copied());
+            let agent = Cli::try_parse_from(flags).expect("flags").agent;
+            let config = agent.settings.config(Some([10, 0, 0, 7].into())).unwrap();
+            assert_eq!(config.identifiers.to_string(), "ipv4=10.0.0.7&host=edge-1");
+            assert_eq!(config.scope.addresses, [IpAddr::from([10, 0, 0, 7])]);
+            assert_eq!(config.servers.len(), servers);
+            assert!(config.known.ends_with("yurttunnel-agent/pki"));
+        }
+        let all = configured(&[
+            "--node-name=edge-1",
+            "--node-ip=10.0.0.7",
+            "--tunnelserver-addr=",
+            "--apiserver-addr=https://10.0.0.1:6443/",
+            "--agent-identifiers=ipv4=10.0.0.7,host=edge-1",
+            "--meta-host=127.0.0.1",
+            "--meta-port=10266",
+            "--cert-dir=/var/lib/x",
+        ])
+        .unwrap();
+        assert!(matches!(&all.way, Some(Way::PodAt(at)) if at == "10.0.0.1:6443"));
+        let version = Cli::try_parse_from(["agent", "--version"]);
+        assert!(version.is_err_and(|said| said.kind() == clap::error::ErrorKind::DisplayVersion));
+    }
+
+    #[test]
+    fn konnectivitys_manifest_has_only_a_token() {
+        let stock = [
+            "--logtostderr=true",
+            "--ca-cert=/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+            "--proxy-server-host=35.225.206.7",
+            "--admin-server-port=8133",
+            "--health-server-port=8134",
+            "--service-account-token-path=/var/run/secrets/tokens/konnectivity-agent-token",
+            "--alpn-proto=cluster-1",
+        ];
+        let agent = configured(&stock).unwrap();
+        assert!(matches!(agent.authority, Authority::Token { .. }) && agent.way.is_none());
+        assert_eq!(agent.servers[0].to_string(), "35.225.206.7:8091");
+        assert_eq!(
+            (agent.node.len(), agent.identifiers.to_string()),
+            (36, String::new())
+        );
+        assert_eq!(
+            (agent.meta.port(), agent.protocols),
+            (8134, vec!["cluster-1".to_owned()])
+        );
+        let more = ["--agent-identifiers=ipv4=10.0.0.7", "--count-server-leases"];
+        let agent = configured(&[&stock[..], &more].concat()).unwrap();
+        assert!(matches!(agent.way, Some(Way::Pod)));
+        assert_eq!(
+            agent.scope.addresses,
+            ["10.0.0.7".parse::<IpAddr>().unwrap()]
+        );
+        // With a way to an API server, the agent has a certificate as well.
+        let agent = configured(&[&stock[..], &["--in-cluster"]].concat()).unwrap();
+        assert!(matches!(agent.authority, Authority::Cluster { .. }));
+    }
+
     #[test]
     fn what_does_not_fit_together_is_refused() {
         for (flags, why) in [
@@ -419,9 +615,16 @@ mod tests {
             (&["--node-name=a", "--agent-cert=c"], "go together"),
             (&["--node-name=a", "--token=x"], "--standalone"),
             (&["--node-name=a", "--server-connections=0"], "number"),
+            (&["--node-name=a", "--transport=udp"], "auto, tcp or quic"),
             (&["--node-name=a", "--allow=x"], "needs ports"),
             (&["--node-name=a", "--proxy=ftp://x"], "socks5"),
             (&["--node-name=a", "--route=x"], "LISTEN"),
+            (&["--node-name=a", "--reverse-redirect=0.0.0.0/0"], "every"),
+            (&["--node-name=a", "--reverse-redirect=a:1"], "name"),
+            (
+                &["--node-name=a", "--reverse-dns-listen=0.0.0.0:53"],
+                "which",
+            ),
             (&["--node-name=a", "--server=a b"], "a b"),
         ] {
             let error = configured(flags).map(|_| ()).unwrap_err().to_string();

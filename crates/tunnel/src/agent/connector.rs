@@ -1,11 +1,12 @@
 //! Does what [`Fleet`] decides: dials doors, keeps sessions, tells what became of them.
 
 use super::{
+    beside::{self, Beside, Target, Transport},
     fleet::{Action, Door, Fleet, Policy, Verdict},
     metrics::AgentMetrics,
     reach::{Reach, ReachError},
 };
-use crate::{Session, session::Live};
+use crate::{Session, SessionError, certificates::is_aged, session::Live};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -16,7 +17,8 @@ use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinSet},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use yurt_pki::Leaf;
 
 /// The longest time without a look at the clock, which may jump.
 const DOZE: Duration = Duration::from_secs(10);
@@ -30,10 +32,18 @@ enum Event {
     Ended(u64, String),
 }
 
+/// A session, and what the server was shown for it.
+type Opened = (Session, Option<Leaf>);
+
 /// A session that is kept.
 struct Kept {
     protocol: &'static str,
+    /// The server's UDP port, and a round trip as TCP took it.
+    quic: Option<u16>,
+    round_trip: Option<Duration>,
     live: Arc<Live>,
+    /// What the server was shown.
+    shown: Option<Leaf>,
     /// Lets it end when it is idle.
     drain: CancellationToken,
 }
@@ -42,6 +52,8 @@ struct Kept {
 struct Shown {
     fleet: Fleet,
     kept: BTreeMap<u64, Kept>,
+    /// QUIC beside them, by the server's id.
+    beside: BTreeMap<String, Beside>,
 }
 
 /// The connections of an agent. Cheap to clone.
@@ -65,6 +77,7 @@ impl Connections {
             shown: Arc::new(Mutex::new(Shown {
                 fleet: Fleet::new(policy),
                 kept: BTreeMap::new(),
+                beside: BTreeMap::new(),
             })),
             serving: Arc::new(watch::channel(0).0),
         }
@@ -97,11 +110,63 @@ impl Connections {
 
     /// Proxied connections that are open.
     pub fn open(&self) -> usize {
-        self.shown()
-            .kept
+        let shown = self.shown();
+        let kept = shown.kept.values().map(|kept| kept.live.count());
+        let used = shown
+            .beside
             .values()
-            .map(|kept| kept.live.count())
-            .sum()
+            .filter_map(|beside| beside.used.as_ref());
+        kept.chain(used.map(|(live, ..)| live.count())).sum()
+    }
+
+    /// A server that is connected by TCP and takes QUIC.
+    pub(super) fn target(&self, server: &str) -> Option<Target> {
+        let shown = self.shown();
+        let connections = shown.fleet.connections();
+        let mut serving =
+            connections.filter(|(_, c)| c.server == server && !c.server_drains && !c.retired);
+        serving.find_map(|(number, connected)| {
+            let kept = shown.kept.get(&number)?;
+            Some(Target {
+                port: match kept.quic? {
+                    0 => connected.door.port,
+                    port => port,
+                },
+                door: connected.door.clone(),
+                round_trip: kept.round_trip,
+            })
+        })
+    }
+
+    /// Why QUIC is not used towards a server.
+    pub(super) fn quic_state(&self, server: &str, door: &Door, state: String) {
+        let beside = Beside {
+            door: door.clone(),
+            state,
+            used: None,
+            shown: None,
+            drain: CancellationToken::new(),
+        };
+        self.shown().beside.insert(server.to_owned(), beside);
+    }
+
+    /// QUIC is used towards a server.
+    pub(super) fn quic_used(&self, server: &str, beside: Beside) {
+        self.shown().beside.insert(server.to_owned(), beside);
+    }
+
+    /// Nobody looks after QUIC towards a server any more.
+    pub(super) fn quic_over(&self, server: &str) {
+        self.shown().beside.remove(server);
+    }
+
+    /// A server that takes QUIC was connected: whether somebody is to look after that who does not yet.
+    fn quic_begins(&self, server: &str, door: &Door) -> bool {
+        if self.shown().beside.contains_key(server) {
+            return false;
+        }
+        self.quic_state(server, door, "not looked at yet".to_owned());
+        true
     }
 
     /// So many instances hold leases.
@@ -124,6 +189,13 @@ impl Connections {
                     "connections": kept.map(|kept| kept.live.count()),
                     "connectedSeconds": now.saturating_duration_since(connected.since).as_secs(),
                     "serverDrains": connected.server_drains, "givenUp": connected.retired,
+                    "quic": shown.beside.get(&connected.server).map(|beside| match &beside.used {
+                        Some((live, connection, since)) => json!({
+                            "inUse": true, "connections": live.count(), "roundTripSeconds": connection.rtt().as_secs_f64(),
+                            "connectedSeconds": now.saturating_duration_since(*since).as_secs(),
+                        }),
+                        None => json!({"inUse": false, "why": beside.state}),
+                    }),
                 })
             })
             .collect();
@@ -143,11 +215,19 @@ impl Connections {
     }
 
     fn tell(&self, metrics: &AgentMetrics) {
-        let (serving, count) = {
+        let (serving, count, tcp, quic) = {
             let shown = self.shown();
-            (shown.fleet.serving().len(), shown.fleet.count())
+            let quic = shown.beside.values().filter(|beside| beside.used.is_some());
+            let quic = quic.count();
+            (
+                shown.fleet.serving().len(),
+                shown.fleet.count(),
+                shown.kept.len(),
+                quic,
+            )
         };
         metrics.servers(serving, count);
+        metrics.transports(tcp, quic);
         self.serving
             .send_if_modified(|before| std::mem::replace(before, serving) != serving);
     }
@@ -161,23 +241,38 @@ impl Connections {
         shutdown: CancellationToken,
     ) {
         let (tell, mut events) = mpsc::channel(QUEUE);
-        let mut dials: JoinSet<(Door, CancellationToken, Result<Session, ReachError>)> =
+        let mut dials: JoinSet<(Door, CancellationToken, Result<Opened, ReachError>)> =
             JoinSet::new();
         let mut aborts: BTreeMap<Door, AbortHandle> = BTreeMap::new();
         let mut certificates = reach.kept.clone();
+        let besides = TaskTracker::new();
+        let besides_end = CancellationToken::new();
+        let _ends = besides_end.clone().drop_guard();
         let mut doors_end = false;
         doors.mark_changed();
+        self.shown().fleet.set_doors(doors.borrow().clone());
+        if reach.kept.awaits_certificate() {
+            tracing::info!("servers are connected when there is a certificate");
+            let ready = shutdown.run_until_cancelled(certificates.ready());
+            ready.await;
+        }
         loop {
             let now = Instant::now();
+            self.look_at_certificates(&reach);
             let actions = self.shown().fleet.plan(now);
             for action in actions {
                 match action {
                     Action::Dial(door) => {
                         let (reach, drain) = (reach.clone(), CancellationToken::new());
-                        let key = door.clone();
+                        let (key, connections) = (door.clone(), self.clone());
                         let handle = dials.spawn(async move {
-                            let session = reach.session(&door, drain.clone()).await;
-                            (door, drain, session)
+                            // If there is a newer one meanwhile, the session is only made anew too early.
+                            let pair = reach.kept.current().pair.clone();
+                            let shown = pair.map(|pair| pair.leaf);
+                            let is_wanted =
+                                |server: &str| connections.shown().fleet.wants(&door, server);
+                            let session = reach.session(&door, drain.clone(), &is_wanted).await;
+                            (door, drain, session.map(|session| (session, shown)))
                         });
                         aborts.insert(key, handle);
                     }
@@ -187,8 +282,16 @@ impl Connections {
                         }
                     }
                     Action::Retire(number) => {
-                        if let Some(kept) = self.shown().kept.get(&number) {
+                        let shown = self.shown();
+                        if let Some(kept) = shown.kept.get(&number) {
                             kept.drain.cancel();
+                        }
+                        // What led to the address that is given up, by QUIC.
+                        let door = shown.fleet.connections().find(|(n, _)| *n == number);
+                        let door = door.map(|(_, connected)| &connected.door);
+                        let same = |beside: &&Beside| Some(&beside.door) == door;
+                        if let Some(beside) = shown.beside.values().find(same) {
+                            beside.drain.cancel();
                         }
                     }
                 }
@@ -207,7 +310,13 @@ impl Connections {
                     // An aborted one is known already.
                     if let Ok((door, drain, result)) = ended {
                         aborts.remove(&door);
-                        self.dialled(&door, drain, result, &tell, &metrics);
+                        let takes_quic = self.dialled(&door, drain, result, &tell, &metrics);
+                        let wanted = reach.transport != Transport::Tcp && reach.proxy.is_none();
+                        if let Some(server) = takes_quic.filter(|server| wanted && self.quic_begins(server, &door)) {
+                            let (reach, metrics) = (reach.clone(), metrics.clone());
+                            let end = besides_end.clone();
+                            besides.spawn(beside::keep(self.clone(), reach, server, metrics, end));
+                        }
                     }
                 }
                 Some(event) = events.recv() => self.happened(event),
@@ -218,21 +327,54 @@ impl Connections {
             }
         }
         dials.abort_all();
-        self.drain(&mut events, reach.options.drain + MARGIN).await;
+        besides_end.cancel();
+        besides.close();
+        let limit = reach.options.drain + MARGIN;
+        let drained = tokio::time::timeout(limit, besides.wait());
+        let _ = tokio::join!(self.drain(&mut events, limit), drained);
         self.tell(&metrics);
     }
 
+    /// Has sessions replaced whose certificates end.
+    fn look_at_certificates(&self, reach: &Reach) {
+        let current = reach.kept.current();
+        let leaf = current.pair.as_ref().map(|pair| &pair.leaf);
+        let (now, mut shown) = ((reach.now)(), self.shown());
+        let Shown {
+            fleet,
+            kept,
+            beside,
+        } = &mut *shown;
+        for (number, kept) in kept {
+            if is_aged(kept.shown.as_ref(), leaf, now) {
+                fleet.age(*number);
+            }
+        }
+        for beside in beside.values() {
+            if beside.used.is_some() && is_aged(beside.shown.as_ref(), leaf, now) {
+                beside.drain.cancel();
+            }
+        }
+    }
+
+    /// The server's id, when it is connected now and takes QUIC.
     fn dialled(
         &self,
         door: &Door,
         drain: CancellationToken,
-        result: Result<Session, ReachError>,
+        result: Result<Opened, ReachError>,
         tell: &mpsc::Sender<Event>,
         metrics: &AgentMetrics,
-    ) {
+    ) -> Option<String> {
         let (now, luck) = (Instant::now(), fastrand::f64());
-        let session = match result {
-            Ok(session) => session,
+        let (session, leaf) = match result {
+            Ok(opened) => opened,
+            Err(ReachError::Session(SessionError::Unwanted(server))) => {
+                tracing::debug!(server = %door, id = server.id, "not wanted, there is one already");
+                let mut shown = self.shown();
+                shown.fleet.declined(door, &server.id, now, luck);
+                return None;
+            }
             Err(error) => {
                 metrics.server_failed();
                 let text = error.to_string();
@@ -242,7 +384,7 @@ impl Connections {
                     tracing::warn!(server = %door, name = door.name, error = text, "not connected");
                 }
                 shown.fleet.failed(door, text, now, luck);
-                return;
+                return None;
             }
         };
         let server = session.server.clone();
@@ -252,17 +394,21 @@ impl Connections {
             .opened(door, &server.id, server.count, now, luck);
         let Verdict::Keep(number) = verdict else {
             tracing::debug!(server = %door, id = server.id, "there is a connection to this server");
-            return;
+            return None;
         };
         tracing::info!(server = %door, id = server.id, protocol = session.protocol, "connected");
         let kept = Kept {
             protocol: session.protocol,
+            quic: server.quic,
+            round_trip: session.round_trip,
             live: session.live.clone(),
+            shown: leaf,
             drain,
         };
         shown.kept.insert(number, kept);
         drop(shown);
         tokio::spawn(attend(session, number, tell.clone()));
+        server.quic.is_some().then_some(server.id)
     }
 
     fn happened(&self, event: Event) {

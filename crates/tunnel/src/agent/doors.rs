@@ -1,13 +1,13 @@
 //! The doors of the moment: from addresses that people gave, or from what the cluster publishes, resolved again and again.
 
 use super::{
-    address::{ServerAddress, resolve},
+    address::{Resolved, ServerAddress, resolve},
     connector::Connections,
     fleet::Door,
     known::KnownServers,
 };
 use crate::published::Published;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -61,9 +61,16 @@ pub(super) fn follow(
     tokio::spawn(shutdown.run_until_cancelled_owned(async move {
         let mut connected = connections.watch();
         let mut trouble = false;
+        let mut unresolved = BTreeMap::new();
         loop {
             let addresses = source.addresses();
-            let doors = resolve(&addresses, by_name).await;
+            let Resolved { doors, failed } = resolve(&addresses, by_name).await;
+            for (server, why) in &failed {
+                if unresolved.get(server) != Some(why) {
+                    tracing::warn!(server, why, "not resolved");
+                }
+            }
+            unresolved = failed;
             if !doors.is_empty() {
                 tell.send_if_modified(|before| {
                     let is_new = *before != doors;

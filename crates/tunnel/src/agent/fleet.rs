@@ -84,11 +84,18 @@ pub struct Connected {
     pub server_drains: bool,
     /// We gave it up.
     pub retired: bool,
+    /// A newer one is to take its place: its certificate ends.
+    pub aged: bool,
 }
 
 impl Connected {
     fn serves(&self) -> bool {
         !self.server_drains && !self.retired
+    }
+
+    /// Whether nothing is to take its place.
+    fn lasts(&self) -> bool {
+        self.serves() && !self.aged
     }
 }
 
@@ -202,13 +209,25 @@ impl Fleet {
         told.unwrap_or(0).max(self.leases).clamp(1, MOST_SERVERS)
     }
 
+    /// Servers whose connections last, each once.
+    fn lasting(&self) -> usize {
+        let lasting = self.connections.values().filter(|c| c.lasts());
+        let lasting: BTreeSet<&str> = lasting.map(|c| c.server.as_str()).collect();
+        lasting.len()
+    }
+
+    /// Whether no more servers are wanted.
+    fn is_enough(&self) -> bool {
+        matches!(self.policy, Policy::Some(most) if self.lasting() >= most)
+    }
+
     fn is_covered(&self, door: &Door) -> bool {
         let leads_to = self
             .doors
             .get(door)
             .and_then(|state| state.leads_to.as_deref());
         self.connections.values().any(|connected| {
-            connected.serves()
+            connected.lasts()
                 && (connected.door == *door
                     || (leads_to == Some(&connected.server)
                         && self.listed.contains(&connected.door)))
@@ -231,7 +250,7 @@ impl Fleet {
             .map(|(door, _)| door.clone())
             .collect();
         for door in &dialling {
-            let enough = matches!(self.policy, Policy::Some(most) if self.serving().len() >= most);
+            let enough = self.is_enough();
             if !self.listed.contains(door) || enough {
                 actions.push(Action::Abort(door.clone()));
                 self.aborted(door);
@@ -268,7 +287,7 @@ impl Fleet {
                     .cloned()
                     .collect();
                 // A balancer has more behind it than it has addresses. First comes who was there a moment ago.
-                let known = u32::try_from(self.serving().len()).unwrap_or(u32::MAX);
+                let known = u32::try_from(self.lasting()).unwrap_or(u32::MAX);
                 let missed = self.listed.iter().any(|door| {
                     let failures = self.doors.get(door).map_or(0, |state| state.failures);
                     failures < HOPELESS && !self.is_covered(door)
@@ -285,7 +304,7 @@ impl Fleet {
             Policy::Some(most) => {
                 let fresh =
                     in_flight.filter(|since| now.saturating_duration_since(*since) < STAGGER);
-                let lacking = most.saturating_sub(self.serving().len() + fresh.count());
+                let lacking = most.saturating_sub(self.lasting() + fresh.count());
                 // Doors are in the order of their priority, then of the failures.
                 let mut open: Vec<&Door> = self.listed.iter().filter(open).collect();
                 open.sort_by_key(|door| {
@@ -299,8 +318,8 @@ impl Fleet {
         }
     }
 
-    /// Connections to addresses that are not listed any more, as soon as there is one to an address that is; and what is beyond what
-    /// is wanted.
+    /// Connections to addresses that are not listed any more, as soon as there is one to an address that is; and those that another
+    /// has taken the place of.
     fn outdated(&mut self) -> Vec<u64> {
         let listed = &self.listed;
         let has_listed = self
@@ -310,14 +329,44 @@ impl Fleet {
         if !has_listed {
             return Vec::new();
         }
+        let lasting = self.connections.values().filter(|c| c.lasts());
+        let lasting: BTreeSet<String> = lasting.map(|c| c.server.clone()).collect();
+        let enough = self.is_enough();
         let mut outdated = Vec::new();
         for (number, connected) in &mut self.connections {
-            if connected.serves() && !listed.contains(&connected.door) {
+            let replaced = connected.aged && (enough || lasting.contains(&connected.server));
+            if connected.serves() && (replaced || !listed.contains(&connected.door)) {
                 connected.retired = true;
                 outdated.push(*number);
             }
         }
         outdated
+    }
+
+    /// Whether a connection to a server by a door is one to keep: there is none yet, or it replaces one, and there are not enough.
+    pub fn wants(&self, door: &Door, server: &str) -> bool {
+        let same = |c: &Connected| c.server == server && !c.retired;
+        let mut twins = self.connections.values().filter(|c| same(c)).peekable();
+        let is_known = twins.peek().is_some();
+        // The same server at its new address, or with a newer certificate, replaces the connection of before.
+        let replaces = is_known
+            && twins.all(|c| c.aged || (!self.listed.contains(&c.door) && !c.server_drains));
+        let is_duplicate = is_known && !replaces;
+        let enough = self.is_enough() && !replaces;
+        !is_duplicate && !enough && self.listed.contains(door)
+    }
+
+    /// A door led to a server that is not wanted.
+    pub fn declined(&mut self, door: &Door, server: &str, now: Instant, luck: f64) {
+        if let Some(state) = self.doors.get_mut(door) {
+            state.dialling = None;
+            state.trouble = None;
+            state.leads_to = Some(server.to_owned());
+            // A balancer may lead elsewhere next time.
+            state.failures = state.failures.saturating_add(1);
+            state.not_before = Some(now + pause(state.failures, luck));
+        }
+        self.forget_doors();
     }
 
     /// A door was opened by a server.
@@ -329,27 +378,14 @@ impl Fleet {
         now: Instant,
         luck: f64,
     ) -> Verdict {
-        let same = |c: &Connected| c.server == server && !c.retired;
-        let twin = self.connections.iter().find(|(_, c)| same(c));
-        // The same server at its new address replaces the connection at the old one.
-        let replaces =
-            twin.is_some_and(|(_, c)| !self.listed.contains(&c.door) && !c.server_drains);
-        let is_duplicate = twin.is_some() && !replaces;
-        let enough =
-            matches!(self.policy, Policy::Some(most) if self.serving().len() >= most) && !replaces;
-        let is_unlisted = !self.listed.contains(door);
-        let Some(state) = self.doors.get_mut(door) else {
+        if !self.wants(door, server) || !self.doors.contains_key(door) {
+            self.declined(door, server, now, luck);
             return Verdict::Close;
-        };
-        state.dialling = None;
-        state.trouble = None;
-        state.leads_to = Some(server.to_owned());
-        if is_duplicate || enough || is_unlisted {
-            // A balancer may lead elsewhere next time.
-            state.failures = state.failures.saturating_add(1);
-            state.not_before = Some(now + pause(state.failures, luck));
-            self.forget_doors();
-            return Verdict::Close;
+        }
+        if let Some(state) = self.doors.get_mut(door) {
+            state.dialling = None;
+            state.trouble = None;
+            state.leads_to = Some(server.to_owned());
         }
         self.next += 1;
         self.connections.insert(
@@ -361,6 +397,7 @@ impl Fleet {
                 since: now,
                 server_drains: false,
                 retired: false,
+                aged: false,
             },
         );
         Verdict::Keep(self.next)
@@ -384,6 +421,13 @@ impl Fleet {
         for state in self.doors.values_mut() {
             state.failures = 0;
             state.not_before = state.not_before.map(|time| time.min(soon));
+        }
+    }
+
+    /// A connection is to be replaced by a newer one before it is given up.
+    pub fn age(&mut self, number: u64) {
+        if let Some(connected) = self.connections.get_mut(&number) {
+            connected.aged = true;
         }
     }
 

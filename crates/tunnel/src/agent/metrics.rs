@@ -18,6 +18,16 @@ struct Reason {
     reason: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct By {
+    transport: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
 /// Metrics of an agent. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct AgentMetrics {
@@ -27,6 +37,8 @@ pub struct AgentMetrics {
     open_servers: Gauge,
     known_servers: Gauge,
     server_failures: Counter,
+    transports: Family<By, Gauge>,
+    quic: Family<Outcome, Counter>,
 }
 
 impl AgentMetrics {
@@ -39,7 +51,20 @@ impl AgentMetrics {
             open_servers: Gauge::default(),
             known_servers: Gauge::default(),
             server_failures: Counter::default(),
+            transports: Family::default(),
+            quic: Family::default(),
         };
+        let ours = registry.sub_registry_with_prefix("yurttunnel_agent");
+        ours.register(
+            "server_connections",
+            "Connections to servers by transport: QUIC is beside TCP",
+            this.transports.clone(),
+        );
+        ours.register(
+            "quic",
+            "What came of QUIC: used, not_better, failed (UDP does not pass), broke, left",
+            this.quic.clone(),
+        );
         let registry = registry.sub_registry_with_prefix("konnectivity_network_proxy_agent");
         registry.register(
             "dial_duration_seconds",
@@ -79,6 +104,21 @@ impl AgentMetrics {
     pub(crate) fn exercise(&self) {
         let reason = "refused";
         self.dial_failures.get_or_create(&Reason { reason }).inc();
+        self.transports(0, 0);
+        self.quic("used");
+    }
+
+    /// So many connections to servers there are.
+    pub(super) fn transports(&self, tcp: usize, quic: usize) {
+        for (transport, count) in [("tcp", tcp), ("quic", quic)] {
+            let count = i64::try_from(count).unwrap_or(i64::MAX);
+            self.transports.get_or_create(&By { transport }).set(count);
+        }
+    }
+
+    /// What came of QUIC towards a server.
+    pub(super) fn quic(&self, outcome: &'static str) {
+        self.quic.get_or_create(&Outcome { outcome }).inc();
     }
 
     pub(super) fn servers(&self, open: usize, known: u32) {

@@ -1,14 +1,9 @@
 //! What the agent's own Node object says of it: its addresses and its pods' networks, which the allow-list is made of.
 
-use crate::{
-    allow::{AllowList, NodeScope, Rule},
-    cluster::Cluster,
-    network::Network,
-};
-use arc_swap::ArcSwap;
+use crate::{allow::NodeScope, cluster::Cluster, network::Network};
 use serde_json::Value;
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc, time::Duration};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use yurt_controller::{Key, Objects, Scope, collections::NODES};
 
@@ -38,13 +33,12 @@ pub(super) fn scope_of(given: &NodeScope, node: &Value) -> NodeScope {
     }
 }
 
-/// Keeps the allow-list as the Node says until `shutdown`.
+/// Tells what the Node says of itself until `shutdown`.
 pub(super) async fn follow(
     cluster: Cluster,
     name: String,
     given: NodeScope,
-    more: Vec<Rule>,
-    list: Arc<ArcSwap<AllowList>>,
+    tell: watch::Sender<NodeScope>,
     shutdown: CancellationToken,
 ) {
     let scope = Scope {
@@ -61,11 +55,12 @@ pub(super) async fn follow(
             changed.notified().await;
             // A Node that is gone says nothing new.
             if let Some(node) = nodes.get(&key) {
-                let new = AllowList::of_node(&scope_of(&given, &node), &more);
-                if **list.load() != new {
-                    tracing::info!(rules = ?new.rules(), "what the cloud may reach");
-                    list.store(Arc::new(new));
-                }
+                let new = scope_of(&given, &node);
+                tell.send_if_modified(|before| {
+                    let is_new = *before != new;
+                    *before = new;
+                    is_new
+                });
             }
         }
     };

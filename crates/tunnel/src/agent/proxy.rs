@@ -1,5 +1,6 @@
 //! A proxy on the way out: SOCKS5 (RFC 1928, 1929) or HTTP CONNECT, with user and password where it wants them.
 
+use crate::allow::Mark;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use std::{
     fmt,
@@ -95,8 +96,9 @@ fn decoded(text: &str) -> Result<String, NotAProxy> {
 
 impl Proxy {
     /// Connects to `to` by the proxy, which resolves its name. Whoever calls bounds the wait.
-    pub async fn connect(&self, to: &Destination) -> io::Result<TcpStream> {
-        let mut stream = TcpStream::connect((self.at.host.as_str(), self.at.port))
+    pub(crate) async fn connect(&self, to: &Destination, mark: Mark) -> io::Result<TcpStream> {
+        let mut stream = mark
+            .connect_to(&self.at.host, self.at.port)
             .await
             .map_err(|error| self.failed(error.kind(), error))?;
         match self.kind {

@@ -75,10 +75,13 @@ impl Server {
         socket.bind(address).unwrap();
         let listener = socket.listen(64).unwrap();
         let address = listener.local_addr().unwrap();
-        let config = own.server_config(&[ALPN_MUX, ALPN_CLOUD]).unwrap();
+        let config = own
+            .server_config(&yurt_pki::TlsPolicy::default(), &[ALPN_MUX, ALPN_CLOUD])
+            .unwrap();
         let hello = ServerHello {
             id: id.to_owned(),
             count,
+            quic: None,
         };
         let (tell, links) = mpsc::unbounded_channel();
         let stop = CancellationToken::new();
@@ -159,13 +162,22 @@ struct Agent {
 
 impl Agent {
     fn start(own: Credentials, doors: Vec<Door>, proxy: Option<Proxy>) -> Self {
+        Self::start_with(Kept::fixed(own), doors, proxy, renewal::now)
+    }
+
+    fn start_with(kept: Kept, doors: Vec<Door>, proxy: Option<Proxy>, now: fn() -> i64) -> Self {
         let reach = Arc::new(Reach {
-            kept: Kept::fixed(own),
+            kept,
+            transport: Transport::Auto,
+            within: Duration::from_secs(300),
             proxy,
             hello: twin::agent_hello("edge-1"),
             dialer: twin::served(twin::echo),
             options: quick(),
             token: None,
+            mark: Mark::default(),
+            now,
+            protocols: Vec::new(),
         });
         let connections = Connections::new(Policy::All);
         let (doors, listed) = watch::channel(doors);
@@ -277,6 +289,76 @@ async fn a_server_that_moves_is_connected_at_its_new_address_before_the_old_one_
     timeout(SOON, before.closed().cancelled())
         .await
         .expect("left when idle");
+    agent.connected(1).await;
+}
+
+/// The clock of one test.
+static CLOCK: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
+
+#[tokio::test]
+async fn a_session_is_made_anew_with_the_renewed_certificate_before_the_old_one_ends() {
+    use std::sync::atomic::Ordering::SeqCst;
+    let pki = Authorities::new();
+    let mut server = Server::start("1", 1, &pki.server()).await;
+    CLOCK.store(renewal::now(), SeqCst);
+    let lasting = |days| {
+        let profile = shape::agent("edge-1", ["127.0.0.1".parse().unwrap()]);
+        Credentials {
+            pair: Some(Pair::of(pki.ca.issue(&Profile { days, ..profile }).unwrap()).unwrap()),
+            ca: pki.ca.cert_pem(),
+        }
+    };
+    let first = lasting(1);
+    let ends = first.pair.as_ref().unwrap().leaf.not_after;
+    let (show, shown) = watch::channel(Arc::new(first));
+    let kept = Kept::following(shown);
+    let agent = Agent::start_with(kept, vec![server.door()], None, || CLOCK.load(SeqCst));
+    let old = server.link().await;
+    agent.connected(1).await;
+    let mut open = old.dial(&twin::to("10.0.0.1:80")).await.expect("dialled");
+    // Renewed in good time: nothing is hurried.
+    show.send_replace(Arc::new(lasting(2)));
+    let hurried = timeout(Duration::from_millis(300), server.links.recv()).await;
+    assert!(hurried.is_err(), "what is open goes on as long as it can");
+    // The end comes near. The look is what changes of certificates bring.
+    CLOCK.store(ends - 60, SeqCst);
+    show.send_replace(Arc::new(lasting(3)));
+    let new = server.link().await;
+    echoes(&new).await;
+    assert!(!old.closed().is_cancelled(), "made before it is broken");
+    open.write_all(b"still").await.expect("written");
+    let mut read = [0; 5];
+    timeout(SOON, open.read_exact(&mut read))
+        .await
+        .expect("in time")
+        .expect("read");
+    timeout(SOON, async {
+        while !old.is_draining() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("nothing new is asked of the old one");
+    drop(open);
+    timeout(SOON, old.closed().cancelled())
+        .await
+        .expect("left when idle");
+    agent.connected(1).await;
+    echoes(&new).await;
+}
+
+#[tokio::test]
+async fn servers_are_connected_when_there_is_a_certificate_and_not_in_vain_before() {
+    let pki = Authorities::new();
+    let mut server = Server::start("1", 1, &pki.server()).await;
+    let (show, shown) = watch::channel(Arc::new(Credentials::default()));
+    let kept = Kept::following(shown);
+    let agent = Agent::start_with(kept, vec![server.door()], None, renewal::now);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let described = agent.connections.describe();
+    assert_eq!(described["addresses"][0]["error"], serde_json::Value::Null);
+    show.send_replace(Arc::new(pki.agent()));
+    echoes(&*server.link().await).await;
     agent.connected(1).await;
 }
 
@@ -419,28 +501,24 @@ async fn until(address: SocketAddr, path: &str, wanted: &str) -> String {
         .unwrap_or_else(|_| panic!("{path} never says {wanted}"))
 }
 
-/// The whole process: flags, files, allow-list, health; the directory of addresses takes nothing, as a full disk.
-#[tokio::test]
-async fn a_whole_agent_serves_what_is_allowed_and_tells_how_it_is() {
-    let pki = Authorities::new();
-    let mut server = Server::start("1", 1, &pki.server()).await;
-    let directory = tempfile::tempdir().unwrap();
+/// An agent as a process would be, with its certificate in files of a directory; nothing is allowed but what is by default.
+fn whole(pki: &Authorities, directory: &std::path::Path, servers: Vec<String>) -> AgentConfig {
     let file = |name: &str, text: &str| {
-        let path = directory.path().join(name);
+        let path = directory.join(name);
         std::fs::write(&path, text).unwrap();
         path
     };
     let own = pki.agent();
     let pair = own.pair.unwrap().pem;
-    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = target.local_addr().unwrap().port();
-    let (meta, route) = (free_port().await, free_port().await);
-    let meta = SocketAddr::from(([127, 0, 0, 1], meta));
-    let config = AgentConfig {
+    AgentConfig {
         node: "edge-1".into(),
         identifiers: "host=edge-1".parse().unwrap(),
-        servers: vec![format!("tunnel@{}", server.address).parse().unwrap()],
+        servers: servers
+            .iter()
+            .map(|server| server.parse().unwrap())
+            .collect(),
         policy: Policy::All,
+        transport: Transport::Auto,
         proxy: None,
         authority: Authority::Files(GivenFiles {
             cert: file("cert", &pair.cert),
@@ -451,16 +529,81 @@ async fn a_whole_agent_serves_what_is_allowed_and_tells_how_it_is() {
         namespace: String::new(),
         leases: None,
         token: None,
+        protocols: Vec::new(),
         scope: NodeScope::default(),
         default_allow: true,
-        allow: vec![format!("127.0.0.1:{port}").parse().unwrap()],
+        allow: Vec::new(),
         bounds: Bounds::default(),
         drain: Duration::from_secs(2),
+        meta: SocketAddr::from(([127, 0, 0, 1], 0)),
+        known: directory.to_owned(),
+        reverse: Reverse::default(),
+        beneath: None,
+    }
+}
+
+/// A node that starts without the cloud's API and name servers knows where its servers were.
+#[tokio::test]
+async fn servers_are_found_again_after_a_reboot_without_the_cloud() {
+    let pki = Authorities::new();
+    let mut server = Server::start("1", 1, &pki.server()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let known = directory.path().join("known-servers.json");
+    let given = vec![format!("tunnel@{}", server.address)];
+    for (servers, way) in [
+        (given, None),
+        // Nobody is at the hub's address, and nothing else says where servers are.
+        (Vec::new(), Some(Way::Hub("127.0.0.1:1".into()))),
+    ] {
+        let config = AgentConfig {
+            way,
+            ..whole(&pki, directory.path(), servers)
+        };
+        let shutdown = CancellationToken::new();
+        let running = tokio::spawn(run(config, shutdown.clone()));
+        echoes_not_allowed(&*server.link().await).await;
+        timeout(SOON, async {
+            while !known.exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("kept");
+        shutdown.cancel();
+        let ended = timeout(SOON, running).await.expect("in time");
+        ended.expect("no panic").expect("well");
+    }
+}
+
+/// It is an agent that answers.
+async fn echoes_not_allowed(link: &MuxLink) {
+    let refused = link.dial(&twin::to("192.0.2.1:80")).await.err();
+    assert!(
+        matches!(refused, Some(DialError::Forbidden(_))),
+        "{refused:?}"
+    );
+}
+
+/// The whole process: flags, files, allow-list, health; the directory of addresses takes nothing, as a full disk.
+#[tokio::test]
+async fn a_whole_agent_serves_what_is_allowed_and_tells_how_it_is() {
+    let pki = Authorities::new();
+    let mut server = Server::start("1", 1, &pki.server()).await;
+    let directory = tempfile::tempdir().unwrap();
+    let target = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = target.local_addr().unwrap().port();
+    let (meta, route) = (free_port().await, free_port().await);
+    let meta = SocketAddr::from(([127, 0, 0, 1], meta));
+    let servers = vec![format!("tunnel@{}", server.address)];
+    let config = AgentConfig {
+        allow: vec![format!("127.0.0.1:{port}").parse().unwrap()],
         meta,
         known: "/dev/full".into(),
-        reverse: Vec::new(),
-        routes: vec![format!("{route}=service.ns.svc:443").parse().unwrap()],
-        beneath: None,
+        reverse: Reverse {
+            routes: vec![format!("{route}=service.ns.svc:443").parse().unwrap()],
+            ..Reverse::default()
+        },
+        ..whole(&pki, directory.path(), servers)
     };
     let shutdown = CancellationToken::new();
     let running = tokio::spawn(run(config, shutdown.clone()));

@@ -1,6 +1,7 @@
 //! Connecting to what is allowed.
 
 use super::AllowList;
+use crate::session::congestion;
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use std::{
@@ -18,10 +19,10 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     sync::Semaphore,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use yurt_transport::{BoxStream, Destination, Dialer, Dialing};
 
@@ -82,6 +83,7 @@ pub struct AllowedDialer {
     dials: Semaphore,
     open: Arc<AtomicUsize>,
     beneath: Option<Arc<dyn Dialer>>,
+    mark: Mark,
 }
 
 impl AllowedDialer {
@@ -102,7 +104,14 @@ impl AllowedDialer {
             bounds,
             open: Arc::default(),
             beneath: None,
+            mark: Mark::default(),
         }
+    }
+
+    /// Marks what it opens.
+    #[must_use]
+    pub(crate) fn marked(self, mark: Mark) -> Self {
+        Self { mark, ..self }
     }
 
     /// Has something else connect to permitted addresses, in place of TCP: the network of a node that is simulated.
@@ -182,7 +191,7 @@ impl AllowedDialer {
         let connected = timeout(self.bounds.timeout, async {
             let addresses = self.permitted(to).await?;
             let (Some(beneath), Some(first)) = (&self.beneath, addresses.first()) else {
-                return connect_any(addresses).await.map(Connected::Tcp);
+                return connect_any(addresses, self.mark).await.map(Connected::Tcp);
             };
             let to = Destination {
                 node: None,
@@ -209,12 +218,7 @@ impl AllowedDialer {
                 }));
             }
         };
-        stream.set_nodelay(true)?;
-        let keepalive = socket2::TcpKeepalive::new()
-            .with_time(KEEPALIVE)
-            .with_interval(KEEPALIVE)
-            .with_retries(3);
-        socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        keep(&stream)?;
         Ok(Box::new(Counting {
             stream,
             ended: false,
@@ -232,6 +236,16 @@ enum Connected {
 /// Silence after which a target is asked whether it still lives.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
+/// Has what is written sent at once, and a target that is gone found out.
+fn keep(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE)
+        .with_retries(3);
+    socket2::SockRef::from(stream).set_tcp_keepalive(&keepalive)
+}
+
 /// Says what could not be reached; the code of the system is kept, since callers decide by it.
 fn with_target(error: io::Error, to: &Destination) -> io::Error {
     match error.kind() {
@@ -242,8 +256,52 @@ fn with_target(error: io::Error, to: &Destination) -> io::Error {
     }
 }
 
+/// How the tunnel's own connections are told from others', by the rules that lead others' to the tunnel: a mark of the kernel, where
+/// there are such rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Mark(pub(crate) Option<u32>);
+
+impl Mark {
+    /// Connects to one address.
+    async fn connect(self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        if let Some(mark) = self.0 {
+            // It takes what writing the rules takes: where it cannot be had there are none.
+            let _ = socket2::SockRef::from(&socket).set_mark(mark);
+        }
+        let usual = congestion::begin(&socket);
+        let began = Instant::now();
+        let stream = socket.connect(address).await?;
+        if !congestion::is_near(began.elapsed()) {
+            congestion::restore(&stream, &usual);
+        }
+        Ok(stream)
+    }
+
+    /// Connects to the first address of a name that answers.
+    pub(crate) async fn connect_to(self, host: &str, port: u16) -> io::Result<TcpStream> {
+        let found = tokio::net::lookup_host((host, port)).await?;
+        connect_any(found.take(ADDRESSES).collect(), self).await
+    }
+}
+
+/// Connects by TCP, marked.
+impl Dialer for Mark {
+    fn dial<'a>(&'a self, to: &'a Destination) -> Dialing<'a> {
+        Box::pin(async move {
+            let stream = self.connect_to(&to.host, to.port).await?;
+            keep(&stream)?;
+            socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(KEEPALIVE * 4))?;
+            Ok(Box::new(stream) as BoxStream)
+        })
+    }
+}
+
 /// Connects to the first of several addresses that answers; each gets a start before the next is tried beside it.
-pub(crate) async fn connect_any(addresses: Vec<SocketAddr>) -> io::Result<TcpStream> {
+pub(crate) async fn connect_any(addresses: Vec<SocketAddr>, mark: Mark) -> io::Result<TcpStream> {
     let mut waiting = addresses.into_iter();
     let mut attempts = JoinSet::new();
     let mut failure = io::Error::new(ErrorKind::NotFound, "no address");
@@ -251,7 +309,7 @@ pub(crate) async fn connect_any(addresses: Vec<SocketAddr>) -> io::Result<TcpStr
         let next = waiting.next();
         let is_last = next.is_none();
         if let Some(address) = next {
-            attempts.spawn(TcpStream::connect(address));
+            attempts.spawn(mark.connect(address));
         }
         tokio::select! {
             ended = attempts.join_next() => match ended {

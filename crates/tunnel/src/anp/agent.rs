@@ -8,19 +8,22 @@ use crate::{
     grpc,
     hello::{AgentHello, ServerHello},
     mux::Dialling,
-    session::{Ended, Heard, Live, Options, Session, SessionError, until_silent},
+    session::{Ended, Heard, Live, Options, Question, Session, SessionError, until_silent},
 };
-use bytes::Bytes;
-use h2::RecvStream;
-use http::{HeaderMap, HeaderValue, Method, Request, header};
+use bytes::{Bytes, BytesMut};
+use h2::{RecvStream, client::SendRequest};
+use http::{HeaderMap, HeaderValue, Request, header};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use yurt_transport::{BoxStream, Dialer};
 
-/// gRPC servers put up with one ping in five minutes, unless configured otherwise, and hang up on more.
-const QUIET: Duration = Duration::from_secs(5 * 60 + 10);
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Of whether it lives.
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
+/// Silence after which a server is asked whether it lives.
+const QUIET: Duration = Duration::from_secs(12);
+/// How long it may then stay silent. A server that is busy with the packets of thousands of agents is not dead.
+const PATIENCE: Duration = Duration::from_secs(12);
 
 /// Connects as one of konnectivity's agents. `token` is the bearer token, where the server asks for one. `shutdown` tells the server
 /// (DRAIN) and ends the session when nothing is open any more.
@@ -40,10 +43,10 @@ pub async fn connect(
         .max_send_buffer_size(SEND_BUFFER)
         .enable_push(false)
         .handshake::<_, Bytes>(heard);
-    let (requests, mut connection) = timeout(limit, handshake)
+    let (requests, connection) = timeout(limit, handshake)
         .await
         .map_err(|_| SessionError::Silent(limit))??;
-    let pings = connection.ping_pong();
+    let health = Some(Health(requests.clone()));
     let gone = CancellationToken::new();
     let ends = gone.clone().drop_guard();
     let driving = tokio::spawn({
@@ -55,13 +58,13 @@ pub async fn connect(
                     SessionError::from,
                     |()| SessionError::Broken("the other end closed it".into()),
                 ),
-                silence = until_silent(pulse, pings, QUIET, PATIENCE) => SessionError::Silent(silence),
+                silence = until_silent(pulse, health, QUIET, PATIENCE) => SessionError::Silent(silence),
                 () = gone.cancelled() => SessionError::Closed,
             }
         }
     });
 
-    let request = request(&us, token)?;
+    let request = hello(&us, token)?;
     let opening = async {
         let mut requests = requests.ready().await?;
         let (response, send) = requests.send_request(request, false)?;
@@ -113,33 +116,20 @@ pub async fn connect(
     Ok(Session {
         server,
         protocol: "anp",
+        round_trip: None,
         live,
         draining,
-        ended: Ended(Box::pin(async move {
-            running
-                .await
-                .unwrap_or_else(|error| SessionError::Broken(error.to_string()))
-        })),
+        ended: Ended::with(running),
         _ends: ends,
     })
 }
 
-fn request(us: &AgentHello, token: Option<String>) -> Result<Request<()>, SessionError> {
+fn hello(us: &AgentHello, token: Option<String>) -> Result<Request<()>, SessionError> {
     let value = |text: String| {
         HeaderValue::try_from(text).map_err(|error| SessionError::Protocol(error.to_string()))
     };
-    let uri = http::Uri::builder()
-        .scheme("https")
-        .authority("tunnel")
-        .path_and_query(CONNECT);
-    let mut request = Request::new(());
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = uri
-        .build()
-        .map_err(|error| SessionError::Protocol(error.to_string()))?;
+    let mut request = grpc::request(CONNECT);
     let headers: &mut HeaderMap = request.headers_mut();
-    headers.insert(header::CONTENT_TYPE, grpc::MEDIA_TYPE);
-    headers.insert(header::TE, HeaderValue::from_static("trailers"));
     headers.insert(AGENT_ID, value(us.id.clone())?);
     headers.insert(AGENT_IDENTIFIERS, value(us.identifiers.to_string())?);
     if let Some(token) = token {
@@ -172,5 +162,41 @@ fn greeting(response: &http::Response<RecvStream>) -> Result<ServerHello, Sessio
         count: count
             .parse()
             .map_err(|_| SessionError::Protocol(format!("{count:?} servers")))?,
+        quic: None,
     })
+}
+
+/// gRPC servers count pings on a link that is otherwise silent, and hang up on more than one in five minutes unless configured
+/// otherwise. A call is no ping: its answer proves moreover that the process lives, not only its kernel. The health service is what
+/// one asks a server (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>); that it is not implemented is an answer.
+struct Health(SendRequest<Bytes>);
+
+impl Question for Health {
+    /// A server that takes no more streams is not asked: it may be alive.
+    async fn ready(&mut self) {
+        if self.0.clone().ready().await.is_err() {
+            // The connection is over: who drives it knows why.
+            std::future::pending().await
+        }
+    }
+
+    async fn ask(&mut self) -> Result<(), h2::Error> {
+        let mut requests = self.0.clone().ready().await?;
+        let (response, mut send) = requests.send_request(grpc::request(HEALTH), false)?;
+        let mut empty = BytesMut::new();
+        grpc::frame(&mut empty, 0, |_| ());
+        send.send_data(empty.freeze(), true)?;
+        let answered = async {
+            let mut body = response.await?.into_body();
+            while let Some(data) = body.data().await {
+                let count = data?.len();
+                body.flow_control().release_capacity(count)?;
+            }
+            Ok::<(), h2::Error>(())
+        };
+        match answered.await {
+            Err(error) if error.is_reset() => Ok(()),
+            answered => answered,
+        }
+    }
 }

@@ -243,6 +243,4 @@ impl Core {
 }
 
 #[cfg(test)]
-mod recorded;
-#[cfg(test)]
 mod tests;

@@ -24,9 +24,9 @@ use tokio_util::sync::CancellationToken;
 use yurt_transport::{BoxStream, Destination, Dialer};
 
 /// Lets in who has the right token or none, and shows who came.
-struct Door {
-    came: mpsc::UnboundedSender<Arc<dyn Link>>,
-    tunnels: Option<Arc<dyn Tunnels>>,
+pub(super) struct Door {
+    pub(super) came: mpsc::UnboundedSender<Arc<dyn Link>>,
+    pub(super) tunnels: Option<Arc<dyn Tunnels>>,
 }
 
 impl Welcome for Door {
@@ -436,8 +436,8 @@ async fn frontends_are_not_served_where_there_are_none() {
     );
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_frozen_agent_is_found() {
+/// A pair with a way between that loses everything from when the token is cancelled.
+async fn pair_that_freezes() -> (Arc<dyn Link>, Session, CancellationToken) {
     let (near, mut coming) = server(None);
     let (far, theirs) = duplex(64 << 10);
     let frozen = CancellationToken::new();
@@ -450,18 +450,21 @@ async fn a_frozen_agent_is_found() {
             std::future::pending::<()>().await;
         }
     });
-    let us = twin::agent_hello("node-1");
-    let _session = connect(
+    let session = connect(
         Box::new(theirs),
-        us,
+        twin::agent_hello("node-1"),
         served(echo),
         None,
         Options::default(),
         CancellationToken::new(),
-    )
-    .await
-    .unwrap();
-    let link = coming.recv().await.unwrap();
+    );
+    let session = session.await.unwrap();
+    (coming.recv().await.unwrap(), session, frozen)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frozen_agent_is_found() {
+    let (link, _session, frozen) = pair_that_freezes().await;
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert!(!link.closed().is_cancelled());
     frozen.cancel();
@@ -471,4 +474,57 @@ async fn a_frozen_agent_is_found() {
         Err(DialError::Lost(_))
     ));
     assert!(began.elapsed() <= Duration::from_secs(10));
+}
+
+/// What our server does besides keeps the link from being silent: here it does nothing, as konnectivity's.
+#[tokio::test(start_paused = true)]
+async fn a_frozen_server_is_found_and_a_silent_one_is_not_taken_for_one() {
+    let (ours, theirs) = duplex(64 << 10);
+    let frozen = CancellationToken::new();
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    tokio::spawn({
+        let (frozen, asked) = (frozen.clone(), Arc::clone(&asked));
+        async move {
+            let mut connection = h2::server::handshake(theirs).await.unwrap();
+            let mut held = Vec::new();
+            let serving = async {
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let path = request.uri().path().to_owned();
+                    asked.lock().unwrap().push(path.clone());
+                    if path != super::CONNECT {
+                        grpc::refuse(respond, grpc::Code::Unimplemented, "unknown service");
+                        continue;
+                    }
+                    let mut answer = grpc::answer();
+                    let headers = answer.headers_mut();
+                    headers.insert(super::SERVER_ID, "server-1".parse().unwrap());
+                    headers.insert(super::SERVER_COUNT, 1.into());
+                    let send = respond.send_response(answer, false).unwrap();
+                    held.push((request, respond, send));
+                }
+            };
+            let _ = frozen.run_until_cancelled(serving).await;
+            std::future::pending::<()>().await;
+        }
+    });
+    let session = connect(
+        Box::new(ours),
+        twin::agent_hello("node-1"),
+        served(echo),
+        None,
+        Options::default(),
+        CancellationToken::new(),
+    );
+    let mut session = session.await.unwrap();
+    let an_hour = timeout(Duration::from_secs(3600), session.ended()).await;
+    assert!(an_hour.is_err(), "{an_hour:?}");
+    let asked: Vec<String> = std::mem::take(&mut asked.lock().unwrap());
+    assert_eq!(asked[0], super::CONNECT);
+    assert!(asked.len() > 100);
+    let health = "/grpc.health.v1.Health/Check";
+    assert!(asked[1..].iter().all(|path| path == health), "{asked:?}");
+    frozen.cancel();
+    let began = tokio::time::Instant::now();
+    assert!(matches!(session.ended().await, SessionError::Silent(_)));
+    assert!(began.elapsed() <= Duration::from_secs(30));
 }

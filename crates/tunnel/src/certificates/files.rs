@@ -27,16 +27,42 @@ pub struct GivenFiles {
     pub ca: PathBuf,
 }
 
-impl GivenFiles {
+/// As [`GivenFiles`], where one of both is enough: tokens stand in for the certificates of one side.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SomeFiles {
+    /// Certificate and key.
+    pub pair: Option<(PathBuf, PathBuf)>,
+    /// The CAs believed; `None`: nobody is.
+    pub ca: Option<PathBuf>,
+}
+
+impl From<GivenFiles> for SomeFiles {
+    fn from(GivenFiles { cert, key, ca }: GivenFiles) -> Self {
+        Self {
+            pair: Some((cert, key)),
+            ca: Some(ca),
+        }
+    }
+}
+
+impl SomeFiles {
     fn read(&self) -> Result<Credentials, PkiError> {
+        let pair = self.pair.as_ref();
+        let ca = self.ca.as_deref().map(read_ca).transpose()?;
         Ok(Credentials {
-            pair: Some(Pair::read(&self.cert, &self.key)?),
-            ca: read_ca(&self.ca)?,
+            pair: pair.map(|(cert, key)| Pair::read(cert, key)).transpose()?,
+            ca: ca.unwrap_or_default(),
         })
     }
 
     fn stamps(&self) -> [Option<SystemTime>; 3] {
-        [&self.cert, &self.key, &self.ca].map(|path| stamp(path))
+        let pair = self.pair.as_ref();
+        [
+            pair.map(|(cert, _)| cert),
+            pair.map(|(_, key)| key),
+            self.ca.as_ref(),
+        ]
+        .map(|path| stamp(path?))
     }
 }
 
@@ -60,11 +86,12 @@ pub(super) fn read_ca(path: &Path) -> Result<String, PkiError> {
 /// Follows files until `shutdown`. Files that cannot be used are an error in the beginning; later they leave what was read before in
 /// use, and are read again when they change.
 pub fn follow_files(
-    files: GivenFiles,
+    files: impl Into<SomeFiles>,
     identity: Identity,
     metrics: CertificateMetrics,
     shutdown: CancellationToken,
 ) -> Result<Kept, PkiError> {
+    let files: SomeFiles = files.into();
     let mut stamps = files.stamps();
     let first = files.read()?;
     metrics.shown(identity, &first, true);
@@ -90,5 +117,5 @@ pub fn follow_files(
             }
         }
     }));
-    Ok(Kept { shown })
+    Ok(Kept::following(shown))
 }

@@ -1,6 +1,10 @@
 //! A certificate that is had by CSR: asked for when there is none or it is due, the old one in use until the new one is there.
 
-use super::{CertificateMetrics, Credentials, Identity, Kept, files::read_ca};
+use super::{
+    CertificateMetrics, Credentials, Events, Identity, Kept,
+    events::{self, change},
+    files::read_ca,
+};
 use crate::cluster::Cluster;
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
@@ -34,6 +38,8 @@ pub struct Keeping {
     pub grace: Duration,
     /// Where it is told.
     pub metrics: CertificateMetrics,
+    /// Where people are told, beside the log.
+    pub events: Option<Events>,
 }
 
 /// Why there is no new certificate.
@@ -83,10 +89,16 @@ pub fn keep(keeping: Keeping, shutdown: CancellationToken) -> Kept {
         show,
     };
     tokio::spawn(shutdown.run_until_cancelled_owned(keeper.run()));
-    Kept { shown }
+    Kept::following(shown)
 }
 
 impl Keeping {
+    fn tell(&self, kind: &'static str, reason: &'static str, message: String) {
+        if let Some(events) = &self.events {
+            events.tell(kind, reason, message);
+        }
+    }
+
     fn authorities(&self) -> Option<String> {
         match &self.ca {
             Some(path) => read_ca(path)
@@ -137,6 +149,9 @@ impl Keeper {
                     if told != text {
                         let certificate = self.keeping.identity.as_str();
                         tracing::warn!(certificate, error = text, "no certificate for now");
+                        let message =
+                            format!("{certificate}: {reason}, and it is not issued: {text}");
+                        self.keeping.tell("Warning", events::FAILED, message);
                         told = text;
                     }
                     let pause = renewal::pause(failures, !trouble.is_passing(), fastrand::f64());
@@ -261,9 +276,15 @@ impl Keeper {
             until = renewal::moment(pair.leaf.not_after),
             "new certificate"
         );
+        let before = self.show.borrow().clone();
+        let old = before.pair.as_ref().map(|pair| &pair.leaf);
+        if let Some(what) = change(old, &pair.leaf) {
+            let message = format!("the certificate ({certificate}) is {what}");
+            self.keeping.tell("Normal", events::CHANGED, message);
+        }
         let shown = Arc::new(Credentials {
             pair: Some(pair),
-            ca: self.show.borrow().ca.clone(),
+            ca: before.ca.clone(),
         });
         self.keeping.metrics.shown(identity, &shown, true);
         self.show.send_replace(shown);

@@ -56,6 +56,14 @@ impl CertificateMetrics {
         }
     }
 
+    #[cfg(test)]
+    pub(crate) fn failures_of(&self, identity: Identity) -> u64 {
+        let label = Label {
+            identity: identity.as_str(),
+        };
+        self.failures.get_or_create(&label).get()
+    }
+
     pub(crate) fn failed(&self, identity: Identity) {
         let label = Label {
             identity: identity.as_str(),

@@ -25,7 +25,7 @@ struct World {
 
 impl World {
     async fn start() -> Self {
-        let ca = Ca::new("cluster", 10).unwrap();
+        let ca = Ca::new("cluster", 3650).unwrap();
         let settings = Settings {
             signing: Some(ca.to_pem()),
             ..Settings::default()
@@ -48,7 +48,27 @@ impl World {
             ca: None,
             grace: Duration::from_millis(500),
             metrics: CertificateMetrics::default(),
+            events: Some(Events::about_service(
+                &self.stage.kube,
+                &CancellationToken::new(),
+                "test",
+                "default",
+                "tunnel",
+            )),
         }
+    }
+
+    /// Messages of the Events of a reason, as soon as there are so many.
+    async fn told(&self, reason: &str, count: usize) -> Vec<String> {
+        let messages = |list: &Value| -> Vec<String> {
+            let items = list["items"].as_array().cloned().unwrap_or_default();
+            let items = items.iter().filter(|event| event["reason"] == reason);
+            let messages = items.map(|event| event["message"].as_str().unwrap().to_owned());
+            messages.collect()
+        };
+        let path = "/api/v1/namespaces/default/events";
+        let list = self.stage.until(path, |list| messages(list).len() >= count);
+        messages(&list.await)
     }
 
     /// The request that nobody has decided yet.
@@ -156,7 +176,7 @@ async fn three_identities_ask_for_exactly_their_shapes_and_have_files_of_their_o
             .await
             .expect("a certificate in time");
         held.client_config(&[b"h2"]).unwrap();
-        held.server_config(&[b"h2"]).unwrap();
+        held.server_config(&TlsPolicy::default(), &[b"h2"]).unwrap();
         assert!(world.current(identity).exists());
         stop.cancel();
     }
@@ -170,6 +190,10 @@ async fn three_identities_ask_for_exactly_their_shapes_and_have_files_of_their_o
 async fn names_are_followed_and_the_old_certificate_serves_until_the_new_one_is_there() {
     let world = World::start().await;
     let (names, wanted) = watch::channel(None);
+    let service = serde_json::json!({"apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": "tunnel"}, "spec": {"ports": [{"port": 1}]}});
+    let path = "/api/v1/namespaces/default/services";
+    let service = world.stage.kube.create(path, &service).await.unwrap();
     let mut kept = keep(
         world.keeping(Identity::Server, wanted),
         CancellationToken::new(),
@@ -179,17 +203,124 @@ async fn names_are_followed_and_the_old_certificate_serves_until_the_new_one_is_
     timeout(SOON, kept.ready())
         .await
         .expect("a certificate in time");
-    names.send_replace(Some(serving(&["a", "b"])));
-    let csr = world.open_request().await;
-    assert_eq!(dns(&kept), ["a"], "until the new one is there");
-    world.approve(&csr).await;
-    changed(&mut kept).await;
+    // The acceptance list has 10 s for it.
+    let renewed = timeout(Duration::from_secs(10), async {
+        names.send_replace(Some(serving(&["a", "b"])));
+        let csr = world.open_request().await;
+        assert_eq!(dns(&kept), ["a"], "until the new one is there");
+        world.approve(&csr).await;
+        kept.changed().await;
+    });
+    renewed.await.expect("within 10 s");
     assert_eq!(dns(&kept), ["a", "b"]);
     // What is beyond what is wanted is left out after a grace time.
     names.send_replace(Some(serving(&["b"])));
     world.approve(&world.open_request().await).await;
     changed(&mut kept).await;
     assert_eq!(dns(&kept), ["b"]);
+    // People are told of each change once, where they describe the Service.
+    let mut told = world.told("CertificateNamesChanged", 3).await;
+    told.sort();
+    assert_eq!(
+        told,
+        [
+            "the certificate (server) is not any more for a",
+            "the certificate (server) is now also for 127.0.0.1, a",
+            "the certificate (server) is now also for b",
+        ]
+    );
+    let events = world.stage.kube.get("/api/v1/namespaces/default/events");
+    let events = events.await.unwrap();
+    let mut about = events["items"].as_array().unwrap().iter();
+    let uid = &service["metadata"]["uid"];
+    assert!(about.all(|event| event["involvedObject"]["uid"] == *uid));
+}
+
+#[tokio::test]
+async fn what_nobody_signs_is_told_once() {
+    let world = World::start().await;
+    let (names, wanted) = watch::channel(Some(serving(&["a"])));
+    let keeping = world.keeping(Identity::Server, wanted);
+    let metrics = keeping.metrics.clone();
+    let stop = CancellationToken::new();
+    let kept = keep(keeping, stop.clone());
+    for round in 1..=2 {
+        let csr = world.open_request().await;
+        let name = csr["metadata"]["name"].as_str().unwrap();
+        let patch = with_condition(&csr, "Denied", "Test", "not here", Timestamp::now());
+        let path = format!("{CSRS}/{name}/approval");
+        world.stage.kube.merge(&path, &patch).await.unwrap();
+        timeout(SOON, async {
+            while metrics.failures_of(Identity::Server) < round {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await
+        .expect("noticed");
+        // Only somebody's doing helps: another wish is asked for at once.
+        names.send_replace(Some(serving(&["a", "b"])));
+    }
+    let told = world.told("CertificateNotIssued", 1).await;
+    assert!(
+        told.iter().all(|told| told.contains("not here")),
+        "{told:?}"
+    );
+    let mut different = told.clone();
+    different.dedup();
+    assert_eq!(different.len(), told.len(), "{told:?}");
+    assert!(kept.current().pair.is_none());
+    stop.cancel();
+}
+
+#[tokio::test]
+async fn most_of_its_time_over_it_is_renewed_and_not_before() {
+    let world = World::start().await;
+    let profile = serving(&["a"]);
+    let day = Duration::from_secs(24 * 3600);
+    // Issued so long ago that so many percent of its 100 days are over.
+    let stored = |over: u32| {
+        let made = yurt_pki::request(&profile).unwrap();
+        let asked = yurt_pki::SigningRequest::from_pem(&made.request).unwrap();
+        let usages = yurt_pki::Usages::from_names(Identity::Server.usages()).unwrap();
+        let from = std::time::SystemTime::now() - day * over;
+        let cert = world
+            .ca
+            .sign_request(&asked, &usages, from, from + day * 100);
+        let pair = Pair::of(KeyPairPem {
+            cert: cert.unwrap(),
+            key: made.key,
+        })
+        .unwrap();
+        let store =
+            yurt_pki::store::PairStore::new(world.directory.path(), Identity::Server.file_prefix());
+        store.save(&pair.pem, yurt_pki::renewal::now()).unwrap();
+        pair.leaf
+    };
+    let shown = |kept: &Kept| kept.current().pair.as_ref().map(|pair| pair.leaf.clone());
+    let young = stored(69);
+    let (wish, wanted) = watch::channel(Some(profile.clone()));
+    let stop = CancellationToken::new();
+    let kept = keep(world.keeping(Identity::Server, wanted), stop.clone());
+    assert_eq!(shown(&kept), Some(young));
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    let requests = world.stage.kube.get(CSRS).await.unwrap();
+    assert_eq!(requests["items"].as_array().map(Vec::len), Some(0));
+    stop.cancel();
+    let old = stored(91);
+    let mut kept = keep(
+        world.keeping(Identity::Server, wish.subscribe()),
+        CancellationToken::new(),
+    );
+    let csr = world.open_request().await;
+    assert_eq!(
+        shown(&kept),
+        Some(old.clone()),
+        "until the new one is there"
+    );
+    world.approve(&csr).await;
+    changed(&mut kept).await;
+    let new = shown(&kept).unwrap();
+    assert!(new.not_after > old.not_after && new.dns == old.dns);
 }
 
 #[tokio::test]

@@ -5,7 +5,6 @@ use yurt_telemetry::LoggingArgs;
 
 /// Of `proxy-server`.
 const SERVER: &[&str] = &[
-    "cipher-suites",
     "enable-contention-profiling",
     "enable-profiling",
     "frontend-keepalive-time",
@@ -13,13 +12,11 @@ const SERVER: &[&str] = &[
     "kube-api-content-type",
     "kubeconfig-burst",
     "kubeconfig-qps",
-    "tls-min-version",
     "warn-on-channel-limit",
     "xfr-channel-size",
 ];
 /// Of `proxy-agent`.
 const AGENT: &[&str] = &[
-    "alpn-proto",
     "cipher-suites",
     "enable-contention-profiling",
     "enable-profiling",
@@ -46,9 +43,8 @@ impl<const IS_SERVER: bool> UnusedArgs<IS_SERVER> {
     pub(crate) fn warn(&self) {
         for flag in &self.given {
             let why = match *flag {
-                // TLS 1.0 and 1.1, and suites without forward secrecy, are never spoken.
-                "cipher-suites" | "tls-min-version" => {
-                    ": TLS 1.2 and 1.3 are spoken, with the suites of TLS 1.3 and their likes"
+                "cipher-suites" => {
+                    ": the server chooses, and suites without forward secrecy are never spoken"
                 }
                 _ => "",
             };
@@ -103,8 +99,57 @@ mod tests {
         TunnelArgs::from_arg_matches(&matches).expect("a command")
     }
 
-    /// The flags of the manifests that Kubernetes' documentation has for konnectivity (with `--cluster-ca-cert` and certificates),
-    /// and what distributions add.
+    fn repository(path: &str) -> String {
+        let path = format!("{}/../../{path}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"))
+    }
+
+    #[test]
+    fn the_units_of_systemd_start_a_server_and_an_agent() {
+        let directory = tempfile::tempdir().unwrap();
+        let settings = directory.path().join("agent.yaml");
+        std::fs::write(&settings, repository("deploy/systemd/agent.yaml")).unwrap();
+        for which in ["server", "agent"] {
+            let unit = repository(&format!("deploy/systemd/yurt-tunnel-{which}.service"));
+            let command = unit
+                .lines()
+                .find_map(|line| line.strip_prefix("ExecStart="));
+            let command = command
+                .expect("a command")
+                .replace("${STATE_DIRECTORY}", "/var/lib/x")
+                .replace("${RUNTIME_DIRECTORY}", "/run/x")
+                .replace(
+                    "$YURT_TUNNEL_SERVER_ARGS",
+                    "--cloud-allow db.example.com:5432",
+                )
+                .replace("/etc/yurt-tunnel/agent.yaml", settings.to_str().unwrap());
+            let words: Vec<&str> = command.split_whitespace().collect();
+            assert_eq!(words[..2], ["/usr/local/bin/yurt", "tunnel"]);
+            let parsed = understood(&words[2..]);
+            // Of the agent also what its file says is read for it.
+            assert!(parsed.meta().is_some(), "{command}");
+            // As systemd sees it, where there is one. The command need not be installed.
+            let copy = directory
+                .path()
+                .join(format!("yurt-tunnel-{which}.service"));
+            let unit = unit.replace("/usr/local/bin/yurt ", "/bin/sh ");
+            std::fs::write(&copy, unit).unwrap();
+            let verify = std::process::Command::new("systemd-analyze")
+                .args(["verify", "--man=no"])
+                .arg(&copy)
+                .output();
+            match verify {
+                Ok(said) => assert!(
+                    said.status.success() && said.stderr.is_empty(),
+                    "{}",
+                    String::from_utf8_lossy(&said.stderr)
+                ),
+                Err(_) => eprintln!("SKIPPED: systemd-analyze is not installed"),
+            }
+        }
+    }
+
+    /// The flags of the manifests that Kubernetes' documentation has for konnectivity, and what distributions add.
     #[test]
     fn konnectivitys_manifests_are_understood() {
         let server = understood(&[
@@ -114,14 +159,13 @@ mod tests {
             "--delete-existing-uds-file",
             "--cluster-cert=/etc/kubernetes/pki/apiserver.crt",
             "--cluster-key=/etc/kubernetes/pki/apiserver.key",
-            "--cluster-ca-cert=/etc/kubernetes/pki/ca.crt",
             "--mode=grpc",
             "--server-port=0",
             "--server-bind-address=127.0.0.1",
             "--agent-bind-address=10.0.0.1",
             "--agent-port=8132",
-            "--admin-port=8133",
             "--health-port=8134",
+            "--admin-port=8133",
             "--admin-bind-address=127.0.0.1",
             "--health-bind-address=127.0.0.2",
             "--agent-namespace=kube-system",
@@ -152,8 +196,8 @@ mod tests {
             "--agent-key=/etc/agent.key",
             "--proxy-server-host=35.225.206.7",
             "--proxy-server-port=8132",
-            "--admin-server-port=8133",
             "--health-server-port=8134",
+            "--admin-server-port=8133",
             "--service-account-token-path=/var/run/secrets/tokens/konnectivity-agent-token",
             "--agent-identifiers=ipv4=10.0.0.7",
             "--sync-interval=5s",

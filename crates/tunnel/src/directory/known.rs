@@ -265,6 +265,13 @@ impl Known {
         // The sender lives as long as `self`.
         let _ = self.awaited.subscribe().wait_for(BTreeSet::is_empty).await;
     }
+
+    /// As if nodes were still being told, or all were.
+    #[cfg(test)]
+    pub(crate) fn set_complete(&self, complete: bool) {
+        let left = Some("nodes").filter(|_| !complete);
+        self.awaited.send_replace(left.into_iter().collect());
+    }
 }
 
 impl Directory for Known {
@@ -308,6 +315,12 @@ impl Directory for Known {
         let facts = self.read();
         let service = facts.services.get(&Key::new(namespace, name))?;
         service.addresses.first().copied()
+    }
+
+    fn service_of(&self, address: IpAddr) -> Option<(String, String)> {
+        let facts = self.read();
+        let key = facts.service_at.at(address).next()?;
+        Some((key.namespace.clone(), key.name.clone()))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {

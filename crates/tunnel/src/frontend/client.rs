@@ -1,13 +1,17 @@
 //! The other end of a frontend: asks a server for a connection or a page.
 
 use super::Replayed;
-use crate::{DialError, session};
+use crate::{
+    DialError,
+    allow::Mark,
+    session::{self, congestion},
+};
 use http::{Request, StatusCode, header};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpStream, UnixStream},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use yurt_transport::{BoxStream, Destination, collect, empty, exchange};
 
@@ -72,13 +76,16 @@ impl Way {
     }
 
     async fn dial(&self) -> std::io::Result<BoxStream> {
-        let tcp = |at: &Destination| TcpStream::connect((at.host.clone(), at.port));
         match self {
             Self::Unix(path) => Ok(Box::new(UnixStream::connect(path).await?)),
-            Self::Plain(at) => Ok(Box::new(tcp(at).await?)),
+            Self::Plain(at) => Ok(Box::new(
+                TcpStream::connect((at.host.as_str(), at.port)).await?,
+            )),
             Self::Tls { at, name, config } => {
-                let stream = tcp(at).await?;
+                let began = Instant::now();
+                let stream = Mark::default().connect_to(&at.host, at.port).await?;
                 session::tune(&stream)?;
+                congestion::pace_unless_near(&stream, Some(began.elapsed()));
                 let name = rustls::pki_types::ServerName::try_from(name.clone())
                     .map_err(std::io::Error::other)?;
                 let connector = tokio_rustls::TlsConnector::from(config.clone());
@@ -149,11 +156,7 @@ pub async fn connect(mut io: BoxStream, to: &Destination) -> Result<BoxStream, D
     let text = || String::from_utf8_lossy(&rest).trim().to_owned();
     match status {
         Some(StatusCode::OK) => Ok(Box::new(Replayed::new(rest, io))),
-        Some(StatusCode::BAD_REQUEST) => Err(DialError::Invalid(text())),
-        Some(StatusCode::FORBIDDEN) => Err(DialError::Forbidden(text())),
-        Some(StatusCode::GATEWAY_TIMEOUT) => Err(DialError::TimedOut(text())),
-        Some(StatusCode::SERVICE_UNAVAILABLE) => Err(DialError::Busy(text())),
-        Some(_) => Err(DialError::Failed(text())),
+        Some(status) => Err(DialError::of_status(status, text())),
         None => Err(DialError::Lost("its answer is no HTTP".into())),
     }
 }

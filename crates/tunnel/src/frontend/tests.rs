@@ -1,3 +1,5 @@
+mod recorded;
+
 use super::*;
 use crate::{DialError, twin};
 use tokio::io::duplex;
@@ -17,7 +19,7 @@ fn service(tunnels: Arc<dyn Tunnels>) -> Service {
             })
         }),
         http: Gauge::default(),
-        apart: true,
+        unread: None,
     }
 }
 
@@ -90,4 +92,52 @@ async fn the_client_understands_what_the_server_refuses() {
         assert_eq!(refused.status().as_u16(), status);
         assert_eq!(refused.to_string(), error.to_string());
     }
+}
+
+/// As kube-apiserver, which takes its buffer full and wants nothing in it but the head; however long it takes to read.
+#[tokio::test]
+async fn the_answer_arrives_alone_though_the_target_speaks_first() {
+    let target = twin::served(|mut stream: tokio::io::DuplexStream| async move {
+        stream.write_all(b"SSH-2.0-target").await.expect("written");
+        let _ = stream.read(&mut [0]).await;
+    });
+    for patience in [0, 0, 0, 30] {
+        let (ours, mut theirs) = tokio::net::UnixStream::pair().expect("a pair");
+        let service = Service {
+            unread: Some(Unread::of(&ours)),
+            ..service(target.clone())
+        };
+        let serving = tokio::spawn(serve(Box::new(ours), service));
+        let request = b"CONNECT a:1 HTTP/1.1\r\n\r\n";
+        theirs.write_all(request).await.expect("written");
+        sleep(Duration::from_millis(patience)).await;
+        let mut read = vec![0; 4096];
+        let count = theirs.read(&mut read).await.expect("an answer");
+        assert_eq!(&read[..count], ESTABLISHED);
+        let count = theirs.read(&mut read).await.expect("words");
+        assert_eq!(&read[..count], b"SSH-2.0-target");
+        drop(theirs);
+        serving.await.expect("no failure");
+    }
+}
+
+/// A caller that speaks first, as most do, waits for nothing.
+#[tokio::test]
+async fn who_speaks_first_is_heard_at_once() {
+    let (ours, mut theirs) = tokio::net::UnixStream::pair().expect("a pair");
+    let service = Service {
+        unread: Some(Unread::of(&ours)),
+        ..service(twin::served(twin::echo))
+    };
+    let serving = tokio::spawn(serve(Box::new(ours), service));
+    let request = b"CONNECT a:1 HTTP/1.1\r\n\r\n";
+    theirs.write_all(request).await.expect("written");
+    let mut read = vec![0; ESTABLISHED.len()];
+    theirs.read_exact(&mut read).await.expect("an answer");
+    theirs.write_all(b"word").await.expect("written");
+    let mut read = [0; 4];
+    theirs.read_exact(&mut read).await.expect("an echo");
+    assert_eq!(&read, b"word");
+    drop(theirs);
+    serving.await.expect("no failure");
 }

@@ -5,13 +5,14 @@
 //! It is done in place, within the compressed headers (RFC 7541), and changes no length: the two characters have codes of six bits each,
 //! so that both ends go on agreeing about the compression's table.
 
+use crate::wrapping::writes_go_to;
 use bytes::{Buf, BytesMut};
 use std::{
     io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use yurt_transport::BoxStream;
 
 /// What a client begins with (RFC 9113, 3.4).
@@ -249,35 +250,7 @@ impl AsyncRead for Mended {
     }
 }
 
-impl AsyncWrite for Mended {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-}
+writes_go_to!(Mended, io);
 
 #[cfg(test)]
 mod tests {

@@ -182,7 +182,7 @@ fn target(request: Request<RecvStream>) -> Result<(Destination, RecvStream), Dia
 }
 
 /// Waits for shutdown, and then until nothing is open any more, or for `limit`.
-async fn drained(shutdown: CancellationToken, live: Arc<Live>, limit: Duration) {
+pub(crate) async fn drained(shutdown: CancellationToken, live: Arc<Live>, limit: Duration) {
     shutdown.cancelled().await;
     tokio::select! {
         () = live.idle() => {}

@@ -4,13 +4,14 @@ use crate::session::SessionError;
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use std::sync::{Mutex, PoisonError};
+use tokio_util::sync::CancellationToken;
 
 /// A longer line is no line.
 const MAX_LINE: usize = 4 << 10;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Line {
+pub(crate) enum Line {
     /// No more dials, please: this end stops. Open connections go on.
     Drain,
     /// This end does not want the other; the reason.
@@ -26,7 +27,7 @@ impl Line {
         }
     }
 
-    fn write(&self) -> String {
+    pub(crate) fn write(&self) -> String {
         match self {
             Self::Drain => "drain\n".to_owned(),
             Self::Refuse(why) => {
@@ -37,13 +38,24 @@ impl Line {
     }
 }
 
+/// What a server's lines mean for its agent: it looks elsewhere, or the session is over.
+pub(crate) fn obey(lines: Vec<Line>, drains: &CancellationToken) -> Result<(), SessionError> {
+    for line in lines {
+        match line {
+            Line::Drain => drains.cancel(),
+            Line::Refuse(why) => return Err(SessionError::Refused(why)),
+        }
+    }
+    Ok(())
+}
+
 /// Cuts what arrives into lines.
 #[derive(Debug, Default)]
-struct Cutter(Vec<u8>);
+pub(crate) struct Cutter(Vec<u8>);
 
 impl Cutter {
     /// The known lines that are complete with `data`.
-    fn feed(&mut self, data: &[u8]) -> Result<Vec<Line>, SessionError> {
+    pub(crate) fn feed(&mut self, data: &[u8]) -> Result<Vec<Line>, SessionError> {
         self.0.extend_from_slice(data);
         let mut lines = Vec::new();
         while let Some(end) = self.0.iter().position(|&byte| byte == b'\n') {

@@ -7,11 +7,11 @@ use h2::{RecvStream, server::SendResponse};
 use http::{HeaderMap, Response, StatusCode};
 
 /// Names the kind of error where the status fits several.
-const KIND: &str = "dial-error";
+pub(crate) const KIND: &str = "dial-error";
 /// Longer texts are cut.
-const MAX_TEXT: usize = 1 << 10;
+pub(crate) const MAX_TEXT: usize = 1 << 10;
 
-fn kind(error: &DialError) -> &'static str {
+pub(crate) fn kind(error: &DialError) -> &'static str {
     match error {
         DialError::Invalid(_) => "invalid",
         DialError::NoAgent(_) => "no-agent",
@@ -23,7 +23,7 @@ fn kind(error: &DialError) -> &'static str {
     }
 }
 
-fn text(error: &DialError) -> &str {
+pub(crate) fn text(error: &DialError) -> &str {
     match error {
         DialError::Invalid(text)
         | DialError::NoAgent(text)
@@ -69,15 +69,16 @@ pub(super) async fn read(
     error(status, kind, String::from_utf8_lossy(&bytes).into_owned())
 }
 
-fn error(status: StatusCode, kind: Option<&str>, text: String) -> DialError {
-    match (kind, status) {
-        (Some("invalid"), _) | (None, StatusCode::BAD_REQUEST) => DialError::Invalid(text),
-        (Some("no-agent"), _) => DialError::NoAgent(text),
-        (Some("forbidden"), _) | (None, StatusCode::FORBIDDEN) => DialError::Forbidden(text),
-        (Some("timed-out"), _) | (None, StatusCode::GATEWAY_TIMEOUT) => DialError::TimedOut(text),
-        (Some("lost"), _) => DialError::Lost(text),
-        (Some("busy"), _) | (None, StatusCode::SERVICE_UNAVAILABLE) => DialError::Busy(text),
-        _ => DialError::Failed(text),
+pub(crate) fn error(status: StatusCode, kind: Option<&str>, text: String) -> DialError {
+    match kind {
+        Some("invalid") => DialError::Invalid(text),
+        Some("no-agent") => DialError::NoAgent(text),
+        Some("forbidden") => DialError::Forbidden(text),
+        Some("timed-out") => DialError::TimedOut(text),
+        Some("lost") => DialError::Lost(text),
+        Some("busy") => DialError::Busy(text),
+        Some("failed") => DialError::Failed(text),
+        _ => DialError::of_status(status, text),
     }
 }
 

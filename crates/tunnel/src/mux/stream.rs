@@ -1,7 +1,8 @@
 //! One proxied connection as a byte stream.
 
+use super::inflow::Inflow;
 use crate::session::Occupied;
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use std::{
     io,
@@ -17,8 +18,9 @@ use tokio::{
 
 /// How long a stream whose reader has gone is kept for what was written last: a reset would throw away what has not been sent yet.
 const LINGER: Duration = Duration::from_secs(2);
-/// What one write takes at most: the buffer that is allocated for it.
-const WRITE: usize = 64 << 10;
+/// What one write takes at most, the buffer that is allocated for it: what one frame holds. A rest would be a frame, a TLS record and a
+/// packet of its own.
+const WRITE: usize = super::FRAME as usize;
 
 /// An HTTP/2 stream. `shutdown` is END_STREAM, dropping it without is RST_STREAM.
 #[derive(Debug)]
@@ -31,21 +33,16 @@ pub(super) struct MuxStream {
 #[derive(Debug)]
 struct Halves {
     send: SendStream<Bytes>,
-    recv: RecvStream,
-    /// Received, and not read yet.
-    rest: Bytes,
+    inflow: Inflow,
     shut: bool,
-    ended: bool,
 }
 
 impl MuxStream {
     pub(super) fn new(send: SendStream<Bytes>, recv: RecvStream, held: Occupied) -> Self {
         let halves = Halves {
             send,
-            recv,
-            rest: Bytes::new(),
+            inflow: Inflow::new(recv),
             shut: false,
-            ended: false,
         };
         Self {
             halves: Some(halves),
@@ -76,48 +73,13 @@ pub(super) fn broken(error: h2::Error) -> io::Error {
     io::Error::new(kind, error)
 }
 
-impl Halves {
-    fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.rest.is_empty() && !self.ended {
-            match ready!(self.recv.poll_data(context)) {
-                Some(Ok(data)) => self.rest = data,
-                Some(Err(error)) => return Poll::Ready(Err(broken(error))),
-                None => self.ended = true,
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn consume(&mut self, count: usize) {
-        self.rest.advance(count);
-        // Refused only when the connection is over.
-        let _ = self.recv.flow_control().release_capacity(count);
-    }
-}
-
 impl AsyncRead for MuxStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let halves = self.halves()?;
-        let before = buffer.filled().len();
-        while buffer.remaining() > 0 {
-            match halves.poll_fill(context) {
-                Poll::Ready(Ok(())) => {}
-                // What was read before is told first.
-                _ if buffer.filled().len() > before => return Poll::Ready(Ok(())),
-                other => return other,
-            }
-            let count = halves.rest.len().min(buffer.remaining());
-            if count == 0 {
-                break;
-            }
-            buffer.put_slice(&halves.rest[..count]);
-            halves.consume(count);
-        }
-        Poll::Ready(Ok(()))
+        self.halves()?.inflow.poll_read(context, buffer)
     }
 }
 
@@ -131,6 +93,7 @@ impl AsyncWrite for MuxStream {
         if data.is_empty() {
             return Poll::Ready(Ok(0));
         }
+        halves.inflow.take_in(context);
         let wanted = data.len().min(WRITE);
         let send = &mut halves.send;
         while send.capacity() == 0 {
@@ -157,7 +120,8 @@ impl AsyncWrite for MuxStream {
         Poll::Ready(Ok(count))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.halves()?.inflow.take_in(context);
         Poll::Ready(Ok(()))
     }
 
@@ -180,26 +144,14 @@ impl Drop for MuxStream {
             halves.send.send_reset(Reason::CANCEL);
             return;
         }
-        if halves.ended || halves.recv.is_end_stream() {
+        if halves.inflow.is_over() {
             return;
         }
         if let Ok(runtime) = Handle::try_current() {
             let held = self.held.take();
             runtime.spawn(async move {
-                let drain = std::future::poll_fn(|context| {
-                    loop {
-                        match halves.poll_fill(context) {
-                            Poll::Ready(Ok(())) if !halves.ended => {
-                                let count = halves.rest.len();
-                                halves.consume(count);
-                            }
-                            Poll::Ready(_) => return Poll::Ready(()),
-                            Poll::Pending => return Poll::Pending,
-                        }
-                    }
-                });
-                let _ = timeout(LINGER, drain).await;
-                drop(held);
+                let _ = timeout(LINGER, halves.inflow.drain()).await;
+                drop((halves, held));
             });
         }
     }

@@ -206,6 +206,119 @@ async fn stuck_readers_take_nothing_from_a_live_one() {
     link.caller.live.idle().await;
 }
 
+/// Says single bytes, each a read of its own, and then nothing; takes whatever it is told.
+struct Dribble {
+    left: usize,
+    said: Arc<std::sync::atomic::AtomicUsize>,
+}
+
+impl tokio::io::AsyncRead for Dribble {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        if self.left == 0 {
+            return std::task::Poll::Pending;
+        }
+        self.left -= 1;
+        self.said.fetch_add(1, Relaxed);
+        buffer.put_slice(b"x");
+        std::task::Poll::Ready(Ok(()))
+    }
+}
+
+impl tokio::io::AsyncWrite for Dribble {
+    fn poll_write(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        data: &[u8],
+    ) -> std::task::Poll<io::Result<usize>> {
+        std::task::Poll::Ready(Ok(data.len()))
+    }
+    fn poll_flush(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn small_frames_that_wait_for_a_reader_end_nothing() {
+    let options = Options {
+        memory: 1 << 20,
+        ..Options::default()
+    };
+    // Of half as many the library makes an end of the connection, should they wait there.
+    let each = options.memory / 256 * 2;
+    let said = Arc::<std::sync::atomic::AtomicUsize>::default();
+    let dialer = Arc::new(Answers({
+        let said = Arc::clone(&said);
+        move |to: Destination| {
+            let stream: BoxStream = match to.host.as_str() {
+                "dribble" => Box::new(Dribble {
+                    left: each,
+                    said: Arc::clone(&said),
+                }),
+                _ => {
+                    let (ours, theirs) = duplex(1 << 10);
+                    tokio::spawn(echo(theirs));
+                    Box::new(ours)
+                }
+            };
+            std::future::ready(Ok(stream))
+        }
+    }));
+    let (link, _session) = twin::mux("node-1", dialer, options).await;
+    let mut stuck = Vec::new();
+    for _ in 0..4 {
+        let stream = link.dial(&to("dribble:1")).await.unwrap();
+        let (reader, theirs) = duplex(1);
+        tokio::spawn(crate::pump::pump(Box::new(theirs), stream));
+        stuck.push(reader);
+    }
+    while said.load(Relaxed) < 4 * each {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..20 {
+        let stream = link.dial(&to("echo:1")).await.unwrap();
+        let data = bytes(10_000);
+        assert!(exchange(stream, &data).await.unwrap() == data);
+    }
+    assert!(!link.closed().is_cancelled());
+    // Nothing is lost to who reads in the end.
+    for mut reader in stuck {
+        reader.read_exact(&mut vec![0; each]).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_writer_does_not_take_the_readers_wake_up() {
+    let (link, _session) = twin::mux("node-1", served(echo), Options::default()).await;
+    let stream = link.dial(&to("echo:1")).await.unwrap();
+    let (mut reading, mut writing) = tokio::io::split(stream);
+    let reader = tokio::spawn(async move {
+        let mut read = Vec::new();
+        reading.read_to_end(&mut read).await.unwrap();
+        read
+    });
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+        writing.flush().await.unwrap();
+        writing.write_all(b"word").await.unwrap();
+        writing.flush().await.unwrap();
+    }
+    writing.shutdown().await.unwrap();
+    assert_eq!(reader.await.unwrap().len(), 400);
+}
+
 #[tokio::test]
 async fn write_then_close_delivers_everything() {
     let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
@@ -476,4 +589,22 @@ async fn a_link_that_is_dropped_ends_the_session() {
     assert!(matches!(session.ended().await, SessionError::Broken(_)));
     assert!(exchange(stream, b"gone").await.is_err());
     session.live.idle().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_wanted_never_hears_who_is_there() {
+    let (ours, theirs) = duplex(64 << 10);
+    let agent = answer_if(
+        Box::new(theirs),
+        twin::agent_hello("n"),
+        served(echo),
+        Options::default(),
+        CancellationToken::new(),
+        &|server| server.id != "s",
+    );
+    let server = call(Box::new(ours), twin::server_hello("s"), Options::default());
+    let (link, session) = tokio::join!(server, agent);
+    assert!(link.is_err());
+    let unwanted = SessionError::Unwanted(twin::server_hello("s"));
+    assert_eq!(session.err(), Some(unwanted));
 }

@@ -2,13 +2,13 @@
 //! together stay within a bound when there are many. So no reader that stalls takes anything from the others, and none needs to be cut.
 
 /// What a link of 100 ms needs for 80 MiB/s.
-const MOST: u32 = 8 << 20;
+pub(crate) const MOST: u32 = 8 << 20;
 /// Enough for a terminal; at 50 ms still 600 KiB/s.
-const LEAST: u32 = 32 << 10;
+pub(crate) const LEAST: u32 = 32 << 10;
 
 /// The window of each of `count` connections: a power of two, so that it seldom changes. What was granted before stays granted, hence
 /// the bound is passed for a round trip when many are opened at once.
-pub(super) fn window(count: usize, memory: usize) -> u32 {
+pub(crate) fn window(count: usize, memory: usize) -> u32 {
     let share = memory / count.max(1).next_power_of_two();
     u32::try_from(share).unwrap_or(MOST).clamp(LEAST, MOST)
 }

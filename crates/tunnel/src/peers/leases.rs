@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use yurt_controller::{
     Key,
     collections::LEASES,
+    election::micro_time,
     kube::{Kube, KubeError},
 };
 
@@ -27,9 +28,9 @@ const NAME: &str = "konnectivity-proxy-server-";
 /// How long an instance counts that says nothing.
 const DURATION: Duration = Duration::from_secs(30);
 /// How often a lease is renewed; konnectivity's.
-const RENEW: Duration = Duration::from_secs(15);
-/// How often the others are looked for.
-const LOOK: Duration = Duration::from_secs(3);
+pub const RENEW: Duration = Duration::from_secs(15);
+/// How much more often the others are looked for.
+const LOOKS: u32 = 5;
 /// How long a lease that ended is left, for clocks that differ, before somebody clears it away.
 const CLEARED: SignedDuration = SignedDuration::from_secs(60);
 /// Waiting for the API server to forget us must not hold up the end.
@@ -46,6 +47,8 @@ pub struct Settings {
     pub id: String,
     /// Where we take other instances.
     pub address: String,
+    /// How often our lease is renewed: [`RENEW`].
+    pub renew: Duration,
 }
 
 impl Settings {
@@ -73,11 +76,6 @@ impl Settings {
             },
         })
     }
-}
-
-/// `metav1.MicroTime`.
-fn micro_time(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
 }
 
 /// When a lease ends by the clock of whoever wrote it; konnectivity falls back to when it was acquired.
@@ -171,7 +169,7 @@ pub async fn keep(
     let mut trouble: Option<String> = None;
     while !shutdown.is_cancelled() {
         let mut said = Ok(());
-        if renewed.is_none_or(|at| at.elapsed() >= RENEW) {
+        if renewed.is_none_or(|at| at.elapsed() >= settings.renew) {
             said = shutdown
                 .run_until_cancelled(Box::pin(renew(&kube, &settings, acquired)))
                 .await
@@ -210,7 +208,7 @@ pub async fn keep(
             }
             trouble = now;
         }
-        let pause = LOOK.mul_f64(0.9 + fastrand::f64() / 5.0);
+        let pause = (settings.renew / LOOKS).mul_f64(0.9 + fastrand::f64() / 5.0);
         tokio::select! {
             () = shutdown.cancelled() => break,
             () = tokio::time::sleep(pause) => {}
@@ -261,6 +259,7 @@ mod tests {
             label: ("k8s-app".into(), "konnectivity-server".into()),
             id: id.into(),
             address: format!("{id}:10262"),
+            renew: RENEW,
         }
     }
 

@@ -203,12 +203,18 @@ async fn say(
                 .write_all(&[5, socks, 0, 1, 0, 0, 0, 0, 0, 0])
                 .await?
         }
-        Dialect::Silent => {}
+        // Closed by the reset that says at least that.
+        Dialect::Silent => return Ok(()),
     }
     stream.shutdown().await
 }
 
 impl Request {
+    /// Whether the program knows of no tunnel, so that it cannot be told anything.
+    pub(super) fn is_silent(&self) -> bool {
+        self.dialect == Dialect::Silent
+    }
+
     /// Tells the program that it is connected.
     pub(super) async fn accept(&self, stream: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
         match self.dialect {

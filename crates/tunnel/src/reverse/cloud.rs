@@ -3,10 +3,12 @@
 use crate::{
     DialError, Opening, Tunnels,
     agent::{connector::Connections, reach::Reach},
+    certificates::is_aged,
     mux,
 };
 use std::sync::Arc;
 use tokio::sync::Mutex;
+use yurt_pki::Leaf;
 use yurt_transport::{BoxStream, Destination};
 
 /// The cloud, by whichever server is connected.
@@ -14,7 +16,14 @@ use yurt_transport::{BoxStream, Destination};
 pub struct Cloud {
     reach: Arc<Reach>,
     connections: Connections,
-    held: Mutex<Option<Arc<mux::cloud::Cloud>>>,
+    held: Mutex<Option<Held>>,
+}
+
+/// A connection, and what was shown for it.
+#[derive(Debug)]
+struct Held {
+    cloud: Arc<mux::cloud::Cloud>,
+    shown: Option<Leaf>,
 }
 
 impl Cloud {
@@ -29,15 +38,28 @@ impl Cloud {
 
     async fn server(&self) -> Result<Arc<mux::cloud::Cloud>, DialError> {
         let mut held = self.held.lock().await;
-        if let Some(cloud) = held.as_ref().filter(|cloud| !cloud.closed().is_cancelled()) {
-            return Ok(cloud.clone());
+        let pair = self.reach.kept.current().pair.clone();
+        let current = pair.map(|pair| pair.leaf);
+        let good = held.as_ref().filter(|held| {
+            // What is open by the one before goes on.
+            let aged = is_aged(held.shown.as_ref(), current.as_ref(), (self.reach.now)());
+            !held.cloud.closed().is_cancelled() && !aged
+        });
+        if let Some(held) = good {
+            return Ok(held.cloud.clone());
         }
         let mut doors = self.connections.doors();
         fastrand::shuffle(&mut doors);
         let mut failure = DialError::NoAgent("this node is connected to no server".to_owned());
         for door in doors {
             match self.reach.cloud(&door).await {
-                Ok(cloud) => return Ok(held.insert(cloud).clone()),
+                Ok(cloud) => {
+                    *held = Some(Held {
+                        cloud: cloud.clone(),
+                        shown: current,
+                    });
+                    return Ok(cloud);
+                }
                 Err(error) => failure = DialError::Lost(format!("{door}: {error}")),
             }
         }

@@ -100,10 +100,11 @@ impl Shown {
     }
 
     /// What the status of a TokenReview shows: a token of this service account, meant for one of these audiences. It may be any
-    /// agent, unless the token is bound to a node.
+    /// agent, unless the token is bound to a node and the account is not `trusted`.
     pub fn by_token(
         status: &Value,
         account: &ServiceAccount,
+        trusted: &[Bearers],
         directory: &dyn Directory,
     ) -> Result<Self, Refused> {
         let refused = |why: String| Err(Refused(why));
@@ -123,9 +124,13 @@ impl Shown {
             return refused(format!("token: it is {user}'s, not {}'s", account.user()));
         }
         let node = status["user"]["extra"][NODE_OF_TOKEN][0].as_str();
+        let identity = Identity {
+            user: user.to_owned(),
+            groups: Vec::new(),
+        };
         let shown = Self {
             identity: user.to_owned(),
-            any: node.is_none(),
+            any: node.is_none() || Bearers::any(trusted, &identity),
             nameless: true,
             names: node.map(str::to_ascii_lowercase).into_iter().collect(),
             addresses: BTreeSet::new(),
@@ -219,7 +224,8 @@ pub struct ServiceAccount {
 }
 
 impl ServiceAccount {
-    fn user(&self) -> String {
+    /// Its user name.
+    pub fn user(&self) -> String {
         format!("system:serviceaccount:{}:{}", self.namespace, self.name)
     }
 

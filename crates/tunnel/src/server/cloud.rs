@@ -2,7 +2,7 @@
 
 use crate::{DialError, Opening, Tunnels, directory::Directory, network::Network};
 use std::{net::IpAddr, str::FromStr, sync::Arc};
-use yurt_transport::{BoxStream, Destination, Dialer, TcpDialer};
+use yurt_transport::{BoxStream, Destination, Dialer};
 
 /// Whom a rule is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,12 +10,12 @@ enum Whom {
     Network(Network),
     /// A name, or with a leading `*.` all below it.
     Name(String),
-    /// A Service, by namespace and name.
-    Service(String, String),
+    /// A Service, by namespace and name; without a name all of the namespace.
+    Service(String, Option<String>),
 }
 
-/// One entry of `--cloud-allow`: `NETWORK`, `ADDRESS`, `NAME`, `*.DOMAIN` or `NAMESPACE/SERVICE`, each with `:PORT` or `:FROM-TO` behind
-/// it (IPv6 in brackets), or without: every port.
+/// One entry of `--cloud-allow`: `NETWORK`, `ADDRESS`, `NAME`, `*.DOMAIN`, `NAMESPACE/SERVICE` or `NAMESPACE/*`, each with `:PORT` or
+/// `:FROM-TO` behind it (IPv6 in brackets), or without: every port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     whom: Whom,
@@ -25,7 +25,7 @@ pub struct Rule {
 /// An entry that is none.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is no NETWORK, NAME, *.DOMAIN or NAMESPACE/SERVICE with an optional :PORT or :FROM-TO"
+    "{0:?} is no NETWORK, NAME, *.DOMAIN, NAMESPACE/SERVICE or NAMESPACE/* with an optional :PORT or :FROM-TO"
 )]
 pub struct NotARule(String);
 
@@ -63,8 +63,11 @@ impl FromStr for Rule {
             (Err(_), Some((address, _))) if address.parse::<IpAddr>().is_ok() => {
                 return Err(wrong());
             }
+            (Err(_), Some((namespace, "*"))) if plain(namespace) => {
+                Whom::Service(namespace.to_owned(), None)
+            }
             (Err(_), Some((namespace, name))) if plain(namespace) && plain(name) => {
-                Whom::Service(namespace.to_owned(), name.to_owned())
+                Whom::Service(namespace.to_owned(), Some(name.to_owned()))
             }
             (Err(_), None) if plain(whom.strip_prefix("*.").unwrap_or(whom)) => {
                 Whom::Name(whom.to_ascii_lowercase())
@@ -80,15 +83,19 @@ impl Rule {
         (self.ports.0..=self.ports.1).contains(&port)
     }
 
+    fn is_service(&self, (namespace, name): (String, String)) -> bool {
+        matches!(&self.whom, Whom::Service(own, which)
+            if *own == namespace && which.as_ref().is_none_or(|which| *which == name))
+    }
+
     fn is_for_name(&self, host: &str) -> bool {
         match &self.whom {
             Whom::Name(name) => match name.strip_prefix('*') {
                 Some(domain) => host.len() > domain.len() && host.ends_with(domain),
                 None => host == name,
             },
-            Whom::Service(namespace, name) => {
-                let rest = host.strip_prefix(&format!("{name}.{namespace}.svc"));
-                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+            Whom::Service(..) => {
+                crate::routing::service_name(host).is_some_and(|service| self.is_service(service))
             }
             Whom::Network(_) => false,
         }
@@ -101,7 +108,9 @@ impl Rule {
                 let meant = network.prefix() > 0 && is_local(network.base());
                 network.contains(address) && (meant || !is_local(address))
             }
-            Whom::Service(namespace, name) => directory.service(namespace, name) == Some(address),
+            Whom::Service(..) => directory
+                .service_of(address)
+                .is_some_and(|service| self.is_service(service)),
             Whom::Name(_) => false,
         }
     }
@@ -125,11 +134,15 @@ pub struct Cloud {
 
 impl Cloud {
     /// By these rules.
-    pub fn new(rules: Vec<Rule>, directory: Arc<dyn Directory>) -> Arc<Self> {
+    pub fn new(
+        rules: Vec<Rule>,
+        directory: Arc<dyn Directory>,
+        dialer: Arc<dyn Dialer>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             rules,
             directory,
-            dialer: Arc::new(TcpDialer),
+            dialer,
         })
     }
 
@@ -169,12 +182,26 @@ impl Cloud {
                 false => Err(self.refused(to)),
             };
         }
-        if rules.iter().any(|rule| rule.is_for_name(&host)) {
-            // The server may not use the cluster's DNS.
-            let known = cluster_address(&host, &*self.directory);
+        // The server may not use the cluster's DNS.
+        let known = cluster_address(&host, &*self.directory);
+        let named = |rule: &&Rule| rule.is_for_name(&host);
+        // A name that only begins like a Service's is somebody's who could have it lead anywhere.
+        let is_meant = |rule: &Rule| {
+            let by_service = matches!(rule.whom, Whom::Service(..));
+            !by_service || known.is_some() || is_clusters(&host)
+        };
+        if rules.iter().copied().filter(named).any(is_meant) {
             return dial(known.map_or(host, |address| address.to_string())).await;
         }
-        if rules.iter().all(|rule| matches!(rule.whom, Whom::Name(_))) {
+        if let Some(address) = known {
+            return match allowed(address) {
+                true => dial(address.to_string()).await,
+                false => Err(self.refused(to)),
+            };
+        }
+        // Nobody has the server look up what could not be allowed anyway.
+        let mut whoms = rules.iter().map(|rule| &rule.whom);
+        if !whoms.any(|whom| matches!(whom, Whom::Network(_))) {
             return Err(self.refused(to));
         }
         let found = tokio::net::lookup_host((host.as_str(), to.port)).await;
@@ -188,6 +215,11 @@ impl Cloud {
         }
         Err(last)
     }
+}
+
+/// Whether only the cluster's DNS knows such a name.
+fn is_clusters(host: &str) -> bool {
+    host.ends_with(".svc") || host.ends_with(".svc.cluster.local")
 }
 
 fn cluster_address(host: &str, directory: &dyn Directory) -> Option<IpAddr> {
@@ -215,10 +247,17 @@ mod tests {
     async fn asked(rules: &[&str], targets: &[&str]) -> Vec<String> {
         let known = Known::default();
         let service = ServiceFacts {
-            addresses: vec!["10.96.0.9".parse().expect("an address")],
+            addresses: ["10.96.0.9", "fd96::9"]
+                .map(|text| text.parse().expect("an address"))
+                .into(),
             ports: vec![(443, String::new())],
         };
         known.put_service(&Key::new("shop", "web"), Some(service));
+        let other = ServiceFacts {
+            addresses: vec!["10.96.0.11".parse().expect("an address")],
+            ..ServiceFacts::default()
+        };
+        known.put_service(&Key::new("other", "db"), Some(other));
         let dialled = Arc::new(Mutex::new(Vec::new()));
         let record = dialled.clone();
         let rules = rules.iter().map(|rule| rule.parse().expect("a rule"));
@@ -243,7 +282,11 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_reached_by_default_and_it_is_said_why() {
-        let cloud = Cloud::new(Vec::new(), Arc::new(Known::default()));
+        let cloud = Cloud::new(
+            Vec::new(),
+            Arc::new(Known::default()),
+            Arc::new(yurt_transport::TcpDialer),
+        );
         let refused = cloud.open(&twin::to("10.0.0.1:80")).await.err();
         let refused = refused.expect("refused");
         assert!(refused.to_string().contains("--cloud-allow is empty"));
@@ -293,6 +336,26 @@ mod tests {
         assert_eq!(
             asked(&["shop/web:443"], &targets).await,
             ["10.96.0.9:443"; 3]
+        );
+        // The second of its addresses, and by namespace.
+        assert_eq!(
+            asked(&["shop/web:443"], &["[fd96::9]:443"]).await,
+            ["[fd96::9]:443"]
+        );
+        assert_eq!(asked(&["shop/*:443"], &targets).await, ["10.96.0.9:443"; 3]);
+        let elsewhere = ["db.other.svc:443", "10.96.0.11:443", "shop.svc:443"];
+        assert_eq!(asked(&["shop/*"], &elsewhere).await, ["no"; 3]);
+        assert_eq!(asked(&["other/*"], &targets).await, ["no"; 3]);
+        // One without an address of its own is known by the cluster's DNS alone, and no other.
+        let headless = ["db.shop.svc:443", "db.shop.svc.example.com:443"];
+        assert_eq!(
+            asked(&["shop/*"], &headless).await,
+            ["db.shop.svc:443", "no"]
+        );
+        let by_network = ["db.other.svc:443", "web.shop.svc:443"];
+        assert_eq!(
+            asked(&["10.96.0.11"], &by_network).await,
+            ["10.96.0.11:443", "no"]
         );
         let others = ["10.96.0.10:443", "10.96.0.9:80"];
         let said = asked(&["shop/web:443"], &others).await;

@@ -7,34 +7,42 @@ use super::{
     switchboard::{Here, Switchboard},
 };
 use crate::{
-    AgentHello, Link, Options, ServerHello, Tunnels, anp,
+    AgentHello, Link, Options, ServerHello, SessionError, Tunnels, anp,
     certificates::Kept,
-    frontend::{self, Grpc, Page, Present, Service},
+    frontend::{self, Grpc, Page, Present, Service, Unread},
     hello::{ALPN_CLOUD, ALPN_GRPC, ALPN_MUX},
     mux,
     registry::Origin,
+    session::{self, congestion},
     standalone::{ALPN_JOIN, Authority},
 };
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
 use std::{
     collections::HashMap,
-    fmt, io,
+    fmt,
+    future::poll_fn,
+    io,
     net::SocketAddr,
+    os::fd::AsFd as _,
+    path::PathBuf,
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout},
 };
+use tokio_rustls::server::TlsStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use yurt_controller::kube::Kube;
-use yurt_pki::Leaf;
+use yurt_pki::{Leaf, renewal};
 use yurt_transport::BoxStream;
 
 /// ALPN of other instances of the server.
@@ -43,13 +51,42 @@ pub const ALPN_PEER: &[u8] = b"yurt-peer/1";
 pub const ALPN: &[&[u8]] = &[ALPN_MUX, ALPN_CLOUD, ALPN_PEER, ALPN_GRPC, b"http/1.1"];
 
 /// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at a time: after an outage all agents come at once.
-const HANDSHAKES: usize = 256;
+pub(super) const HANDSHAKES: usize = 256;
 /// Reviews of tokens at a time.
 const REVIEWS: usize = 16;
 /// How long a review may take.
 const REVIEW: Duration = Duration::from_secs(10);
+
+/// How long after the end of its certificate somebody may go on: clocks differ.
+const GRACE: i64 = 300;
+/// The longest that the clock is not looked at; it may jump.
+const DOZE: i64 = 60;
+
+/// Waits until a certificate has ended for good, by a clock of seconds since the epoch.
+async fn ended(certificate: Option<&Leaf>, now: fn() -> i64) {
+    let Some(leaf) = certificate else {
+        return std::future::pending().await;
+    };
+    let end = leaf.not_after.saturating_add(GRACE);
+    loop {
+        let left = u64::try_from(end.saturating_sub(now()).min(DOZE)).unwrap_or(0);
+        if left == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_secs(left)).await;
+    }
+}
+
+/// What whoever is ended so is told.
+fn over(certificate: Option<&Leaf>) -> Refused {
+    let end = certificate.map_or(0, |leaf| leaf.not_after);
+    Refused(format!(
+        "the certificate that was shown ended at {}; come again with the one after it",
+        renewal::moment(end)
+    ))
+}
 
 /// By tokens: whose, and who reviews them.
 #[derive(Clone, Debug)]
@@ -80,8 +117,12 @@ pub struct Gate {
     pub(super) guards: Guards,
     /// The authority of a server without Kubernetes, and the certificate that it shows.
     pub(super) authority: Option<(Authority, Kept)>,
+    /// The clock by which certificates end: seconds since the epoch.
+    pub(super) now: fn() -> i64,
     pub(super) id: String,
     pub(super) count: Arc<AtomicU32>,
+    /// The UDP port that agents are told of, as [`ServerHello::quic`].
+    pub(super) quic: Option<u16>,
     pub(super) options: Options,
     pub(super) page: Arc<Page>,
     pub(super) metrics: Metrics,
@@ -108,11 +149,13 @@ impl fmt::Debug for Gate {
 
 /// Why somebody's connection came to nothing.
 #[derive(Debug, thiserror::Error)]
-enum Trouble {
+pub(super) enum Trouble {
     #[error("TLS: {0}")]
     Tls(#[from] io::Error),
     #[error("no TLS handshake within {HANDSHAKE:?}")]
     Slow,
+    #[error("QUIC: {0}")]
+    Quic(#[from] quinn::ConnectionError),
     #[error("certificate: {0}")]
     Pki(#[from] yurt_pki::PkiError),
     #[error("{0}")]
@@ -136,12 +179,9 @@ impl Gate {
         listener: TcpListener,
         tls: Arc<ArcSwap<rustls::ServerConfig>>,
     ) {
+        congestion::begin(&listener);
         let mut failures = 0u32;
-        loop {
-            let accepted = tokio::select! {
-                () = self.drain.cancelled() => return,
-                accepted = listener.accept() => accepted,
-            };
+        while let Some(accepted) = self.next(|context| listener.poll_accept(context)).await {
             match accepted {
                 Ok((stream, address)) => {
                     failures = 0;
@@ -157,13 +197,18 @@ impl Gate {
         }
     }
 
-    /// The same for frontends on a Unix socket.
-    pub async fn listen_unix(self: Arc<Self>, listener: UnixListener) {
-        let mut failures = 0u32;
+    /// The same for frontends on a Unix socket, whose file goes when the drain begins: whoever found it before is still served.
+    pub async fn listen_unix(self: Arc<Self>, listener: UnixListener, path: PathBuf) {
+        let (mut failures, mut path) = (0u32, Some(path));
         loop {
-            let accepted = tokio::select! {
-                () = self.drain.cancelled() => return,
-                accepted = listener.accept() => accepted,
+            let Some(accepted) = self.next(|context| listener.poll_accept(context)).await else {
+                match path.take() {
+                    Some(path) => {
+                        let _ = std::fs::remove_file(path);
+                        continue;
+                    }
+                    None => return,
+                }
             };
             match accepted {
                 Ok((stream, _)) => {
@@ -173,7 +218,10 @@ impl Gate {
                         continue;
                     };
                     let gate = self.clone();
-                    let service = self.service(None, "unix socket".into(), false);
+                    let service = Service {
+                        unread: Some(Unread::of(&stream)),
+                        ..self.service(None, "unix socket".into(), false)
+                    };
                     self.tasks.spawn(async move {
                         let _place = place;
                         let serving = frontend::serve(Box::new(stream), service);
@@ -183,6 +231,21 @@ impl Gate {
                 Err(error) => self.pause(&error, &mut failures).await,
             }
         }
+    }
+
+    /// The next connection. When the drain has begun: what the kernel has taken already, whose callers believe that they are
+    /// connected, and then none.
+    async fn next<T>(
+        &self,
+        mut accept: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Option<io::Result<T>> {
+        let mut draining = pin!(self.drain.cancelled());
+        poll_fn(|context| match accept(context) {
+            Poll::Ready(Err(_)) if self.drain.is_cancelled() => Poll::Ready(None),
+            Poll::Ready(accepted) => Poll::Ready(Some(accepted)),
+            Poll::Pending => draining.as_mut().poll(context).map(|()| None),
+        })
+        .await
     }
 
     /// Out of descriptors or memory: what is open goes on, and accepting resumes when something was closed.
@@ -205,8 +268,15 @@ impl Gate {
         let _place = place;
         let stop = self.stop.clone();
         let serving = Box::pin(self.serve(stream, address, tls));
-        if let Some(Err(error)) = stop.run_until_cancelled(serving).await {
-            tracing::info!(%address, %error, "a connection is refused or broke");
+        match stop.run_until_cancelled(serving).await {
+            // Agents that look for other instances hang up when they find this one again.
+            Some(Err(Trouble::Session(SessionError::Broken(why)))) => {
+                tracing::debug!(%address, %why, "a connection broke");
+            }
+            Some(Err(error)) => {
+                tracing::info!(%address, %error, "a connection is refused or broke");
+            }
+            Some(Ok(())) | None => {}
         }
     }
 
@@ -216,9 +286,9 @@ impl Gate {
         address: SocketAddr,
         tls: Arc<rustls::ServerConfig>,
     ) -> Result<(), Trouble> {
-        crate::session::tune(&stream)?;
+        session::tune(&stream)?;
         let join = match &self.authority {
-            Some((authority, kept)) => Some(authority.join_config(&kept.current())?),
+            Some((authority, kept)) => Some(authority.join_config(kept)?),
             None => None,
         };
         let handshaking = async {
@@ -248,9 +318,13 @@ impl Gate {
         if let (Some(ALPN_JOIN), Some((authority, _))) = (protocol.as_deref(), &self.authority) {
             return Ok(authority.answer(*stream).await?);
         }
+        if let Some(ALPN_MUX) = protocol.as_deref() {
+            return self.agent(stream, leaf, address).await;
+        }
+        // How far away the others are is not known.
+        congestion::pace_unless_near(stream.get_ref().0, None);
         let io: BoxStream = stream;
         match protocol.as_deref() {
-            Some(ALPN_MUX) => self.agent(io, leaf, address).await,
             Some(ALPN_CLOUD) => self.cloud(io, leaf).await,
             Some(ALPN_PEER) => self.peer(io, leaf).await,
             Some(ALPN_GRPC) => {
@@ -266,21 +340,39 @@ impl Gate {
         }
     }
 
-    fn hello(&self) -> ServerHello {
+    pub(super) fn hello(&self) -> ServerHello {
         ServerHello {
             id: self.id.clone(),
             count: self.count.load(Ordering::Relaxed).max(1),
+            quic: self.quic,
         }
     }
 
     /// One of our agents.
     async fn agent(
         self: Arc<Self>,
-        io: BoxStream,
+        io: Box<TlsStream<TcpStream>>,
         leaf: Option<Leaf>,
         address: SocketAddr,
     ) -> Result<(), Trouble> {
+        let socket = io.get_ref().0.as_fd().try_clone_to_owned()?;
+        let began = Instant::now();
         let link = mux::call(io, self.hello(), self.options.clone()).await?;
+        congestion::pace_unless_near(&socket, Some(began.elapsed()));
+        drop(socket);
+        let refuse = link.clone();
+        self.settle(link, leaf, address, |why| refuse.refuse(why))
+            .await
+    }
+
+    /// Lets an agent in, or refuses it; returns when its connection has ended.
+    pub(super) async fn settle(
+        &self,
+        link: Arc<dyn Link>,
+        leaf: Option<Leaf>,
+        address: SocketAddr,
+        refuse: impl Fn(&str),
+    ) -> Result<(), Trouble> {
         let hello = link.hello().clone();
         let closed = link.closed().clone();
         // Whatever ends this ends the connection.
@@ -290,12 +382,20 @@ impl Gate {
                 let address = address.to_string();
                 let origin = Origin { address, identity };
                 self.switchboard.registry().register(link, origin);
-                closed.cancelled().await;
-                Ok(())
+                tokio::select! {
+                    () = closed.cancelled() => Ok(()),
+                    () = ended(leaf.as_ref(), self.now) => {
+                        let over = over(leaf.as_ref());
+                        self.metrics.refused("expired");
+                        refuse(&over.0);
+                        closed.cancelled().await;
+                        Err(over.into())
+                    }
+                }
             }
             Err(refused) => {
                 self.metrics.refused("agent");
-                link.refuse(&refused.0);
+                refuse(&refused.0);
                 // It hangs up when it has read why, and is hung up on when it does not.
                 closed.cancelled().await;
                 drop(ends);
@@ -315,7 +415,8 @@ impl Gate {
         let shown = match (leaf, bearer, &self.guards.tokens) {
             (_, Some(token), Some(reviewer)) => {
                 let status = self.review(reviewer, token).await?;
-                Shown::by_token(&status, &reviewer.account, directory)?
+                let trusted = &self.guards.agents;
+                Shown::by_token(&status, &reviewer.account, trusted, directory)?
             }
             (Some(leaf), ..) => Shown::by_certificate(leaf, &self.guards.agents, directory)?,
             (None, Some(_), None) => {
@@ -357,7 +458,13 @@ impl Gate {
         tracing::debug!(identity = %shown.identity, "an agent may ask for the cloud");
         let options = self.options.clone();
         let serving = mux::cloud::serve(io, self.cloud.clone(), options, self.drain.clone());
-        Err(serving.await.into())
+        tokio::select! {
+            why = serving => Err(why.into()),
+            () = ended(leaf.as_ref(), self.now) => {
+                self.metrics.refused("expired");
+                Err(over(leaf.as_ref()).into())
+            }
+        }
     }
 
     /// Another instance.
@@ -385,7 +492,7 @@ impl Gate {
             page: self.page.clone(),
             grpc: self.grpc(leaf, from, tls),
             http: self.metrics.http.clone(),
-            apart: tls,
+            unread: None,
         }
     }
 
@@ -422,8 +529,14 @@ impl Gate {
                 let _counted = Present::new(gate.metrics.grpc.clone());
                 let (options, drain) = (gate.options.clone(), gate.drain.clone());
                 let serving = anp::server::serve(io, gate.hello(), guest.clone(), options, drain);
-                let ended = Box::pin(serving).await;
-                tracing::debug!(from = %guest.from, %ended, "a gRPC connection ended");
+                let why = tokio::select! {
+                    why = Box::pin(serving) => why.to_string(),
+                    () = ended(guest.leaf.as_ref(), gate.now) => {
+                        gate.metrics.refused("expired");
+                        over(guest.leaf.as_ref()).0
+                    }
+                };
+                tracing::debug!(from = %guest.from, why, "a gRPC connection ended");
             })
         })
     }
@@ -480,5 +593,43 @@ impl anp::server::Welcome for Guest {
         allowed
             .inspect_err(|why| tracing::info!(from = %self.from, %why, "a frontend is refused"))
             .ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    static CLOCK: AtomicI64 = AtomicI64::new(1_000);
+
+    fn clock() -> i64 {
+        CLOCK.load(Ordering::SeqCst)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_certificate_ends_by_the_clock_however_it_jumps() {
+        let ca = yurt_pki::Ca::new("test", 10).unwrap();
+        let pair = ca.issue(&yurt_pki::Profile {
+            days: 1,
+            ..yurt_pki::Profile::default()
+        });
+        let pair = pair.unwrap();
+        let mut leaf = yurt_pki::store::Pair::of(pair).unwrap().leaf;
+        leaf.not_after = 2_000;
+        let mut waiting = std::pin::pin!(ended(Some(&leaf), clock));
+        for now in [1_000, 2_000, 2_299] {
+            CLOCK.store(now, Ordering::SeqCst);
+            let waited = timeout(Duration::from_secs(3_600), &mut waiting).await;
+            assert!(waited.is_err(), "{now}: not before the grace is over");
+        }
+        CLOCK.store(2_300, Ordering::SeqCst);
+        let waited = timeout(Duration::from_secs(61), &mut waiting).await;
+        assert!(waited.is_ok(), "noticed within a minute");
+        let never = timeout(Duration::from_secs(1 << 30), ended(None, clock)).await;
+        assert!(
+            never.is_err(),
+            "who shows no certificate is let in by a token"
+        );
     }
 }

@@ -190,6 +190,17 @@ impl Collector for Present {
             "Other instances that are connected",
             self.peers.connected(),
         )?;
+        let name = format!("{OURS}_agent_connections");
+        let kind = gauge(0).metric_type();
+        let mut family = encoder.encode_descriptor(
+            &name,
+            "Connections to agents by protocol: mux is ours over TCP",
+            None,
+            kind,
+        )?;
+        for (protocol, count) in self.registry.protocols() {
+            gauge(count).encode(family.encode_family(&[("protocol", protocol)])?)?;
+        }
         let name = format!("{PREFIX}_ready_backends");
         let kind = gauge(0).metric_type();
         let mut family =

@@ -5,6 +5,7 @@ use super::{
     gate::{ALPN, ALPN_PEER, Gate, Guards},
     meta,
     metrics::{Metrics, Present},
+    quic,
     switchboard::{Switchboard, Ways},
 };
 use crate::{
@@ -12,6 +13,7 @@ use crate::{
     certificates::Kept,
     directory::Directory,
     frontend::client::Way,
+    hello::ALPN_QUIC,
     mux,
     peers::{Connect, Connected, Peers, leases},
     registry::Registry,
@@ -40,6 +42,8 @@ use yurt_transport::{Destination, ServeOptions};
 
 /// How long tasks may take to end that were told to.
 const STOP: Duration = Duration::from_secs(2);
+/// Until whoever connected just before the drain has asked for what he wants.
+const SETTLE: Duration = Duration::from_millis(500);
 /// How often it is looked whether everything has ended that was open.
 const LOOK: Duration = Duration::from_millis(100);
 /// Scrapers and kubelets are few.
@@ -90,6 +94,8 @@ pub struct Config {
     pub count: u32,
     /// Where agents, other instances and frontends with certificates come in.
     pub agents: SocketAddr,
+    /// The UDP port of the same address on which agents are taken by QUIC; 0: of the same number.
+    pub quic: Option<u16>,
     /// Where frontends come in by TCP beside it.
     pub frontends: Option<FrontendPort>,
     /// Where frontends come in by a Unix socket.
@@ -122,6 +128,8 @@ pub struct Config {
     pub most_connections: usize,
     /// How long open connections may go on after shutdown began.
     pub drain: Duration,
+    /// The clock by which certificates end: seconds since the epoch.
+    pub now: fn() -> i64,
 }
 
 /// A server at work.
@@ -131,6 +139,8 @@ pub struct Server {
     pub switchboard: Arc<Switchboard>,
     /// Where agents come in.
     pub agents: SocketAddr,
+    /// Where agents come in by QUIC.
+    pub quic: Option<SocketAddr>,
     /// Where frontends come in by a port of their own.
     pub frontends: Option<SocketAddr>,
     /// Where metrics, health and status are.
@@ -138,7 +148,6 @@ pub struct Server {
     gate: Arc<Gate>,
     tasks: TaskTracker,
     drain: Duration,
-    unix: Option<PathBuf>,
 }
 
 async fn bind(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, ServerError> {
@@ -168,10 +177,15 @@ pub(super) fn inviting(
 ) -> Result<Arc<ArcSwap<rustls::ServerConfig>>, PkiError> {
     let make = move |kept: &Kept| -> Result<Arc<rustls::ServerConfig>, PkiError> {
         let now = kept.current();
-        let (Some(pair), false) = (&now.pair, now.ca.is_empty()) else {
+        let Some(pair) = &now.pair else {
             return yurt_pki::server_config_without_certificate();
         };
-        let config = yurt_pki::server_config_for(&pair.pem, Callers::Invited(&now.ca), false)?;
+        // Without a CA nobody's certificate counts.
+        let callers = match now.ca.as_str() {
+            "" => Callers::Unasked,
+            ca => Callers::Invited(ca),
+        };
+        let config = yurt_pki::server_config_under(kept.policy(), &pair.pem, callers, false)?;
         let mut config = rustls::ServerConfig::clone(&config);
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         Ok(Arc::new(config))
@@ -241,10 +255,12 @@ pub async fn start(
         Some(address) => Some(bind(address, "metrics, health, status").await?),
         None => None,
     };
-    let unix = match &config.unix {
-        Some(socket) => Some(bind_unix(socket).await?),
+    let agents_at = local(&agents)?;
+    let unix = match config.unix {
+        Some(socket) => Some((bind_unix(&socket).await?, socket.path)),
         None => None,
     };
+    let socket = unix.as_ref().map(|(_, path)| path.clone());
     // Apart from `shutdown`, which begins the drain.
     let stop = CancellationToken::new();
     let metrics = Metrics::default();
@@ -281,17 +297,41 @@ pub async fn start(
         shutdown.clone(),
         (config.client.clone(), config.peer_name.clone()),
     );
+    let inviting_agents = |alpn| match config.guards.tokens {
+        Some(_) => inviting(&config.credentials, alpn, &stop),
+        None => config.credentials.serving(alpn, stop.clone()),
+    };
+    let tls = inviting_agents(ALPN)?;
+    let quic_tls = inviting_agents(&[ALPN_QUIC])?;
+    let quic = config
+        .quic
+        .and_then(|port| quic::bind(agents_at, port, quic_tls.load_full(), &config.options));
+    let quic_at = quic
+        .as_ref()
+        .and_then(|endpoint| endpoint.local_addr().ok());
     let tasks = TaskTracker::new();
     let (handshakes, reviews) = Gate::bounds();
     let gate = Arc::new(Gate {
-        cloud: Cloud::new(config.cloud.clone(), config.directory.clone()),
+        cloud: Cloud::new(
+            config.cloud.clone(),
+            config.directory.clone(),
+            config.ways.dialer.clone(),
+        ),
         switchboard: switchboard.clone(),
         guards: config.guards.clone(),
         authority: config
             .authority
             .map(|authority| (authority, config.credentials.clone())),
+        now: config.now,
         id: config.id.clone(),
         count: count.clone(),
+        quic: quic_at.map(|at| {
+            if at.port() == agents_at.port() {
+                0
+            } else {
+                at.port()
+            }
+        }),
         options: config.options.clone(),
         page: Arc::new(pages.clone().page()),
         metrics,
@@ -306,25 +346,24 @@ pub async fn start(
     });
     let server = Server {
         switchboard,
-        agents: local(&agents)?,
+        agents: agents_at,
+        quic: quic_at,
         frontends: frontends.as_ref().map(|(l, _)| local(l)).transpose()?,
         meta: meta.as_ref().map(local).transpose()?,
         gate: gate.clone(),
         tasks: tasks.clone(),
         drain: config.drain,
-        unix: config.unix.map(|socket| socket.path),
-    };
-    let tls = match config.guards.tokens {
-        Some(_) => inviting(&config.credentials, ALPN, &stop)?,
-        None => config.credentials.serving(ALPN, stop.clone())?,
     };
     tasks.spawn(gate.clone().listen(agents, tls));
+    if let Some(endpoint) = quic {
+        tasks.spawn(gate.clone().listen_quic(endpoint, quic_tls));
+    }
     if let Some((listener, port)) = frontends {
         let tls = port.credentials.serving(ALPN, stop.clone())?;
         tasks.spawn(gate.clone().listen(listener, tls));
     }
-    if let Some(listener) = unix {
-        tasks.spawn(gate.clone().listen_unix(listener));
+    if let Some((listener, path)) = unix {
+        tasks.spawn(gate.clone().listen_unix(listener, path));
     }
     if let Some(listener) = meta {
         let options = ServeOptions {
@@ -359,7 +398,7 @@ pub async fn start(
         let others = u32::try_from(known.len()).unwrap_or(u32::MAX);
         count.fetch_max(others.saturating_add(1), Ordering::Relaxed);
     }
-    tracing::info!(id = %config.id, agents = %server.agents, frontends = ?server.frontends, unix = ?server.unix, meta = ?server.meta, "the tunnel server listens");
+    tracing::info!(id = %config.id, agents = %server.agents, quic = ?server.quic, frontends = ?server.frontends, unix = ?socket, meta = ?server.meta, "the tunnel server listens");
     Ok(server)
 }
 
@@ -374,10 +413,8 @@ impl Server {
         self.gate.drain.cancelled().await;
         let registry = self.switchboard.registry();
         registry.drain();
-        if let Some(path) = &self.unix {
-            let _ = std::fs::remove_file(path);
-        }
         let draining = async {
+            tokio::time::sleep(SETTLE.min(self.drain / 2)).await;
             while self.switchboard.connections() > 0 {
                 tokio::time::sleep(LOOK).await;
             }

@@ -9,8 +9,8 @@ use super::{
 use crate::{
     Options,
     certificates::{
-        CertificateMetrics, Credentials, GivenFiles, Identity, Keeping, Kept, follow_files, keep,
-        shape,
+        CertificateMetrics, Credentials, Events, GivenFiles, Identity, Keeping, Kept, SomeFiles,
+        follow_files, keep, shape,
     },
     cluster::{Cluster, Way},
     directory::{Directory, Known},
@@ -29,7 +29,12 @@ use std::{
 };
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use yurt_controller::{Context, access::AccessError, election::Timing, kube::Kube};
+use yurt_controller::{
+    Context,
+    access::AccessError,
+    election::{self, Timing},
+    kube::Kube,
+};
 use yurt_pki::{PkiError, Profile};
 use yurt_telemetry::Metrics;
 
@@ -83,7 +88,7 @@ pub async fn run(args: ServerArgs, shutdown: CancellationToken) -> Result<(), Ru
     let life = CancellationToken::new();
     let _ends = life.clone().drop_guard();
     let tasks = TaskTracker::new();
-    let ground = if args.standalone {
+    let ground = if !args.asks_cluster() {
         None
     } else {
         let way = args.kubeconfig.clone().map_or(Way::Pod, Way::Kubeconfig);
@@ -92,7 +97,8 @@ pub async fn run(args: ServerArgs, shutdown: CancellationToken) -> Result<(), Ru
         Some(Ground { cluster, kube })
     };
     let known = Arc::new(Known::default());
-    if let Some(ground) = &ground {
+    let serves_kubelets = ground.as_ref().filter(|_| !args.egress_only);
+    if let Some(ground) = serves_kubelets {
         known.follow(&ground.kube, &tasks, &life);
     }
     let directory: Arc<dyn Directory> = known;
@@ -106,7 +112,7 @@ pub async fn run(args: ServerArgs, shutdown: CancellationToken) -> Result<(), Ru
         &life,
     )?;
     let server = Box::pin(start(config, &metrics, shutdown.clone())).await?;
-    if let Some(ground) = &ground {
+    if let Some(ground) = serves_kubelets {
         let tunnels = server.tunnels();
         let beside = Beside {
             args: &args,
@@ -139,19 +145,23 @@ struct Identities {
     authority: Option<Authority>,
 }
 
-/// Addresses that this instance may be reached by, as far as it knows itself.
-fn own_addresses(args: &ServerArgs) -> Vec<IpAddr> {
+/// Addresses of this host, as far as this instance is told.
+fn host_addresses(args: &ServerArgs) -> impl Iterator<Item = IpAddr> {
     let named = ["POD_IP", "NODE_IP"].into_iter().filter_map(|name| {
         let text = std::env::var(name).ok()?;
         text.parse().ok()
     });
     let bound = Some(args.bind_address).filter(|ip| !ip.is_unspecified());
+    named.chain(bound)
+}
+
+/// Addresses that this instance may be reached by, as far as it knows itself.
+fn own_addresses(args: &ServerArgs) -> Vec<IpAddr> {
     let loopback = [
         IpAddr::from([127, 0, 0, 1]),
         IpAddr::V6(std::net::Ipv6Addr::LOCALHOST),
     ];
-    named
-        .chain(bound)
+    host_addresses(args)
         .chain(args.cert_ips.iter().copied())
         .chain(loopback)
         .collect()
@@ -177,11 +187,13 @@ impl Identities {
         life: &CancellationToken,
     ) -> Result<Self, RunError> {
         let files = |cert: &Option<_>, key: &Option<_>| {
-            let ca = args.cluster_ca_cert.clone()?;
-            let (cert, key) = (cert.clone()?, key.clone()?);
-            Some(GivenFiles { cert, key, ca })
+            Some(SomeFiles {
+                pair: Some((cert.clone()?, key.clone()?)),
+                ca: args.cluster_ca_cert.clone(),
+            })
         };
         let follow = |files, identity| follow_files(files, identity, metrics.clone(), life.clone());
+        args.certificates_fit()?;
         let given = files(&args.cluster_cert, &args.cluster_key);
         let keeping = |identity, wanted, cluster: &Cluster| {
             let keeping = Keeping {
@@ -192,6 +204,10 @@ impl Identities {
                 ca: args.cluster_ca_cert.clone(),
                 grace: GRACE,
                 metrics: metrics.clone(),
+                events: ground.map(|ground| {
+                    let (namespace, service) = (&args.namespace, published::SERVICE);
+                    Events::about_service(&ground.kube, life, COMPONENT, namespace, service)
+                }),
             };
             keep(keeping, life.clone())
         };
@@ -215,22 +231,22 @@ impl Identities {
             ground,
         ) {
             (Some(files), _) => follow(files, Identity::ProxyClient)?,
-            (None, _) if args.proxy_client_cert.is_some() => {
-                return Err(RunError::Flags(
-                    "--proxy-client-cert takes --cluster-ca-cert as well".into(),
-                ));
-            }
-            (None, Some(ground)) => {
+            (None, Some(ground)) if !args.egress_only => {
                 let (_, wanted) = watch::channel(Some(shape::proxy_client()));
                 keeping(Identity::ProxyClient, wanted, &ground.cluster)
             }
-            (None, None) => match given {
+            (None, _) => match given {
                 Some(files) => follow(files, Identity::ProxyClient)?,
-                None => Kept::fixed(Credentials::default()),
+                None if args.peers.is_empty() => Kept::fixed(Credentials::default()),
+                None => {
+                    return Err(RunError::Flags(
+                        "instances know each other by certificates of one CA: with --standalone, --peers takes --cluster-cert, --cluster-key and --cluster-ca-cert".into(),
+                    ));
+                }
             },
         };
         Ok(Self {
-            server,
+            server: server.under(args.policy()),
             client,
             authority,
         })
@@ -281,7 +297,7 @@ fn config(
         (None, _) => None,
     };
     let frontends = match (
-        args.server_port,
+        args.frontend_port(),
         &args.server_cert,
         &args.server_key,
         &args.server_ca_cert,
@@ -294,11 +310,11 @@ fn config(
                 ca: ca.clone(),
             };
             let kept = follow_files(files, Identity::Server, certificates.clone(), life.clone())?;
-            Some((port, kept))
+            Some((port, kept.under(args.policy())))
         }
         (port, ..) => Some((port, identities.server.clone())),
     };
-    let id = args.server_id.clone().unwrap_or_else(uuid);
+    let id = args.server_id.clone().unwrap_or_else(election::uuid);
     let leases = match (ground, args.enable_lease_controller, args.peer_address()) {
         (Some(ground), true, Some(address)) => Some((
             ground.kube.clone(),
@@ -307,6 +323,7 @@ fn config(
                 label: args.lease_label.clone(),
                 id: id.clone(),
                 address,
+                renew: leases::RENEW,
             },
         )),
         (Some(_), true, None) => {
@@ -320,6 +337,7 @@ fn config(
     let in_cluster = ground.map(|_| published::SERVICE.to_owned());
     Ok(Config {
         agents: args.agents(),
+        quic: args.quic(),
         frontends: frontends.map(|(port, credentials)| FrontendPort {
             address: (args.server_bind_address.unwrap_or(args.bind_address), port).into(),
             credentials,
@@ -334,7 +352,7 @@ fn config(
         client: identities.client.clone(),
         authority: identities.authority.clone(),
         guards: Guards {
-            agents: args.trusted_agents.clone(),
+            agents: args.trusted_agents(),
             frontends: args.frontends.clone(),
             peers: args.peer_identities.clone(),
             tokens,
@@ -356,18 +374,9 @@ fn config(
         },
         most_connections: args.max_connections.saturating_add(4096),
         drain: args.graceful_shutdown_timeout,
+        now: yurt_pki::renewal::now,
         id,
     })
-}
-
-/// A random UUID.
-fn uuid() -> String {
-    let random = fastrand::u128(..);
-    let uuid = (random & !(0xf << 76) & !(0b11 << 62)) | (0x4 << 76) | (0b10 << 62);
-    let hex = format!("{uuid:032x}");
-    let parts = [(0, 8), (8, 12), (12, 16), (16, 20), (20, 32)].map(|(from, to)| hex.get(from..to));
-    let parts: Vec<&str> = parts.into_iter().flatten().collect();
-    parts.join("-")
 }
 
 /// What runs beside the server in a cluster.
@@ -414,6 +423,11 @@ impl Beside<'_> {
             max_requests: interceptor::Config::MAX_REQUESTS,
             drain: args.graceful_shutdown_timeout,
         };
+        if let Some(pods) = args.steering.pods(host_addresses(args).collect()) {
+            let (directory, shutdown) = (self.directory.clone(), self.shutdown.clone());
+            let leading = pods.run(directory, tunnels.clone(), shutdown, life.clone());
+            self.tasks.spawn(leading);
+        }
         let (directory, shutdown) = (self.directory.clone(), self.shutdown.clone());
         self.tasks.spawn(async move {
             if let Err(error) = interceptor::run(config, tunnels, directory, shutdown).await {

@@ -60,6 +60,8 @@ pub struct Ways {
     pub strategies: Vec<Strategy>,
     /// What this server itself dials.
     pub direct: Direct,
+    /// How it does.
+    pub dialer: Arc<dyn Dialer>,
     /// Within what a caller has a connection or an error.
     pub dial: Duration,
     /// Dials at a time.
@@ -74,6 +76,7 @@ impl Default for Ways {
         Self {
             strategies: vec![DestHost, Cluster, Cidr, DefaultRoute],
             direct: Direct::default(),
+            dialer: Arc::new(TcpDialer),
             dial: Duration::from_secs(20),
             pending: 4096,
             connections: 32_768,
@@ -192,7 +195,7 @@ impl Switchboard {
         }
         if self.ways.direct != Direct::Never {
             for there in &plan.direct {
-                match TcpDialer.dial(there).await {
+                match self.ways.dialer.dial(there).await {
                     Ok(stream) => return Ok(stream),
                     Err(error) => last = Some(error.into()),
                 }
@@ -220,7 +223,7 @@ impl Switchboard {
         let unknown = plan.routes.is_empty() && plan.elsewhere.is_empty();
         if self.ways.direct == Direct::Any && unknown && plan.direct.is_empty() && to.node.is_none()
         {
-            return Ok(TcpDialer.dial(to).await?);
+            return Ok(self.ways.dialer.dial(to).await?);
         }
         match last {
             Some(error) if !matches!(error, DialError::NoAgent(_)) => Err(error),

@@ -3,7 +3,9 @@
 mod cluster;
 mod frontends;
 mod instances;
+mod objects;
 mod strangers;
+mod transports;
 
 use super::{callers::Bearers, gate::Guards, *};
 use crate::{
@@ -83,6 +85,7 @@ pub(crate) fn config(ca: &Authority, id: &str) -> Config {
         id: id.into(),
         count: 1,
         agents: ([127, 0, 0, 1], 0).into(),
+        quic: Some(0),
         frontends: None,
         unix: None,
         meta: Some(([127, 0, 0, 1], 0).into()),
@@ -107,6 +110,7 @@ pub(crate) fn config(ca: &Authority, id: &str) -> Config {
         options: Options::default(),
         most_connections: 10_000,
         drain: Duration::from_secs(5),
+        now: yurt_pki::renewal::now,
     }
 }
 

@@ -193,6 +193,16 @@ proptest! {
     }
 
     #[test]
+    fn of_quic(connections in vec((script(), script()), 1..12)) {
+        let ground = crate::quic::tests::Ground::new();
+        let connect = async |dialer| {
+            let (link, session, _) = ground.pair(dialer, Options::default()).await;
+            (link as Arc<dyn Link>, session)
+        };
+        run(check(connect, connections, true))?;
+    }
+
+    #[test]
     fn of_anp(connections in vec((script(), script()), 1..12)) {
         run(check(async |dialer| anp::tests::pair(dialer).await, connections, false))?;
     }

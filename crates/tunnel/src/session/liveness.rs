@@ -1,6 +1,7 @@
 //! Whether the other end still lives: whatever is heard from it is proof, and only silence is asked about. A link that is busy
 //! with megabytes is not taken for dead because an answer waits behind them.
 
+use crate::wrapping::writes_go_to;
 use h2::{Ping, PingPong};
 use std::{
     io,
@@ -13,7 +14,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     time::{Instant, sleep_until},
 };
 use yurt_transport::BoxStream;
@@ -71,44 +72,32 @@ impl AsyncRead for Heard {
     }
 }
 
-impl AsyncWrite for Heard {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, data)
-    }
+writes_go_to!(Heard, io);
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
+/// What makes a peer that lives say something.
+pub(crate) trait Question: Send {
+    /// Waits until it can be asked.
+    fn ready(&mut self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
     }
+    /// Asks, and waits for the answer. An error: the connection is over.
+    fn ask(&mut self) -> impl Future<Output = Result<(), h2::Error>> + Send;
+}
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+impl Question for PingPong {
+    async fn ask(&mut self) -> Result<(), h2::Error> {
+        self.ping(Ping::opaque()).await.map(drop)
     }
 }
 
 /// Waits until the other end was silent for `quiet`, was asked, and stayed silent for `patience`; returns for how long.
 pub(crate) async fn until_silent(
     pulse: Pulse,
-    pings: Option<PingPong>,
+    question: Option<impl Question>,
     quiet: Duration,
     patience: Duration,
 ) -> Duration {
-    let Some(mut pings) = pings else {
+    let Some(mut question) = question else {
         return std::future::pending().await;
     };
     loop {
@@ -117,13 +106,14 @@ pub(crate) async fn until_silent(
         if pulse.last() > heard {
             continue;
         }
+        question.ready().await;
         let asked = Instant::now();
-        let mut answer = pin!(pings.ping(Ping::opaque()));
+        let mut answer = pin!(question.ask());
         let mut deadline = asked + patience;
         loop {
             tokio::select! {
                 answered = &mut answer => match answered {
-                    Ok(_) => break,
+                    Ok(()) => break,
                     // The connection is over: who drives it knows why.
                     Err(_) => return std::future::pending().await,
                 },

@@ -233,7 +233,8 @@ impl Authority {
     }
 
     /// The TLS configuration for connections that offer [`ALPN_JOIN`]: the server's certificate with the CA behind it, to be pinned.
-    pub fn join_config(&self, held: &Credentials) -> Result<Arc<rustls::ServerConfig>, PkiError> {
+    pub fn join_config(&self, kept: &Kept) -> Result<Arc<rustls::ServerConfig>, PkiError> {
+        let held = kept.current();
         let own = held.pair.as_ref().ok_or_else(|| PkiError::Invalid {
             what: "server certificate".to_owned(),
             why: "there is none yet".to_owned(),
@@ -243,7 +244,8 @@ impl Authority {
             key: own.pem.key.clone(),
         };
         let ca = self.ca();
-        let config = yurt_pki::server_config_for(&chain, Callers::Invited(&ca), false)?;
+        let callers = Callers::Invited(&ca);
+        let config = yurt_pki::server_config_under(kept.policy(), &chain, callers, false)?;
         let mut config = rustls::ServerConfig::clone(&config);
         config.alpn_protocols = vec![ALPN_JOIN.to_vec()];
         Ok(Arc::new(config))

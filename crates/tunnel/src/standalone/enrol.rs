@@ -11,6 +11,7 @@ use crate::{
         fleet::Door,
         proxy::Proxy,
     },
+    allow::Mark,
     certificates::{CertificateMetrics, Credentials, Identity, Kept},
 };
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -45,6 +46,8 @@ pub struct Enrolment {
     pub wanted: Profile,
     /// Where it is told.
     pub metrics: CertificateMetrics,
+    /// On everything that is connected.
+    pub(crate) mark: Mark,
 }
 
 /// Joins beside everything else, and keeps the certificate current until `shutdown`. An error when there is no way to one.
@@ -76,6 +79,7 @@ fn may_renew<'a>(held: &'a Credentials, wanted: &Profile) -> Option<&'a Pair> {
 async fn keep(enrolment: Enrolment, store: PairStore, show: watch::Sender<Arc<Credentials>>) {
     let mut luck = fastrand::f64();
     let mut failures = 0u32;
+    let mut told = String::new();
     loop {
         let held = show.borrow().clone();
         let leaf = held.pair.as_ref().map(|pair| &pair.leaf);
@@ -88,13 +92,19 @@ async fn keep(enrolment: Enrolment, store: PairStore, show: watch::Sender<Arc<Cr
         match enrolment.obtain(&held, &store).await {
             Ok(got) => {
                 luck = fastrand::f64();
+                told.clear();
                 enrolment.metrics.shown(Identity::Agent, &got, true);
                 show.send_replace(Arc::new(got));
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
                 enrolment.metrics.failed(Identity::Agent);
-                tracing::warn!(%error, "no certificate for now");
+                let text = error.to_string();
+                // Said once.
+                if told != text {
+                    tracing::warn!(error = text, "no certificate for now");
+                    told = text;
+                }
                 let pause = renewal::pause(failures, !error.is_passing(), fastrand::f64());
                 tokio::time::sleep(pause).await;
             }
@@ -134,9 +144,13 @@ impl Enrolment {
         store: &PairStore,
     ) -> Result<Credentials, JoinError> {
         let made = self.request(store)?;
-        let nobody = io::Error::new(io::ErrorKind::NotFound, "no address of one is known");
-        let mut failure = JoinError::Io(nobody);
-        for door in resolve(&self.servers, self.proxy.is_some()).await {
+        let resolved = resolve(&self.servers, self.proxy.is_some()).await;
+        let nobody = match resolved.failed.first_key_value() {
+            Some((server, why)) => format!("{server}: {why}"),
+            None => "no address of one is known".to_owned(),
+        };
+        let mut failure = JoinError::Io(io::Error::new(io::ErrorKind::NotFound, nobody));
+        for door in resolved.doors {
             let asked = timeout(PATIENCE * 2, self.ask(&door, held, &made.request)).await;
             let (certificate, ca) =
                 match asked.unwrap_or_else(|elapsed| Err(JoinError::Io(elapsed.into()))) {
@@ -180,9 +194,9 @@ impl Enrolment {
                     host: door.host.clone(),
                     port: door.port,
                 };
-                proxy.connect(&to).await?
+                proxy.connect(&to, self.mark).await?
             }
-            None => TcpStream::connect((door.host.as_str(), door.port)).await?,
+            None => self.mark.connect_to(&door.host, door.port).await?,
         };
         let name = ServerName::try_from(door.name.clone()).map_err(io::Error::other)?;
         TlsConnector::from(config).connect(name, stream).await

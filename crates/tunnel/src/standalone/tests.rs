@@ -1,6 +1,7 @@
 use super::*;
 use crate::{
     agent::address::ServerAddress,
+    allow::Mark,
     certificates::{CertificateMetrics, Kept, shape},
 };
 use std::{net::SocketAddr, sync::Arc};
@@ -130,8 +131,11 @@ impl Server {
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let usual = kept.current().server_config(&[b"h2"]).unwrap();
-        let join = authority.join_config(&kept.current()).unwrap();
+        let usual = kept
+            .current()
+            .server_config(kept.policy(), &[b"h2"])
+            .unwrap();
+        let join = authority.join_config(&kept).unwrap();
         let answering = authority.clone();
         tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
             loop {
@@ -173,6 +177,7 @@ impl Server {
             token: token.cloned(),
             wanted: shape::agent(node, []),
             metrics: CertificateMetrics::default(),
+            mark: Mark::default(),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Flags of steering.
 
-use super::Backend;
+use super::{Backend, Pods, Ports, Tools};
+use crate::network::Network;
 use clap::Args;
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 /// Flags about how callers come to the tunnel.
 #[derive(Args, Clone, Debug)]
@@ -26,12 +27,42 @@ pub struct SteeringArgs {
     /// Seconds between looks at the names. At least 30.
     #[arg(long, value_name = "SECONDS", default_value_t = 1800)]
     pub dns_sync_period: u64,
+
+    /// Lead TCP connections to pods on nodes with an agent to the tunnel, to all of their ports or to these (80,8000-8100): those of this
+    /// host and its pods, and of other nodes of the cloud and their pods as far as they are routed here [default: not].
+    #[arg(long, value_name = "PORTS", num_args = 0..=1, require_equals = true, default_missing_value = "1-65535")]
+    pub steer_pods: Option<Ports>,
+
+    /// The port of the listener that they are led to [default: any that is free].
+    #[arg(long, value_name = "PORT", requires = "steer_pods")]
+    pub steer_pods_port: Option<u16>,
+
+    /// Networks of the cloud's pods, whose connections are led away too, where its nodes do not name them (spec.podCIDRs).
+    #[arg(
+        long,
+        value_name = "NETWORK,...",
+        value_delimiter = ',',
+        requires = "steer_pods"
+    )]
+    pub steer_pods_from: Vec<Network>,
 }
 
 impl SteeringArgs {
     /// Time between looks at the rules.
     pub fn rules_period(&self) -> Duration {
         Duration::from_secs(self.iptables_sync_period.max(15))
+    }
+
+    /// How pods are led to the tunnel, on a host with these addresses.
+    pub fn pods(&self, own: Vec<IpAddr>) -> Option<Pods> {
+        Some(Pods {
+            ports: self.steer_pods.clone()?,
+            port: self.steer_pods_port.unwrap_or(0),
+            own,
+            cloud: self.steer_pods_from.clone(),
+            backend: self.steering_backend,
+            tools: Tools::default(),
+        })
     }
 
     /// Time between looks at the names.
@@ -61,6 +92,7 @@ mod tests {
         assert!(flags.steering.enable_iptables && flags.steering.enable_dns_controller);
         assert_eq!(flags.steering.rules_period(), Duration::from_secs(60));
         assert_eq!(flags.steering.names_period(), Duration::from_secs(1800));
+        assert!(flags.steering.pods(Vec::new()).is_none());
         let bind = "0.0.0.0".parse().unwrap();
         let addresses = (
             flags.interceptor.secure_address(bind).to_string(),
@@ -87,6 +119,32 @@ mod tests {
         assert_eq!(flags.interceptor.callers().only.len(), 2);
         let insecure = flags.interceptor.insecure_address(bind);
         assert_eq!(insecure.to_string(), "10.0.0.1:10264");
+    }
+
+    #[test]
+    fn pods_are_led_away_only_if_that_was_said() {
+        let parse = |arguments: &[&str]| Flags::try_parse_from([&["x"], arguments].concat());
+        let pods = |arguments: &[&str]| parse(arguments).unwrap().steering.pods(Vec::new());
+        let all = pods(&["--steer-pods"]).unwrap();
+        assert_eq!(all.ports, "1-65535".parse().unwrap());
+        assert!(all.port == 0 && all.cloud.is_empty());
+        let some = pods(&[
+            "--steer-pods=80,8000-8100",
+            "--steer-pods-port=10261",
+            "--steer-pods-from=172.20.0.0/16,fd00::/48",
+        ]);
+        let some = some.unwrap();
+        assert_eq!(some.ports, "80,8000-8100".parse().unwrap());
+        assert_eq!((some.port, some.cloud.len()), (10261, 2));
+        for wrong in [
+            "--steer-pods=",
+            "--steer-pods=0",
+            "--steer-pods=9-1",
+            "--steer-pods-port=1",
+            "--steer-pods-from=10.0.0.0/8",
+        ] {
+            assert!(parse(&[wrong]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

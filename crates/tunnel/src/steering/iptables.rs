@@ -1,9 +1,10 @@
-//! Rules as OpenYurt's server has them: chains of the table `nat`, entered from OUTPUT.
+//! Rules as chains of the table `nat`, entered from chains of others; the server's are as OpenYurt's has them.
 //!
 //! What is there is read with `iptables-save` and compared by meaning; what differs is written in one transaction of
 //! `iptables-restore --noflush`, which replaces our chains and touches no others.
 
 use super::{
+    kernel::Owner,
     plan::{Family, Plan},
     tool::{ToolError, Tools},
 };
@@ -13,11 +14,12 @@ use std::{
 };
 
 /// The chain that OUTPUT jumps to; those of ports have the port behind it.
-const CHAIN: &str = "TUNNEL-PORT";
+pub(super) const CHAIN: &str = "TUNNEL-PORT";
 /// The rule in OUTPUT.
-const JUMP: &str = "-p tcp -m comment --comment \"yurttunnel server port\" -j TUNNEL-PORT";
+pub(super) const JUMP: &str =
+    "-p tcp -m comment --comment \"yurttunnel server port\" -j TUNNEL-PORT";
 
-fn is_ours(chain: &str) -> bool {
+pub(super) fn is_ours(chain: &str) -> bool {
     chain == CHAIN || port_of(chain).is_some()
 }
 
@@ -26,7 +28,7 @@ fn port_of(chain: &str) -> Option<u16> {
 }
 
 /// The rules of a plan as `(chain, rule)`, in order.
-fn rules(plan: &Plan) -> Vec<(String, String)> {
+pub(super) fn rules(plan: &Plan) -> Vec<(String, String)> {
     let bits = match plan.family {
         Family::V4 => 32,
         Family::V6 => 128,
@@ -82,10 +84,8 @@ fn meaning(rule: &str) -> BTreeSet<Vec<String>> {
     let mut options: Vec<Vec<String>> = Vec::new();
     for word in words(rule) {
         match options.last_mut() {
-            Some(option) if !word.starts_with('-') && option.last().is_none_or(|w| w != "!") => {
-                option.push(word);
-            }
             Some(option) if option == &["!"] => option.push(word),
+            Some(option) if !word.starts_with('-') && word != "!" => option.push(word),
             _ => options.push(vec![word]),
         }
     }
@@ -94,92 +94,113 @@ fn meaning(rule: &str) -> BTreeSet<Vec<String>> {
 }
 
 /// What is in the kernel, of ours.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Found {
-    /// Jumps from OUTPUT.
-    jumps: usize,
+    /// How often each jump of the owner is there.
+    jumps: Vec<usize>,
     chains: BTreeMap<String, Vec<BTreeSet<Vec<String>>>>,
 }
 
 impl Found {
+    /// Nothing.
+    fn none(owner: &Owner) -> Self {
+        Self {
+            jumps: vec![0; owner.jumps.len()],
+            chains: BTreeMap::new(),
+        }
+    }
+
     /// Reads the output of `iptables-save -t nat`.
-    fn read(saved: &str) -> Self {
-        let mut found = Self::default();
-        let jump = meaning(JUMP);
+    fn read(saved: &str, owner: &Owner) -> Self {
+        let mut found = Self::none(owner);
+        let jumps = owner
+            .jumps
+            .iter()
+            .map(|(from, rule)| (*from, meaning(rule)));
+        let jumps: Vec<_> = jumps.collect();
         for line in saved.lines() {
             if let Some(chain) = line.strip_prefix(':') {
                 let chain = chain.split(' ').next().unwrap_or_default();
-                if is_ours(chain) {
+                if (owner.is_ours)(chain) {
                     found.chains.entry(chain.to_owned()).or_default();
                 }
             } else if let Some((chain, rule)) = line
                 .strip_prefix("-A ")
                 .and_then(|rule| rule.split_once(' '))
             {
-                if is_ours(chain) {
+                let rule = meaning(rule);
+                if (owner.is_ours)(chain) {
                     let rules = found.chains.entry(chain.to_owned()).or_default();
-                    rules.push(meaning(rule));
-                } else if chain == "OUTPUT" && meaning(rule) == jump {
-                    found.jumps += 1;
+                    rules.push(rule);
+                } else {
+                    for (count, (from, jump)) in found.jumps.iter_mut().zip(&jumps) {
+                        *count += usize::from(chain == *from && rule == *jump);
+                    }
                 }
             }
         }
         found
     }
 
-    fn wanted(plan: &Plan) -> Self {
+    fn wanted(rules: &[(String, String)], owner: &Owner) -> Self {
         let mut wanted = Self {
-            jumps: 1,
-            ..Self::default()
+            jumps: vec![1; owner.jumps.len()],
+            chains: BTreeMap::new(),
         };
-        wanted.chains.insert(CHAIN.to_owned(), Vec::new());
-        for (chain, rule) in rules(plan) {
-            let rules = wanted.chains.entry(chain).or_default();
-            rules.push(meaning(&rule));
+        for chain in owner.entries {
+            wanted.chains.insert((*chain).to_owned(), Vec::new());
+        }
+        for (chain, rule) in rules {
+            let rules = wanted.chains.entry(chain.clone()).or_default();
+            rules.push(meaning(rule));
         }
         wanted
     }
 
     fn is_empty(&self) -> bool {
-        self.jumps == 0 && self.chains.is_empty()
+        self.jumps.iter().all(|count| *count == 0) && self.chains.is_empty()
     }
 }
 
-/// The transaction that makes `found` what `plan` wants.
-fn transaction(plan: &Plan, found: &Found) -> String {
-    let wanted: BTreeSet<String> = Found::wanted(plan).chains.into_keys().collect();
+/// The transaction that makes `found` what is wanted.
+fn transaction(rules: &[(String, String)], owner: &Owner, found: &Found) -> String {
+    let wanted: BTreeSet<String> = Found::wanted(rules, owner).chains.into_keys().collect();
     let stale = found.chains.keys().filter(|chain| !wanted.contains(*chain));
     let mut text = String::from("*nat\n");
     // Naming a chain empties it.
     for chain in wanted.iter().chain(stale.clone()) {
         let _ = writeln!(text, ":{chain} - [0:0]");
     }
-    for (chain, rule) in rules(plan) {
+    for (chain, rule) in rules {
         let _ = writeln!(text, "-A {chain} {rule}");
     }
     for chain in stale {
         let _ = writeln!(text, "-X {chain}");
     }
-    if found.jumps != 1 {
-        for _ in 0..found.jumps {
-            let _ = writeln!(text, "-D OUTPUT {JUMP}");
+    for ((from, jump), count) in owner.jumps.iter().zip(&found.jumps) {
+        if *count != 1 {
+            for _ in 0..*count {
+                let _ = writeln!(text, "-D {from} {jump}");
+            }
+            let _ = writeln!(text, "-I {from} {jump}");
         }
-        let _ = writeln!(text, "-I OUTPUT {JUMP}");
     }
     text.push_str("COMMIT\n");
     text
 }
 
 /// The transaction that takes away what is ours.
-fn removal(found: &Found) -> String {
+fn removal(owner: &Owner, found: &Found) -> String {
     let mut text = String::from("*nat\n");
     for chain in found.chains.keys() {
         let _ = writeln!(text, ":{chain} - [0:0]");
     }
-    for _ in 0..found.jumps {
-        let _ = writeln!(text, "-D OUTPUT {JUMP}");
+    for ((from, jump), count) in owner.jumps.iter().zip(&found.jumps) {
+        for _ in 0..*count {
+            let _ = writeln!(text, "-D {from} {jump}");
+        }
     }
-    // Those of ports last to first, the one they are entered from at the end: nothing may refer to a chain that goes.
+    // Last to first: nothing may refer to a chain that goes.
     for chain in found.chains.keys().rev() {
         let _ = writeln!(text, "-X {chain}");
     }
@@ -191,18 +212,20 @@ fn removal(found: &Found) -> String {
 #[derive(Debug)]
 pub(super) struct Iptables {
     tools: Tools,
+    owner: Owner,
     save: &'static str,
     restore: &'static str,
 }
 
 impl Iptables {
-    pub(super) fn new(tools: Tools, family: Family) -> Self {
+    pub(super) fn new(tools: Tools, family: Family, owner: Owner) -> Self {
         let (save, restore) = match family {
             Family::V4 => ("iptables-save", "iptables-restore"),
             Family::V6 => ("ip6tables-save", "ip6tables-restore"),
         };
         Self {
             tools,
+            owner,
             save,
             restore,
         }
@@ -210,7 +233,7 @@ impl Iptables {
 
     async fn found(&self) -> Result<Found, ToolError> {
         let saved = self.tools.run(self.save, &["-t", "nat"], "").await?;
-        Ok(Found::read(&saved))
+        Ok(Found::read(&saved, &self.owner))
     }
 
     async fn write(&self, transaction: &str) -> Result<(), ToolError> {
@@ -224,13 +247,13 @@ impl Iptables {
         self.found().await.map(drop)
     }
 
-    /// Makes the rules what a plan wants; whether anything had to be written.
-    pub(super) async fn apply(&self, plan: &Plan) -> Result<bool, ToolError> {
+    /// Makes the rules what is wanted, `(chain, rule)` in order; whether anything had to be written.
+    pub(super) async fn apply(&self, rules: &[(String, String)]) -> Result<bool, ToolError> {
         let found = self.found().await?;
-        if found == Found::wanted(plan) {
+        if found == Found::wanted(rules, &self.owner) {
             return Ok(false);
         }
-        self.write(&transaction(plan, &found)).await?;
+        self.write(&transaction(rules, &self.owner, &found)).await?;
         Ok(true)
     }
 
@@ -240,15 +263,27 @@ impl Iptables {
         if found.is_empty() {
             return Ok(false);
         }
-        self.write(&removal(&found)).await?;
+        self.write(&removal(&self.owner, &found)).await?;
         Ok(true)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::kernel::SERVER, *};
     use std::net::IpAddr;
+
+    fn shown(saved: &str) -> Found {
+        Found::read(saved, &SERVER)
+    }
+
+    fn wanted(plan: &Plan) -> Found {
+        Found::wanted(&rules(plan), &SERVER)
+    }
+
+    fn transaction(plan: &Plan, found: &Found) -> String {
+        super::transaction(&rules(plan), &SERVER, found)
+    }
 
     pub(crate) fn plan(direct: &[&str]) -> Plan {
         let direct = direct.iter().map(|a| a.parse::<IpAddr>().unwrap());
@@ -266,10 +301,10 @@ mod tests {
 
     #[test]
     fn the_text_is_openyurts() {
-        let text = transaction(&plan(&["10.0.0.1", "127.0.0.1"]), &Found::default());
+        let text = transaction(&plan(&["10.0.0.1", "127.0.0.1"]), &Found::none(&SERVER));
         assert_eq!(text, include_str!("iptables.golden"));
-        let found = Found::read(&text.replace("-I OUTPUT", "-A OUTPUT"));
-        assert_eq!(found, Found::wanted(&plan(&["10.0.0.1", "127.0.0.1"])));
+        let found = shown(&text.replace("-I OUTPUT", "-A OUTPUT"));
+        assert_eq!(found, wanted(&plan(&["10.0.0.1", "127.0.0.1"])));
         let six = Plan {
             family: Family::V6,
             ports: [(10250, "[::1]:10263".parse().unwrap())].into(),
@@ -287,12 +322,15 @@ mod tests {
             .into_iter()
             .find(|(chain, _)| chain == "TUNNEL-PORT-10250")
             .unwrap();
-        let read = Found::read(saved);
+        let read = shown(saved);
         assert_eq!(read.chains["TUNNEL-PORT-10250"], [meaning(&rule)]);
         let negated = saved.replace("-d 10", "! -d 10");
-        assert_ne!(Found::read(&negated), read);
+        assert_ne!(shown(&negated), read);
+        // Also behind the name of a match, where iptables-save writes it.
+        let marked = saved.replace("-m tcp", "-m mark ! --mark 0x1 -m tcp");
+        assert_ne!(shown(&marked), shown(&marked.replace("! --mark", "--mark")));
         let other = saved.replace("node directly", "node \\\"directly");
-        assert_ne!(Found::read(&other), read);
+        assert_ne!(shown(&other), read);
     }
 
     proptest::proptest! {
@@ -306,7 +344,7 @@ mod tests {
                 ports: ports.into_iter().map(|(port, to)| (port, ([127, 0, 0, 1], to).into())).collect(),
                 direct: direct.into_iter().map(|bits| std::net::Ipv4Addr::from(bits).into()).collect(),
             };
-            let shown = |(chain, rule): &(String, String)| {
+            let listed = |(chain, rule): &(String, String)| {
                 let rule = rule.replace("-p tcp ", "");
                 let (rule, action) = rule.split_once(" -j ").unwrap();
                 let mut options: Vec<&str> = rule.split(" -d ").collect();
@@ -319,10 +357,10 @@ mod tests {
             };
             let all = rules(&plan);
             let jump = format!("-A OUTPUT {JUMP}\n");
-            let mut lines: Vec<String> = all.iter().map(shown).collect();
-            proptest::prop_assert_eq!(Found::read(&(lines.concat() + &jump)), Found::wanted(&plan));
+            let mut lines: Vec<String> = all.iter().map(listed).collect();
+            proptest::prop_assert_eq!(shown(&(lines.concat() + &jump)), wanted(&plan));
             lines.remove(gone.index(lines.len()));
-            proptest::prop_assert_ne!(Found::read(&(lines.concat() + &jump)), Found::wanted(&plan));
+            proptest::prop_assert_ne!(shown(&(lines.concat() + &jump)), wanted(&plan));
         }
     }
 
@@ -330,22 +368,22 @@ mod tests {
     fn foreign_rules_are_not_ours() {
         let saved = "*nat\n:OUTPUT ACCEPT [0:0]\n:KUBE-SERVICES - [0:0]\n:TUNNEL-PORTAL - [0:0]\n:TUNNEL-PORT-x - [0:0]\n\
             -A OUTPUT -m comment --comment \"kubernetes service portals\" -j KUBE-SERVICES\n-A OUTPUT -j TUNNEL-PORT\nCOMMIT\n";
-        assert!(Found::read(saved).is_empty());
+        assert!(shown(saved).is_empty());
     }
 
     #[test]
     fn what_is_stale_goes_and_jumps_become_one() {
-        let text = transaction(&plan(&[]), &Found::default());
-        let mut found = Found::read(&text.replace("-I OUTPUT", "-A OUTPUT"));
+        let text = transaction(&plan(&[]), &Found::none(&SERVER));
+        let mut found = shown(&text.replace("-I OUTPUT", "-A OUTPUT"));
         found.chains.insert("TUNNEL-PORT-9999".into(), Vec::new());
-        found.jumps = 2;
+        found.jumps = vec![2];
         let text = transaction(&plan(&[]), &found);
         assert!(
             text.contains(":TUNNEL-PORT-9999 - [0:0]\n") && text.contains("-X TUNNEL-PORT-9999\n")
         );
         assert_eq!(text.matches("-D OUTPUT").count(), 2);
         assert_eq!(text.matches("-I OUTPUT").count(), 1);
-        let gone = removal(&found);
+        let gone = removal(&SERVER, &found);
         assert!(gone.find("-D OUTPUT") < gone.find("-X TUNNEL-PORT-9999"));
         assert!(gone.trim_end().ends_with("-X TUNNEL-PORT\nCOMMIT"));
     }

@@ -6,20 +6,18 @@ use super::{
 };
 use std::{fmt::Write, net::SocketAddr};
 
-/// Our table.
-const TABLE: &str = "yurt_tunnel";
 /// Before the rules of kube-proxy and others at -100: what is translated once is not looked at again.
-const PRIORITY: i32 = -110;
+pub(crate) const PRIORITY: i32 = -110;
 
-fn family_of(family: Family) -> &'static str {
+pub(crate) fn family_of(family: Family) -> &'static str {
     match family {
         Family::V4 => "ip",
         Family::V6 => "ip6",
     }
 }
 
-/// The transaction that makes the table what a plan wants. Naming the table first lets it be deleted whether it is there or not.
-fn transaction(plan: &Plan) -> String {
+/// The contents of the table that a plan wants.
+pub(super) fn contents(plan: &Plan) -> String {
     let family = family_of(plan.family);
     let (kind, loopback) = match plan.family {
         Family::V4 => ("ipv4_addr", "127.0.0.0/8"),
@@ -30,8 +28,7 @@ fn transaction(plan: &Plan) -> String {
     let mut targets: Vec<SocketAddr> = plan.ports.values().copied().collect();
     targets.sort_unstable();
     targets.dedup();
-    let mut text = removal(plan.family);
-    let _ = writeln!(text, "table {family} {TABLE} {{");
+    let mut text = String::new();
     let _ = writeln!(
         text,
         "\tset direct {{\n\t\ttype {kind}\n\t\telements = {{ {direct} }}\n\t}}"
@@ -45,13 +42,21 @@ fn transaction(plan: &Plan) -> String {
         let ports = joined(ports.map(|(port, _)| port.to_string()).collect());
         let _ = writeln!(text, "\t\ttcp dport {{ {ports} }} dnat to {target}");
     }
-    text.push_str("\t}\n}\n");
+    text.push_str("\t}\n");
     text
 }
 
-fn removal(family: Family) -> String {
+/// The transaction that gives a table these contents.
+fn transaction(family: Family, table: &str, contents: &str) -> String {
+    let mut text = removal(family, table);
+    let _ = writeln!(text, "table {} {table} {{\n{contents}}}", family_of(family));
+    text
+}
+
+/// Naming the table first lets it be deleted whether it is there or not.
+fn removal(family: Family, table: &str) -> String {
     let family = family_of(family);
-    format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n")
+    format!("table {family} {table}\ndelete table {family} {table}\n")
 }
 
 /// What a listing says, whatever its layout and the order of elements.
@@ -70,15 +75,17 @@ fn meaning(listing: &str) -> Vec<&str> {
 pub(super) struct Nftables {
     tools: Tools,
     family: Family,
-    /// The plan that was applied, and how the kernel showed it then: nft's own way of writing differs between versions.
-    applied: Option<(Plan, String)>,
+    table: &'static str,
+    /// The contents that were applied, and how the kernel showed them then: nft's own way of writing differs between versions.
+    applied: Option<(String, String)>,
 }
 
 impl Nftables {
-    pub(super) fn new(tools: Tools, family: Family) -> Self {
+    pub(super) fn new(tools: Tools, family: Family, table: &'static str) -> Self {
         Self {
             tools,
             family,
+            table,
             applied: None,
         }
     }
@@ -90,7 +97,7 @@ impl Nftables {
     /// The table as it is; `None` when it is not there.
     async fn listing(&self) -> Result<Option<String>, ToolError> {
         let family = family_of(self.family);
-        match self.nft(&["list", "table", family, TABLE], "").await {
+        match self.nft(&["list", "table", family, self.table], "").await {
             Ok(listing) => Ok(Some(listing)),
             Err(ToolError::Failed { text, .. }) if text.contains("No such file or directory") => {
                 Ok(None)
@@ -104,19 +111,20 @@ impl Nftables {
         self.nft(&["list", "tables"], "").await.map(drop)
     }
 
-    /// Makes the table what a plan wants; whether anything had to be written. After a start it is written in any case.
-    pub(super) async fn apply(&mut self, plan: &Plan) -> Result<bool, ToolError> {
+    /// Gives the table these contents; whether anything had to be written. After a start it is written in any case.
+    pub(super) async fn apply(&mut self, contents: &str) -> Result<bool, ToolError> {
         if let Some((applied, shown)) = &self.applied
-            && applied == plan
+            && applied == contents
             && let Some(now) = self.listing().await?
             && meaning(&now) == meaning(shown)
         {
             return Ok(false);
         }
         self.applied = None;
-        self.nft(&["-f", "-"], &transaction(plan)).await?;
+        let transaction = transaction(self.family, self.table, contents);
+        self.nft(&["-f", "-"], &transaction).await?;
         let shown = self.listing().await?;
-        self.applied = shown.map(|shown| (plan.clone(), shown));
+        self.applied = shown.map(|shown| (contents.to_owned(), shown));
         Ok(true)
     }
 
@@ -126,7 +134,8 @@ impl Nftables {
         if self.listing().await?.is_none() {
             return Ok(false);
         }
-        self.nft(&["-f", "-"], &removal(self.family)).await?;
+        let removal = removal(self.family, self.table);
+        self.nft(&["-f", "-"], &removal).await?;
         Ok(true)
     }
 }
@@ -147,7 +156,7 @@ mod tests {
             .into(),
             direct: ["10.0.0.1".parse().unwrap(), "127.0.0.1".parse().unwrap()].into(),
         };
-        let text = transaction(&plan);
+        let text = transaction(plan.family, "yurt_tunnel", &contents(&plan));
         assert!(text.starts_with(
             "table ip yurt_tunnel\ndelete table ip yurt_tunnel\ntable ip yurt_tunnel {\n"
         ));

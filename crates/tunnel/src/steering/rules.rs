@@ -1,9 +1,10 @@
 //! Keeps the rules of this host what they are to be.
 
 use super::{
-    iptables::Iptables,
+    iptables,
+    kernel::{Backend, Rules, Ruleset, SERVER},
     metrics::Metrics,
-    nftables::Nftables,
+    nftables,
     plan::{Family, Forget, Plan, Targets},
     settings::Settings,
     tool::{ToolError, Tools},
@@ -21,18 +22,6 @@ const RETRY: Duration = Duration::from_secs(5);
 const UNKNOWN: Duration = Duration::from_millis(100);
 /// Runs of `conntrack` for one change; beyond it whole ports are forgotten.
 const MOST_FORGETS: usize = 128;
-
-/// How connections are translated.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Backend {
-    /// The first of the others that works here.
-    #[default]
-    Auto,
-    /// A table of our own.
-    Nftables,
-    /// OpenYurt's chains.
-    Iptables,
-}
 
 /// What the rules are made of.
 #[derive(Debug)]
@@ -59,58 +48,6 @@ pub enum SteeringError {
         "connections of this host cannot be brought to the tunnel: {0}. NET_ADMIN is needed, and nft or iptables; or switch it off: --enable-iptables=false"
     )]
     NoBackend(String),
-}
-
-#[derive(Debug)]
-enum Rules {
-    Nftables(Nftables),
-    Iptables(Iptables),
-}
-
-impl Rules {
-    /// The way that was asked for, if it works here. What the other left behind is taken away.
-    async fn find(backend: Backend, tools: &Tools, family: Family) -> Result<Self, SteeringError> {
-        let mut nftables = Nftables::new(tools.clone(), family);
-        let iptables = Iptables::new(tools.clone(), family);
-        let mut why = Vec::new();
-        if backend != Backend::Iptables {
-            match nftables.probe().await {
-                Ok(()) => {
-                    if let Ok(true) = iptables.clean().await {
-                        tracing::info!("rules of an earlier server in iptables are taken away");
-                    }
-                    return Ok(Self::Nftables(nftables));
-                }
-                Err(error) => why.push(error.to_string()),
-            }
-        }
-        if backend != Backend::Nftables {
-            match iptables.probe().await {
-                Ok(()) => {
-                    if let Ok(true) = nftables.clean().await {
-                        tracing::info!("rules of an earlier server in nftables are taken away");
-                    }
-                    return Ok(Self::Iptables(iptables));
-                }
-                Err(error) => why.push(error.to_string()),
-            }
-        }
-        Err(SteeringError::NoBackend(why.join("; ")))
-    }
-
-    async fn apply(&mut self, plan: &Plan) -> Result<bool, ToolError> {
-        match self {
-            Self::Nftables(rules) => rules.apply(plan).await,
-            Self::Iptables(rules) => rules.apply(plan).await,
-        }
-    }
-
-    async fn clean(&mut self) -> Result<bool, ToolError> {
-        match self {
-            Self::Nftables(rules) => rules.clean().await,
-            Self::Iptables(rules) => rules.clean().await,
-        }
-    }
 }
 
 /// The runs of `conntrack` that make the kernel forget.
@@ -166,7 +103,11 @@ impl Keeper {
         let direct = i64::try_from(direct).unwrap_or(i64::MAX);
         self.config.metrics.cloud_nodes.set(direct);
         let plan = Plan::new(&settings, &nodes, &self.config.targets);
-        if self.rules.apply(&plan).await? {
+        let wanted = Ruleset {
+            nftables: nftables::contents(&plan),
+            iptables: iptables::rules(&plan),
+        };
+        if self.rules.apply(&wanted).await? {
             self.config.metrics.writes.inc();
             tracing::info!(
                 ports = plan.ports.len(),
@@ -210,7 +151,9 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), SteeringError> {
     let family = Plan::new(&Settings::default(), &[], &config.targets).family;
-    let rules = Rules::find(config.backend, &config.tools, family).await?;
+    let rules = Rules::find(config.backend, &config.tools, family, SERVER)
+        .await
+        .map_err(SteeringError::NoBackend)?;
     let mut keeper = Keeper {
         config,
         rules,
@@ -219,9 +162,9 @@ pub async fn run(
     };
     let mut nodes = directory.changes();
     // Before the nodes are known, those of the cloud would be brought to the tunnel as well.
-    while !directory.is_complete() {
+    while !directory.is_complete() && !shutdown.is_cancelled() {
         tokio::select! {
-            () = shutdown.cancelled() => return Ok(()),
+            () = shutdown.cancelled() => {}
             () = tokio::time::sleep(UNKNOWN) => {}
         }
     }

@@ -34,7 +34,7 @@ pub enum ToolError {
 }
 
 /// Runs programs, behind a command that leads elsewhere if one is given (another network namespace).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tools {
     prefix: Vec<OsString>,
 }

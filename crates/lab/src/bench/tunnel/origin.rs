@@ -73,6 +73,8 @@ impl Origin {
     pub(super) fn start() -> Result<Self, BenchError> {
         let listen = || {
             let socket = tokio::net::TcpSocket::new_v4()?;
+            // Where the machine's default is BBR, a timer of its kernel for nearly every packet would be charged to whoever reads.
+            let _ = socket2::SockRef::from(&socket).set_tcp_congestion(b"cubic");
             socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
             let listener = socket.listen(BACKLOG)?;
             Ok((listener.local_addr()?, listener))

@@ -1,11 +1,11 @@
 //! Our server and agent, with TLS between them, and the origin: each a process of its own.
 
-use super::{Side, loads::Ends, way::Way};
+use super::{Side, datagrams::Datagrams, loads::Ends, way::Way};
 use crate::{
     bench::{
         BenchError, PATIENCE,
         load::call,
-        processes::{Ended, Scratch, Server, io_error},
+        processes::{Ended, Scratch, Server, free_address, io_error, write_identities},
     },
     egress::Egress,
     link::Link,
@@ -13,11 +13,15 @@ use crate::{
 use std::{
     ffi::OsString,
     fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
-use tokio::time::sleep;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{sleep, timeout},
+};
 use yurt_pki::{Ca, Profile};
 
 /// The agent's node.
@@ -31,6 +35,8 @@ pub(super) struct Pair {
     agent: Server,
     /// Between them, where it is to be slow.
     pub(super) link: Option<Link>,
+    /// The same for QUIC.
+    pub(super) datagrams: Option<Datagrams>,
     socket: PathBuf,
     origin: SocketAddr,
     // Last: the processes end first.
@@ -39,7 +45,11 @@ pub(super) struct Pair {
 
 impl Pair {
     /// Starts both, with a link between them or without, and waits until the origin is reached.
-    pub(super) async fn start(origin: SocketAddr, linked: bool) -> Result<Self, BenchError> {
+    pub(super) async fn start(
+        origin: SocketAddr,
+        transport: &str,
+        linked: bool,
+    ) -> Result<Self, BenchError> {
         let scratch = Scratch::new()?;
         let dir = scratch.0.clone();
         certificates(&dir)?;
@@ -56,19 +66,33 @@ impl Pair {
             false => None,
         };
         let at = link.as_ref().map_or(listens, Link::address);
-        let agent = Server::start("tunnel agent", &agent_arguments(&dir, at, origin), &dir)?;
+        let datagrams = match linked && transport == "quic" {
+            true => Some(Datagrams::start(at, listens).await.map_err(io_error(at))?),
+            false => None,
+        };
+        let tells = free_address()?;
+        let mut arguments = agent_arguments(&dir, at, origin);
+        arguments.extend([
+            flag("transport", transport),
+            flag("meta-port", tells.port().to_string()),
+        ]);
+        let agent = Server::start("tunnel agent", &arguments, &dir)?;
         let pair = Self {
             server,
             agent,
             link,
+            datagrams,
             socket,
             origin,
             _scratch: scratch,
         };
-        match reachable(&pair.side().way).await {
-            Ok(()) => Ok(pair),
-            Err(error) => Err(pair.agent.failed(format!("is not connected: {error}"))),
+        if let Err(error) = reachable(&pair.side().way).await {
+            return Err(pair.agent.failed(format!("is not connected: {error}")));
         }
+        if transport == "quic" && !by_quic(tells).await {
+            return Err(pair.agent.failed("does not use QUIC"));
+        }
+        Ok(pair)
     }
 
     /// The way through it.
@@ -121,6 +145,30 @@ impl Origin {
     }
 }
 
+/// Waits until the agent that tells there uses QUIC; whether it does.
+async fn by_quic(tells: SocketAddr) -> bool {
+    let deadline = Instant::now() + PATIENCE;
+    while Instant::now() < deadline {
+        let asked = async {
+            let mut stream = TcpStream::connect(tells).await?;
+            stream
+                .write_all(b"GET /v1/status HTTP/1.1\r\nHost: agent\r\nConnection: close\r\n\r\n")
+                .await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            Ok::<_, std::io::Error>(answer.contains("\"inUse\": true"))
+        };
+        if timeout(PATIENCE, asked)
+            .await
+            .is_ok_and(|asked| asked.unwrap_or(false))
+        {
+            return true;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    false
+}
+
 /// Waits until the origin answers.
 pub(super) async fn reachable(way: &Way) -> Result<(), BenchError> {
     let deadline = Instant::now() + PATIENCE;
@@ -132,12 +180,6 @@ pub(super) async fn reachable(way: &Way) -> Result<(), BenchError> {
             Err(_) => sleep(Duration::from_millis(20)).await,
         }
     }
-}
-
-fn free_address() -> Result<SocketAddr, BenchError> {
-    let free =
-        TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr());
-    free.map_err(io_error("a free port"))
 }
 
 /// One CA; a server of that address, and an agent of that node.
@@ -160,16 +202,7 @@ fn certificates(dir: &Path) -> Result<(), BenchError> {
         days: CERTIFICATE_DAYS,
         ..Profile::default()
     })?;
-    let write = |name: &str, content: &str| {
-        let path = dir.join(name);
-        fs::write(&path, content).map_err(io_error(path.display()))
-    };
-    write("ca.crt", &ca.cert_pem())?;
-    for (name, pair) in [("server", &server), ("agent", &agent)] {
-        write(&format!("{name}.crt"), &pair.cert)?;
-        write(&format!("{name}.key"), &pair.key)?;
-    }
-    Ok(())
+    write_identities(dir, &ca, &[("server", server), ("agent", agent)])
 }
 
 fn flag(name: &str, value: impl Into<OsString>) -> OsString {
@@ -202,7 +235,6 @@ fn agent_arguments(dir: &Path, server: SocketAddr, origin: SocketAddr) -> Vec<Os
         flag("node-ip", Ipv4Addr::LOCALHOST.to_string()),
         flag("server", server.to_string()),
         flag("allow", origin.to_string()),
-        flag("meta-port", "0"),
         flag("cert-dir", dir.join("agent")),
         flag("ca-cert", dir.join("ca.crt")),
         flag("agent-cert", dir.join("agent.crt")),

@@ -135,6 +135,48 @@ fn the_new_address_is_connected_before_the_old_one_is_given_up() {
 }
 
 #[test]
+fn a_connection_whose_certificate_ends_is_replaced_before_it_is_given_up() {
+    let now = Instant::now();
+    for policy in [Policy::All, Policy::Some(1)] {
+        let mut fleet = Fleet::new(policy);
+        fleet.set_doors([door("a")]);
+        fleet.plan(now);
+        fleet.opened(&door("a"), "1", 1, now, 0.0);
+        fleet.age(1);
+        assert_eq!(fleet.plan(now), [Action::Dial(door("a"))]);
+        fleet.failed(&door("a"), "refused".into(), now, 0.0);
+        assert_eq!(fleet.plan(now), [], "it serves on");
+        assert_eq!(fleet.serving().len(), 1);
+        assert_eq!(dials(&fleet.plan(later(now, 1))), ["a"]);
+        let kept = fleet.opened(&door("a"), "1", 1, later(now, 1), 0.0);
+        assert_eq!(kept, Verdict::Keep(2));
+        assert_eq!(fleet.plan(later(now, 1)), [Action::Retire(1)]);
+        assert_eq!(fleet.plan(later(now, 99)), [], "once");
+    }
+    // Where few are wanted another server may take its place; where all are, a balancer is asked until it is the same one.
+    for (policy, is_replaced) in [(Policy::Some(1), true), (Policy::All, false)] {
+        let mut fleet = Fleet::new(policy);
+        fleet.set_doors([door("lb")]);
+        fleet.plan(now);
+        fleet.opened(&door("lb"), "1", 2, now, 0.0);
+        fleet.age(1);
+        assert_eq!(dials(&fleet.plan(now)), ["lb"]);
+        assert_eq!(
+            fleet.opened(&door("lb"), "2", 2, now, 0.0),
+            Verdict::Keep(2)
+        );
+        let actions = fleet.plan(later(now, 31));
+        assert_eq!(actions.contains(&Action::Retire(1)), is_replaced);
+        assert_eq!(dials(&actions).is_empty(), is_replaced);
+        if !is_replaced {
+            let kept = fleet.opened(&door("lb"), "1", 2, later(now, 31), 0.0);
+            assert_eq!(kept, Verdict::Keep(3));
+            assert_eq!(fleet.plan(later(now, 31)), [Action::Retire(1)]);
+        }
+    }
+}
+
+#[test]
 fn a_server_that_drains_is_replaced_and_not_dialled_in_a_circle() {
     let now = Instant::now();
     let mut fleet = Fleet::new(Policy::All);

@@ -146,3 +146,49 @@ async fn an_agent_that_dies_ends_its_streams_at_once_and_the_next_request_finds_
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_is_open_goes_on_after_goaway_and_what_comes_next_goes_elsewhere() {
+    let tls =
+        || yurt_pki::server_config(&serving(ca(), NODE), Some(&ca().cert_pem()), true).unwrap();
+    let (old, new) = (Arc::<Seen>::default(), Arc::<Seen>::default());
+    let (stops, stays) = (CancellationToken::new(), CancellationToken::new());
+    let _ends = stays.clone().drop_guard();
+    let first = start_kubelet(Some(tls()), old.clone(), stops.clone()).await;
+    let second = start_kubelet(Some(tls()), new.clone(), stays).await;
+    let place = Arc::new(ArcSwap::from_pointee(first));
+    let there = place.clone();
+    let tunnels = crate::twin::Answers(move |_: Destination| {
+        let place = **there.load();
+        async move { Ok(Box::new(TcpStream::connect(place).await?) as BoxStream) }
+    });
+    let stage = Stage::start_by(Setting::default(), Arc::default(), Some(Arc::new(tunnels))).await;
+    let component = stage.component();
+    let follow = || get("/containerLogs/shop/cart/main?follow=true");
+    let mut response = component.send(follow(), LONG).await.unwrap();
+    response.body_mut().frame().await.unwrap().unwrap();
+    place.store(Arc::new(second));
+    // The kubelet stops: it says GOAWAY, and waits for what is open.
+    stops.cancel();
+    let mut later = Vec::new();
+    for _ in 0..5 {
+        let (status, _) = answer(&component, get("/who")).await;
+        assert_eq!(status, StatusCode::OK);
+        let mut response = component.send(follow(), LONG).await.unwrap();
+        response.body_mut().frame().await.unwrap().unwrap();
+        later.push(response);
+    }
+    let following = |seen: &Seen| seen.following.load(Ordering::SeqCst);
+    // What was asked before GOAWAY was read may still have gone there.
+    assert!(following(&old) >= 1, "the old stream goes on");
+    assert!(following(&new) >= 4, "the new ones are elsewhere");
+    assert_eq!(following(&old) + following(&new), 6);
+    drop(later);
+    eventually("the later ones end", LONG, || {
+        following(&old) + following(&new) == 1
+    })
+    .await;
+    assert_eq!(following(&old), 1);
+    drop(response);
+    eventually("the old one ends", LONG, || following(&old) == 0).await;
+}

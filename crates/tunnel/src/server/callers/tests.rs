@@ -118,7 +118,7 @@ fn a_token_is_the_service_accounts_and_its_nodes() {
     let good = "system:serviceaccount:kube-system:konnectivity-agent";
     let audience = "system:konnectivity-server";
     let ask = |status: &Value, hello: &AgentHello| {
-        Shown::by_token(status, &account, &known())?.covers(hello)
+        Shown::by_token(status, &account, &[], &known())?.covers(hello)
     };
     let uuid = "4b8ff4b1-3a5e-4f0e-9d55-7d1d2f5a8a01";
     let anybody = status(good, audience, None);
@@ -131,6 +131,9 @@ fn a_token_is_the_service_accounts_and_its_nodes() {
     assert_eq!(ask(&bound, &hello("edge-1", "")), Ok(()));
     assert!(ask(&bound, &hello("edge-2", "")).is_err());
     assert!(ask(&bound, &hello(uuid, "host=edge-2")).is_err());
+    let trusted = [account.user().parse().expect("never fails")];
+    let shown = Shown::by_token(&bound, &account, &trusted, &known()).expect("shown");
+    assert_eq!(shown.covers(&hello(uuid, "host=edge-2")), Ok(()));
     for (status, why) in [
         (
             status("system:serviceaccount:a:b", audience, None),

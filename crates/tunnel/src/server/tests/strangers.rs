@@ -130,9 +130,13 @@ async fn garbage_is_hung_up_on_and_others_go_on() {
         .ca
         .client("tunnel-agent-client", &["openyurt:yurttunnel"], &["edge-2"]);
     let apiserver = world.ca.client("kube-apiserver", &[], &[]);
+    let peer = world
+        .ca
+        .client("tunnel-proxy-client", &["openyurt:yurttunnel"], &[]);
     for (who, alpn) in [
         (&client, ALPN_MUX),
         (&client, ALPN_CLOUD),
+        (&peer, ALPN_PEER),
         (&client, ALPN_GRPC),
         (&apiserver, b"http/1.1".as_slice()),
     ] {
@@ -174,6 +178,35 @@ async fn edges_reach_in_the_cloud_what_is_allowed() {
         matches!(&other, Some(DialError::Forbidden(why)) if why.contains("--cloud-allow")),
         "{other:?}"
     );
+}
+
+/// By the server's clock: what was shown in the handshake ended days ago.
+#[tokio::test]
+async fn whoever_goes_on_with_a_certificate_that_ended_is_told_to_come_again() {
+    let world = World::with(|config| {
+        config.now = || yurt_pki::renewal::now() + 7 * 86_400;
+        config.cloud = vec!["10.0.0.0/8".parse().expect("a rule")];
+    })
+    .await;
+    let dialer = Arc::new(yurt_transport::TcpDialer);
+    let mut session = agent(&world.ca, world.server.agents, "edge-1", dialer).await;
+    let why = tokio::time::timeout(Duration::from_secs(20), session.ended()).await;
+    let why = why.expect("ended").to_string();
+    assert!(
+        why.contains("refused") && why.contains("come again"),
+        "{why}"
+    );
+    until(|| world.server.switchboard.registry().connected() == 0).await;
+    let client = world
+        .ca
+        .client("tunnel-agent-client", &["openyurt:yurttunnel"], &["edge-1"]);
+    let way = world.ca.way(world.server.agents, &client, &[ALPN_CLOUD]);
+    let io = way.open().await.expect("TLS");
+    let cloud = mux::cloud::ask(io, Options::default())
+        .await
+        .expect("a way");
+    let ended = tokio::time::timeout(Duration::from_secs(20), cloud.closed().cancelled());
+    ended.await.expect("the way to the cloud ends, too");
 }
 
 #[tokio::test]
@@ -234,4 +267,136 @@ async fn konnectivitys_agents_are_let_in_by_what_they_show() {
         (shown.protocol.as_str(), shown.identity.as_str()),
         ("anp", "tunnel-agent-client")
     );
+    // It looks for other instances by connecting, and hangs up when it finds this one again: what goes by the first is not cut.
+    let mut stream = world.dial(&twin::to("edge-1:22")).await.expect("dialled");
+    let again = asked(hello("edge-1", "host=edge-1")).await.expect("let in");
+    until(|| registry.connected() == 2).await;
+    let mut later = world.dial(&twin::to("edge-1:22")).await.expect("dialled");
+    drop(again);
+    until(|| registry.connected() == 1).await;
+    for stream in [&mut stream, &mut later] {
+        stream.write_all(b"ok").await.expect("written");
+        let mut back = [0; 2];
+        stream.read_exact(&mut back).await.expect("read");
+        assert_eq!(&back, b"ok");
+    }
+}
+
+#[tokio::test]
+async fn who_does_not_shake_hands_is_hung_up_on() {
+    let world = World::new().await;
+    let mut stream = TcpStream::connect(world.server.agents).await.expect("TCP");
+    stream.write_all(&[0x16, 3, 1]).await.expect("written");
+    // It is accepted.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    // Nothing happens from here on but time.
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let ended = stream.read(&mut [0]).await;
+    assert!(!matches!(ended, Ok(1..)));
+    assert!(
+        began.elapsed() <= Duration::from_secs(11),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn too_much_is_refused_with_a_reason_and_is_had_again_when_there_is_less() {
+    let world = World::with(|config| {
+        config.ways.connections = 3;
+        config.ways.pending = 2;
+    })
+    .await;
+    let (hole, _held, _listener) = black_hole().await;
+    let _agent = world.agent("edge-1").await;
+    let busy = async |to: &Destination, what: &str| {
+        let refused = world.dial(to).await.err();
+        assert!(
+            matches!(&refused, Some(DialError::Busy(why)) if why.contains(what)),
+            "{refused:?}"
+        );
+    };
+    let target = echo().await;
+    let pending = [world.dial(&hole), world.dial(&hole)].map(Box::pin);
+    let switchboard = world.server.switchboard.clone();
+    let filling = futures_util::future::join_all(pending);
+    tokio::select! {
+        _ = filling => panic!("nobody is there"),
+        () = async {
+            until(|| switchboard.connections() == 2).await;
+            busy(&target, "2 dials").await;
+        } => {}
+    }
+    until(|| switchboard.connections() == 0).await;
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(world.dial(&target).await.expect("a connection"));
+    }
+    busy(&target, "3 connections").await;
+    drop(open);
+    until(|| switchboard.connections() == 0).await;
+    let stream = world.dial(&target).await.expect("a connection");
+    assert_eq!(twin::exchange(stream, b"ok").await.expect("read"), b"ok");
+}
+
+#[tokio::test]
+async fn connections_beyond_the_places_are_turned_away() {
+    let world = World::with(|config| config.most_connections = 4).await;
+    let idle = async || {
+        let stream = tokio::net::UnixStream::connect(&world.unix).await;
+        stream.expect("a socket")
+    };
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(idle().await);
+    }
+    let mut turned_away = idle().await;
+    assert!(!matches!(turned_away.read(&mut [0]).await, Ok(1..)));
+    held.truncate(2);
+    let mut agent = None;
+    while agent.is_none() {
+        // A place is free when the server has noticed.
+        let client = world
+            .ca
+            .client("tunnel-agent-client", &["openyurt:yurttunnel"], &["edge-1"]);
+        agent = greeted(&world, &client, hello("edge-1", "host=edge-1"))
+            .await
+            .ok();
+    }
+    let registry = world.server.switchboard.registry().clone();
+    until(|| registry.connected() == 1).await;
+    let stream = world.dial(&twin::to("edge-1:22")).await.expect("dialled");
+    assert_eq!(twin::exchange(stream, b"ok").await.expect("read"), b"ok");
+}
+
+#[tokio::test]
+async fn an_agent_that_vanishes_while_it_dials_is_told_at_once() {
+    let world = World::new().await;
+    let dialling = Arc::new(tokio::sync::Notify::new());
+    let tell = dialling.clone();
+    let dialer = Arc::new(twin::Answers(move |_: Destination| {
+        tell.notify_one();
+        std::future::pending::<std::io::Result<BoxStream>>()
+    }));
+    let agent = world.agent_by("edge-1", dialer).await;
+    let to = twin::to("edge-1:22");
+    let began = std::time::Instant::now();
+    let vanishing = async {
+        dialling.notified().await;
+        drop(agent);
+    };
+    let (refused, ()) = tokio::join!(world.dial(&to), vanishing);
+    // 502, and why.
+    let refused = refused.err().expect("refused");
+    assert!(
+        matches!(&refused, DialError::Failed(why) if why.contains("tunnel")),
+        "{refused:?}"
+    );
+    assert!(
+        began.elapsed() < Options::default().dial,
+        "{:?}",
+        began.elapsed()
+    );
+    until(|| world.server.switchboard.connections() == 0).await;
 }

@@ -1,5 +1,6 @@
 //! Carries bytes both ways between two streams.
 
+use crate::BoxStream;
 use std::{
     cell::Cell,
     future::poll_fn,
@@ -12,14 +13,16 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     time::{Instant, Sleep, sleep},
 };
-use yurt_transport::BoxStream;
 
-/// What is read at once.
-const BUFFER: usize = 64 << 10;
+/// What is read at once: what one frame of a tunnel holds, whose head is of 9 bytes.
+const BUFFER: usize = (64 << 10) - 9;
 /// Reads before others on the thread get their turn.
 const TURN: u32 = 16;
 /// When one end takes nothing any more, how long what it said before may take, without progress, to reach the other.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long one end may be silent after the other has ended: a question may take long to be answered, but whoever forgot to end must
+/// not hold a connection for ever. While neither has ended there is no such bound: a terminal may idle for days.
+pub const HALF_CLOSED: Duration = Duration::from_secs(3600);
 
 thread_local! {
     /// What is read goes through here, so that a connection without traffic holds no buffer.
@@ -38,11 +41,20 @@ pub struct Carried {
 /// Copies both ways until both directions have ended, each for itself: the end of one stream is the half-close of the other. A stream
 /// that breaks ends both, and drops them without a half-close, so that whoever reads the other does not take a torn message for a
 /// whole one. A stream that takes nothing any more (its reader went away) does not lose what it said itself: that is still delivered
-/// as long as it is under way.
+/// as long as it is under way. When one direction has ended, the other may be silent for [`HALF_CLOSED`].
 pub async fn pump(a: BoxStream, b: BoxStream) -> (Carried, io::Result<()>) {
+    pump_within(a, b, HALF_CLOSED).await
+}
+
+/// [`pump`], with another bound of the silence in one direction when the other has ended.
+pub async fn pump_within(
+    a: BoxStream,
+    b: BoxStream,
+    half_closed: Duration,
+) -> (Carried, io::Result<()>) {
     let (mut a, mut b) = (a, b);
     let (mut forth, mut back) = (Course::default(), Course::default());
-    let mut linger: Option<Pin<Box<Sleep>>> = None;
+    let mut silence = Silence::default();
     let ended = poll_fn(|context| {
         let one = forth.poll(&mut a, &mut b, context);
         let other = back.poll(&mut b, &mut a, context);
@@ -54,15 +66,18 @@ pub async fn pump(a: BoxStream, b: BoxStream) -> (Carried, io::Result<()>) {
             let failure = forth.failure.take().or_else(|| back.failure.take());
             return Poll::Ready(failure.map_or(Ok(()), Err));
         }
-        if forth.failure.is_some() || back.failure.is_some() {
-            let linger = linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
-            if progress {
-                linger.as_mut().reset(Instant::now() + LINGER);
-            }
-            if linger.as_mut().poll(context).is_ready() {
-                let failure = forth.failure.take().or_else(|| back.failure.take());
-                return Poll::Ready(failure.map_or(Ok(()), Err));
-            }
+        let failed = forth.failure.is_some() || back.failure.is_some();
+        let bound = match failed {
+            true => LINGER,
+            false if forth.is_over() || back.is_over() => half_closed,
+            false => return Poll::Pending,
+        };
+        if silence.lasts(bound, progress, context) {
+            let failure = forth.failure.take().or_else(|| back.failure.take());
+            return Poll::Ready(Err(failure.unwrap_or_else(|| {
+                let what = format!("nothing passed for {bound:?} after one end was done");
+                io::Error::new(io::ErrorKind::TimedOut, what)
+            })));
         }
         Poll::Pending
     })
@@ -72,6 +87,24 @@ pub async fn pump(a: BoxStream, b: BoxStream) -> (Carried, io::Result<()>) {
         back: back.carried,
     };
     (carried, ended)
+}
+
+/// How long nothing has passed.
+#[derive(Debug, Default)]
+struct Silence(Option<(Duration, Pin<Box<Sleep>>)>);
+
+impl Silence {
+    /// Whether it has lasted for `bound`, counted anew with every progress and with every other bound.
+    fn lasts(&mut self, bound: Duration, progress: bool, context: &mut Context<'_>) -> bool {
+        let (counted, timer) = self
+            .0
+            .get_or_insert_with(|| (bound, Box::pin(sleep(bound))));
+        if progress || *counted != bound {
+            *counted = bound;
+            timer.as_mut().reset(Instant::now() + bound);
+        }
+        timer.as_mut().poll(context).is_ready()
+    }
 }
 
 /// One direction.
@@ -141,7 +174,7 @@ impl Course {
             while self.at < self.held.len() {
                 match Pin::new(&mut *to).poll_write(context, &self.held[self.at..]) {
                     Poll::Ready(written) => self.at += self.took(written)?,
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => return wait(from, context),
                 }
             }
             if !self.held.is_empty() {
@@ -175,7 +208,7 @@ impl Course {
                     Poll::Pending => {
                         self.held = read[written..].to_vec();
                         self.at = 0;
-                        return Poll::Pending;
+                        return wait(from, context);
                     }
                 }
             }
@@ -200,6 +233,14 @@ impl Course {
             _ => Poll::Pending,
         }
     }
+}
+
+/// While the other end takes nothing, a stream that is not read is at least flushed: one that shares its connection with others takes in
+/// then what arrived for it.
+fn wait(from: &mut BoxStream, context: &mut Context<'_>) -> Poll<Result<(), Torn>> {
+    // If it broke, reading tells.
+    let _ = Pin::new(from).poll_flush(context);
+    Poll::Pending
 }
 
 /// Which side of a direction broke.

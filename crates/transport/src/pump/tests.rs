@@ -176,3 +176,39 @@ async fn who_reads_no_more_and_says_nothing_is_given_up() {
         .unwrap();
     drop(ended);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_never_ends_after_the_other_did_is_given_up_when_it_is_silent() {
+    let (mut client, a) = pair();
+    let (mut target, b) = pair();
+    let began = Instant::now();
+    let pumping = tokio::spawn(pump(a, b));
+    client.shutdown().await.unwrap();
+    assert_eq!(target.read(&mut [0]).await.unwrap(), 0);
+    // As long as it says something it is waited for.
+    let most = HALF_CLOSED - Duration::from_secs(1);
+    for _ in 0..3 {
+        tokio::time::sleep(most).await;
+        target.write_all(b"x").await.unwrap();
+        assert_eq!(client.read(&mut [0]).await.unwrap(), 1);
+    }
+    let (carried, ended) = pumping.await.unwrap();
+    assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(carried.back, 3);
+    assert_eq!(
+        (began.elapsed() - 3 * most).as_secs(),
+        HALF_CLOSED.as_secs()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_neither_has_ended_silence_has_no_bound() {
+    let (mut client, a) = pair();
+    let (mut target, b) = pair();
+    let _pumping = tokio::spawn(pump(a, b));
+    tokio::time::sleep(100 * HALF_CLOSED).await;
+    client.write_all(b"still").await.unwrap();
+    let mut said = [0; 5];
+    target.read_exact(&mut said).await.unwrap();
+    assert_eq!(&said, b"still");
+}
