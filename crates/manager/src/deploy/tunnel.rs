@@ -189,11 +189,14 @@ fn services(values: &Values) -> [Value; 2] {
     let port = |name: &str, port: u16, target: u16| json!({"name": name, "port": port, "protocol": "TCP", "targetPort": target});
     let mut external = port("tcp", AGENT_PORT, AGENT_PORT);
     external["nodePort"] = tunnel.node_port.clone();
+    // QUIC: agents take it to be of the same number.
+    let mut quic = external.clone();
+    (quic["name"], quic["protocol"]) = ("quic".into(), "UDP".into());
     let selector = json!({APP: SERVER});
     [
         json!({"apiVersion": "v1", "kind": "Service", "metadata": of_agents,
             // A server is ready when an agent is connected: the first one has to get to it before.
-            "spec": {"type": tunnel.service_type, "ports": [external], "selector": selector,
+            "spec": {"type": tunnel.service_type, "ports": [external, quic], "selector": selector,
                 "publishNotReadyAddresses": true}}),
         json!({"apiVersion": "v1", "kind": "Service", "metadata": metadata(values, INTERNAL_SERVICE),
             "spec": {"ports": [port("http", 10255, INSECURE_PORT), port("https", 10250, SECURE_PORT)],
@@ -213,24 +216,33 @@ fn probe(path: &str, port: u16, host: &str, failures: u32) -> Value {
     json!({"httpGet": {"path": path, "port": port, "host": host}, "periodSeconds": 10, "failureThreshold": failures})
 }
 
+/// What a program is told: its own, what both are, and then what the user says.
+fn arguments(own: &[String], directory: &str, tunnel: &Tunnel, given: &[String]) -> Vec<String> {
+    let both = [
+        format!("--cert-dir={directory}/pki"),
+        format!("--v={}", super::plain(&tunnel.verbosity)),
+    ];
+    [own, &both, given].concat()
+}
+
 fn deployment(values: &Values) -> Value {
     let tunnel = &values.tunnel;
-    let mut args = vec![
+    let own = [
         "--bind-address=$(NODE_IP)".to_owned(),
         "--insecure-bind-address=127.0.0.1".to_owned(),
         format!("--uds-name={RUN_DIR}/frontend.sock"),
-        format!("--cert-dir={SERVER_DIR}/pki"),
-        format!("--v={}", super::plain(&tunnel.verbosity)),
     ];
-    args.extend(tunnel.server_args.iter().cloned());
+    let args = arguments(&own, SERVER_DIR, tunnel, &tunnel.server_args);
     let ports = [
-        ("agents", AGENT_PORT),
-        ("https", SECURE_PORT),
-        ("http", INSECURE_PORT),
-        ("metrics", SERVER_META_PORT),
+        ("agents", AGENT_PORT, "TCP"),
+        ("agents-quic", AGENT_PORT, "UDP"),
+        ("https", SECURE_PORT, "TCP"),
+        ("http", INSECURE_PORT, "TCP"),
+        ("metrics", SERVER_META_PORT, "TCP"),
     ];
-    let ports =
-        ports.map(|(name, port)| json!({"name": name, "containerPort": port, "protocol": "TCP"}));
+    let ports = ports.map(
+        |(name, port, protocol)| json!({"name": name, "containerPort": port, "protocol": protocol}),
+    );
     let container = json!({
         "name": SERVER,
         "image": tunnel.server_image,
@@ -287,13 +299,8 @@ fn deployment(values: &Values) -> Value {
 
 fn daemon_set(values: &Values) -> Value {
     let tunnel = &values.tunnel;
-    let mut args = vec![
-        "--node-name=$(NODE_NAME)".to_owned(),
-        "--node-ip=$(NODE_IP)".to_owned(),
-        format!("--cert-dir={AGENT_DIR}/pki"),
-        format!("--v={}", super::plain(&tunnel.verbosity)),
-    ];
-    args.extend(tunnel.agent_args.iter().cloned());
+    let own = ["--node-name=$(NODE_NAME)", "--node-ip=$(NODE_IP)"].map(str::to_owned);
+    let args = arguments(&own, AGENT_DIR, tunnel, &tunnel.agent_args);
     let container = json!({
         "name": AGENT,
         "image": tunnel.agent_image,
