@@ -105,7 +105,7 @@ enum Bench {
 }
 
 /// Names of this program that mean a command: OpenYurt's and konnectivity's units, manifests and workers call it so, kubectl its
-/// plugins.
+/// plugins. Konnectivity's mean its defaults, too; what is given wins.
 const NAMES: [(&str, &[&str]); 8] = [
     ("yurthub", &["hub"]),
     ("yurt-manager", &["manager"]),
@@ -113,8 +113,23 @@ const NAMES: [(&str, &[&str]); 8] = [
     ("kubectl-yurt", &["kubectl"]),
     ("yurt-tunnel-server", &["tunnel", "server"]),
     ("yurt-tunnel-agent", &["tunnel", "agent"]),
-    ("proxy-server", &["tunnel", "server"]),
-    ("proxy-agent", &["tunnel", "agent"]),
+    (
+        "proxy-server",
+        &[
+            "tunnel",
+            "server",
+            "--egress-only",
+            "--agent-port=8091",
+            "--health-port=8092",
+            "--proxy-strategies=default",
+            "--direct=never",
+            "--enable-lease-controller=false",
+        ],
+    ),
+    (
+        "proxy-agent",
+        &["tunnel", "agent", "--health-server-port=8093"],
+    ),
 ];
 
 /// The command line, with the command that the name of the program means.
@@ -130,16 +145,29 @@ fn arguments(given: impl Iterator<Item = OsString>) -> Vec<OsString> {
     all
 }
 
+/// Parses the command line, on a stack that ends with it: all commands together take 180 KB of one, which would stay with the
+/// process.
+fn parse() -> Cli {
+    let parse = || Cli::parse_from(arguments(std::env::args_os()));
+    match std::thread::Builder::new().spawn(parse) {
+        Ok(parsing) => parsing
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+        Err(_) => parse(),
+    }
+}
+
+/// The runtime's own variable for the number of its workers.
+const WORKERS: &str = "TOKIO_WORKER_THREADS";
+
 /// Parses the command line and runs the component it names.
 pub(crate) fn run() -> Result<ExitCode, AnyError> {
-    let cli = Cli::parse_from(arguments(std::env::args_os()));
+    let cli = parse();
     let level = match &cli.command {
-        // Their own output is the story; a component's warnings still show.
-        Command::Demo(_)
-        | Command::Lab(_)
-        | Command::Node(_)
-        | Command::Kubectl(_)
-        | Command::Bench { .. }
+        // Its own output is the story, and so are the links that it cuts: the tunnel's ends would tell of them as well.
+        Command::Demo(_) if cli.log == "info" => "warn,yurt_tunnel=error",
+        // The same; a component's warnings still show.
+        Command::Lab(_) | Command::Node(_) | Command::Kubectl(_) | Command::Bench { .. }
             if cli.log == "info" =>
         {
             "warn"
@@ -156,8 +184,15 @@ pub(crate) fn run() -> Result<ExitCode, AnyError> {
     match &cli.command {
         Command::Hub(_) => runtime.worker_threads(1).max_blocking_threads(8),
         Command::Bench {
-            what: Bench::Hub(_),
+            what: Bench::Hub(_) | Bench::Tunnel(_),
         } => runtime.worker_threads(1),
+        Command::Tunnel(args) if std::env::var_os(WORKERS).is_none() => {
+            let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+            match args.workers(cpus) {
+                Some(workers) => runtime.worker_threads(workers),
+                None => &mut runtime,
+            }
+        }
         _ => &mut runtime,
     };
     let runtime = runtime.enable_all().build()?;
@@ -276,11 +311,63 @@ mod tests {
         assert_eq!(line(&["/yurt-manager", "--v=2"])[1], "manager");
         assert_eq!(line(&["/usr/local/bin/node-servant", "x"])[1], "node");
         assert_eq!(line(&["yurt", "hub"]), ["yurt", "hub"]);
-        for (name, command) in [("yurt-tunnel-server", "server"), ("proxy-agent", "agent")] {
+        for (name, command) in [
+            ("yurt-tunnel-server", "server"),
+            ("yurt-tunnel-agent", "agent"),
+        ] {
             let line = line(&[name, "--x"]);
             assert_eq!(line[1..], ["tunnel", command, "--x"]);
         }
         assert!(line(&[]).is_empty());
+        // Konnectivity's manifests as its documentation has them.
+        for (words, meta) in [
+            (
+                &[
+                    "/proxy-server",
+                    "--log-file=/var/log/konnectivity-server.log",
+                    "--logtostderr=false",
+                    "--log-file-max-size=0",
+                    "--uds-name=/etc/srv/kubernetes/konnectivity-server/konnectivity-server.socket",
+                    "--cluster-cert=/etc/srv/kubernetes/pki/apiserver.crt",
+                    "--cluster-key=/etc/srv/kubernetes/pki/apiserver.key",
+                    "--server-port=0",
+                    "--agent-port=8132",
+                    "--health-port=8134",
+                    "--admin-port=8133",
+                    "--keepalive-time=1h",
+                    "--mode=http-connect",
+                    "--agent-namespace=kube-system",
+                    "--agent-service-account=konnectivity-agent",
+                    "--kubeconfig=/etc/srv/kubernetes/konnectivity-server/kubeconfig",
+                    "--authentication-audience=system:konnectivity-server",
+                    "--proxy-strategies=destHost,default",
+                    "--enable-lease-controller",
+                ][..],
+                "127.0.0.1:8134",
+            ),
+            (
+                &["proxy-server", "--cluster-cert=c", "--cluster-key=k"],
+                "127.0.0.1:8092",
+            ),
+            (
+                &[
+                    "/proxy-agent",
+                    "--logtostderr=true",
+                    "--ca-cert=/var/run/secrets/kubernetes.io/serviceaccount/ca.crt",
+                    "--proxy-server-host=10.0.0.1",
+                    "--proxy-server-port=8132",
+                    "--admin-server-port=8133",
+                    "--service-account-token-path=/var/run/secrets/tokens/konnectivity-agent-token",
+                ],
+                "127.0.0.1:8093",
+            ),
+        ] {
+            let cli = Cli::try_parse_from(line(words)).unwrap_or_else(|error| panic!("{error}"));
+            let Command::Tunnel(args) = cli.command else {
+                panic!("{words:?}");
+            };
+            assert_eq!(args.meta(), Some(meta.parse().unwrap()), "{words:?}");
+        }
         let plugin =
             Cli::try_parse_from(line(&["/bin/kubectl-yurt", "why", "node/a", "-o", "json"]));
         assert!(matches!(plugin.unwrap().command, Command::Kubectl(_)));

@@ -1,10 +1,9 @@
 //! A node that joins a cluster with nothing but a token, and goes on without the cloud and without valid certificates.
 
-use crate::fixture::{Kubectl, Lab, Scratch, eventually, yurt};
+use crate::fixture::{Kubectl, Lab, Scratch, eventually, free_port, yurt};
 use serde_json::{Value, json};
 use std::{
     fs::File,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::{Duration, SystemTime},
@@ -23,14 +22,9 @@ struct Hub {
     admin: u16,
 }
 
-fn free_ports() -> [u16; 3] {
-    let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
-}
-
 impl Hub {
     fn start(root: &Path, server: &str, extra: &[String]) -> Self {
-        let [proxy, admin, secure] = free_ports();
+        let [proxy, admin, secure] = [(); 3].map(|()| free_port());
         let log = File::options()
             .create(true)
             .append(true)

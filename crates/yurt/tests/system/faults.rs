@@ -126,8 +126,7 @@ async fn a_full_disk_refuses_writes_and_loses_nothing() {
     assert_eq!(edge.get(PODS).await.names(), ["a", "b", "c"]);
     edge.until("learned", |s| s["cache"]["objects"] == 3).await;
     edge.stop();
-    edge.run().await;
-    edge.go_offline().await;
+    edge.run_offline().await;
     assert_eq!(edge.metric(errors).await, 0.0);
 
     disk.fill();
@@ -146,8 +145,7 @@ async fn a_full_disk_refuses_writes_and_loses_nothing() {
         assert_eq!(edge.status().await["journal"]["pending"], 0);
         // The same after a kill, with the disk still full.
         edge.kill();
-        edge.run().await;
-        edge.until("offline", |s| s["mode"] == "offline").await;
+        edge.run_offline().await;
     }
 
     // The cloud is back, the room is not: what comes passes, and is known as long as the hub runs.
@@ -173,8 +171,7 @@ async fn a_full_disk_refuses_writes_and_loses_nothing() {
     let taken = edge.put(&(at("a") + "/status"), &status).await;
     assert_eq!(taken.status, 200, "{}", taken.text());
     edge.kill();
-    edge.run().await;
-    edge.until("offline", |s| s["mode"] == "offline").await;
+    edge.run_offline().await;
     let kept = edge.get(&at("a")).await.json();
     assert_eq!(kept["status"]["message"], status["status"]["message"]);
     for name in ["b", "c", "d"] {
@@ -225,8 +222,7 @@ async fn rot(hints: bool) {
     edge.until("learned", |s| s["cache"]["objects"] == COUNT)
         .await;
     edge.stop();
-    edge.run().await;
-    edge.go_offline().await;
+    edge.run_offline().await;
     assert_eq!(edge.get(PODS).await.names().len(), pods.len());
     let records = edge.status().await["cache"]["records"].as_u64().unwrap();
     edge.kill();
@@ -295,8 +291,7 @@ async fn rot(hints: bool) {
         .await;
     edge.kill();
     for _ in 0..2 {
-        edge.run().await;
-        edge.until("offline", |s| s["mode"] == "offline").await;
+        edge.run_offline().await;
         assert_eq!(edge.get(PODS).await.names().len(), pods.len());
         edge.kill();
     }

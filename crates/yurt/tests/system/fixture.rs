@@ -1,7 +1,8 @@
 //! A running `yurt up` and a kubectl to talk to it.
 
 use std::{
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{
@@ -207,6 +208,17 @@ pub(crate) fn up(dir: &Path, pools: &str) -> Command {
     command
 }
 
+/// A port for a program that takes no listener. A connection that is over but not forgotten there (TIME_WAIT) keeps the kernel from giving the port to anybody
+/// else meanwhile; who asks for it by number gets it.
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let near = TcpStream::connect(address).unwrap();
+    drop(listener.accept().unwrap());
+    drop(near);
+    address.port()
+}
+
 /// Sends a signal.
 pub(crate) fn signal(pid: u32, signal: rustix::process::Signal) {
     let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
@@ -280,7 +292,6 @@ impl Kubectl {
 
     /// Runs it with a manifest on stdin; it must succeed.
     pub(crate) fn feed(&self, args: &[&str], manifest: &str) -> String {
-        use std::io::Write;
         let mut child = self
             .command(args)
             .stdin(Stdio::piped())
@@ -301,6 +312,36 @@ impl Kubectl {
             text(&out.stderr)
         );
         text(&out.stdout)
+    }
+
+    /// A plain HTTP request through `port-forward`, and its answer back.
+    pub(crate) fn forwards(&self, what: &str, port: &str) {
+        let mut forward = self
+            .command(&["port-forward", what, port])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // Held open: a kubectl that cannot write there dies.
+        let mut stdout = BufReader::new(forward.stdout.take().unwrap());
+        let mut said = String::new();
+        stdout.read_line(&mut said).unwrap();
+        let port: u16 = said
+            .split_once("127.0.0.1:")
+            .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("port-forward said {said:?}"));
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        forward.kill().unwrap();
+        forward.wait().unwrap();
     }
 
     /// Starts it and collects its lines as they come.

@@ -2,13 +2,12 @@
 //! binaries (`ETCD`, `KUBE_APISERVER`, `KUBE_CONTROLLER_MANAGER`), and without them the test is skipped and says so.
 
 use crate::{
-    fixture::{Kubectl, Scratch, eventually, kubectl, text},
+    fixture::{Kubectl, Scratch, eventually, free_port, kubectl, text},
     manager::takeover::{Cluster, taken_over},
     peers::binary,
 };
 use std::{
     fs::File,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -50,11 +49,6 @@ impl Drop for Service {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// etcd, kube-apiserver and kube-controller-manager, as a control plane of one runs them.

@@ -68,6 +68,12 @@ impl Service {
         }
     }
 
+    /// Whether it has not ended.
+    pub(crate) fn runs(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_some_and(|child| child.try_wait().unwrap().is_none())
+    }
+
     pub(crate) fn must_run(&mut self) {
         let ended = self.child.as_mut().and_then(|c| c.try_wait().unwrap());
         if let Some(status) = ended {

@@ -3,13 +3,7 @@
 use crate::fixture::{Kubectl, Lab, eventually, text};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
-use std::{
-    io::{BufRead, BufReader, Read, Write},
-    net::TcpStream,
-    os::unix::fs::PermissionsExt,
-    process::Stdio,
-    time::Duration,
-};
+use std::os::unix::fs::PermissionsExt;
 
 const WEB: &str = r#"
 apiVersion: apps/v1
@@ -419,32 +413,7 @@ fn containers_log_execute_and_serve() {
     );
 
     // port-forward carries a plain HTTP request to the container and its answer back.
-    let mut forward = kubectl
-        .command(&["port-forward", "service/web", ":8080"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    // Held open: a kubectl that cannot write there dies.
-    let mut stdout = BufReader::new(forward.stdout.take().unwrap());
-    let mut said = String::new();
-    stdout.read_line(&mut said).unwrap();
-    let port: u16 = said
-        .split_once("127.0.0.1:")
-        .and_then(|(_, rest)| rest.split(' ').next()?.parse().ok())
-        .unwrap_or_else(|| panic!("port-forward said {said:?}"));
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(30)))
-        .unwrap();
-    stream
-        .write_all(b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n")
-        .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
-    forward.kill().unwrap();
-    forward.wait().unwrap();
+    kubectl.forwards("service/web", ":8080");
 
     let proxied = kubectl.ok(&[
         "get",

@@ -4,6 +4,7 @@ mod bench;
 mod egress;
 mod fleet;
 mod kubectl;
+mod operations;
 mod pair;
 mod sessions;
 mod standalone;

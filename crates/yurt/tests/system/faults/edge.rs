@@ -204,7 +204,14 @@ impl Edge {
         }
     }
 
-    /// Cuts the link and waits until the hub has noticed.
+    /// Starts the hub without a link. One that starts with it is offline as well, until it has heard of the cloud.
+    pub(crate) async fn run_offline(&mut self) {
+        self.link.cut();
+        self.run().await;
+        self.until("offline", |s| s["mode"] == "offline").await;
+    }
+
+    /// Cuts the link of a hub that is online, and waits until it has noticed.
     pub(crate) async fn go_offline(&self) {
         self.link.cut();
         self.until("offline", |s| s["mode"] == "offline").await;

@@ -1,12 +1,12 @@
 //! `kubectl` at the nodes of `yurt up`, whose kubelets are reached by the tunnel and by nothing else.
 
-use super::egress::{copies, forwards};
+use super::operations::{attaches, copies, forwards, speaks_spdy, types};
 use crate::fixture::{Kubectl, Lab, eventually, text};
 use serde_json::json;
 use std::{
     io::{BufRead, BufReader, Write},
     net::{SocketAddr, TcpStream},
-    process::{Command, Stdio},
+    process::Stdio,
     time::{Duration, Instant},
 };
 
@@ -22,32 +22,6 @@ fn run_on(kubectl: &Kubectl, name: &str, node: &str) {
     kubectl.ok(&["wait", &pod, "--for=condition=Ready", "--timeout=60s"]);
 }
 
-/// What `kubectl exec -it` shows on a terminal; `None`, said loudly, where there is no `script` (util-linux) to make one.
-fn on_a_terminal(kubectl: &Kubectl, typed: &str) -> Option<String> {
-    let command = kubectl.command(&["exec", "-it", "web", "--", "sh"]);
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let line: Vec<String> = words
-        .map(|word| format!("'{}'", word.to_string_lossy()))
-        .collect();
-    let child = Command::new("script")
-        .args(["-qec", &line.join(" "), "/dev/null"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let Ok(mut child) = child else {
-        eprintln!("SKIPPED: no script (util-linux) to make a terminal");
-        return None;
-    };
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(typed.as_bytes())
-        .unwrap();
-    Some(text(&child.wait_with_output().unwrap().stdout))
-}
-
 #[test]
 fn all_that_kubectl_does_at_a_node() {
     let Some(lab) = Lab::start("a=1") else { return };
@@ -56,20 +30,19 @@ fn all_that_kubectl_does_at_a_node() {
     let mut logs = kubectl.follow(&["logs", "-f", "web"]);
     eventually("a line of the log", || !logs.lines().is_empty());
     let before = logs.lines().len();
-    if let Some(shown) = on_a_terminal(&kubectl, "echo 'he're-2\nexit\n") {
-        // Not what the terminal echoes.
-        assert!(shown.contains("here-2"), "{shown}");
-    }
+    types(&kubectl, &lab.dir());
     assert_eq!(
         kubectl.feed(&["exec", "-i", "web", "--", "cat"], "through\n"),
         "through\n"
     );
-    copies(&kubectl, &lab.dir(), 4);
+    copies(&kubectl, &lab.dir(), 64);
     forwards(&kubectl);
     // The request is in the log, which is followed all the while.
     eventually("another line of the log", || logs.lines().len() > before);
     assert!(logs.runs());
     drop(logs);
+    attaches(&kubectl);
+    speaks_spdy(&kubectl);
     for path in ["metrics/resource", "stats/summary"] {
         let path = format!("/api/v1/nodes/a-1/proxy/{path}");
         assert!(!kubectl.ok(&["get", "--raw", &path]).is_empty());

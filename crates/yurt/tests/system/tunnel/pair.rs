@@ -1,27 +1,26 @@
 //! A server and an agent as processes, and the certificates they need.
 
 use crate::{
-    fixture::{eventually, yurt},
+    fixture::{eventually, free_port, yurt},
     real_node::Service,
 };
 use serde_json::{Value, json};
 use std::{
     cell::RefCell,
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 use yurt_controller::kubeconfig::{self, Credentials};
 use yurt_pki::{Ca, KeyPairPem, Profile};
 
+/// How long open connections of a server that stops may go on.
+pub(super) const GRACE: Duration = Duration::from_secs(8);
+
 /// The agent's node.
 pub(super) const AGENT_NODE: &str = "edge-1";
-
-pub(super) fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    listener.local_addr().unwrap().port()
-}
 
 /// A CA, with `ca.crt` and what it issued in a directory.
 #[derive(Debug)]
@@ -58,6 +57,17 @@ impl Authority {
             organizations: vec!["system:nodes".into()],
             dns: vec!["localhost".into(), "kubernetes.default.svc".into()],
             ips: ips.to_vec(),
+            server: true,
+            ..Profile::default()
+        };
+        self.issue(file, profile);
+    }
+
+    /// `FILE.crt` and `FILE.key` for services.
+    pub(super) fn services(&self, file: &str, dns: &[&str]) {
+        let profile = Profile {
+            common_name: file.into(),
+            dns: dns.iter().map(|name| (*name).to_owned()).collect(),
             server: true,
             ..Profile::default()
         };
@@ -126,6 +136,10 @@ pub(super) struct Servers {
 
 impl Servers {
     pub(super) fn start(dir: &Path, authority: &Authority, count: usize) -> Self {
+        Self::start_with(dir, authority, count, &["--standalone".into()])
+    }
+
+    fn start_with(dir: &Path, authority: &Authority, count: usize, arguments: &[String]) -> Self {
         let localhost = [Ipv4Addr::LOCALHOST.into()];
         authority.server("tunnel-server", "system:node:tunnel-server", &localhost);
         authority.client(
@@ -139,8 +153,11 @@ impl Servers {
             .collect();
         let services = (0..count).map(|number| {
             let (dir, ports, frontend) = (dir.to_owned(), ports.clone(), frontends[number]);
+            let arguments = arguments.to_vec();
             Service::start(dir.join(format!("server-{number}.log")), move || {
-                server_command(&dir, number, &ports, frontend)
+                let mut command = server_command(&dir, number, &ports, frontend);
+                command.args(&arguments);
+                command
             })
         });
         let mut servers = Self {
@@ -184,6 +201,10 @@ impl Servers {
         self.services[number].kill();
     }
 
+    pub(super) fn runs(&mut self, number: usize) -> bool {
+        self.services[number].runs()
+    }
+
     /// Starts a killed one, on its old port.
     pub(super) fn again(&mut self, number: usize) {
         self.services[number].again();
@@ -205,7 +226,6 @@ fn server_command(dir: &Path, number: usize, ports: &[u16], frontend: SocketAddr
         .args([
             "tunnel",
             "server",
-            "--standalone",
             "--bind-address=127.0.0.1",
             "--meta-port=0",
         ])
@@ -214,6 +234,7 @@ fn server_command(dir: &Path, number: usize, ports: &[u16], frontend: SocketAddr
         .arg(format!("--server-port={}", frontend.port()))
         .arg("--server-bind-address=127.0.0.1")
         .arg("--frontends=system:kube-apiserver")
+        .arg(format!("--graceful-shutdown-timeout={}", GRACE.as_secs()))
         .arg(format!(
             "--uds-name={}",
             at(&format!("server-{number}.sock"))
@@ -225,6 +246,32 @@ fn server_command(dir: &Path, number: usize, ports: &[u16], frontend: SocketAddr
         command.arg(format!("--peers={}", peers.join(",")));
     }
     command
+}
+
+/// By which kubeconfigs server and agent ask an API server.
+pub(super) struct Cluster {
+    pub(super) server: PathBuf,
+    pub(super) agent: PathBuf,
+}
+
+impl Cluster {
+    fn server(&self, dir: &Path) -> Vec<String> {
+        let at = |name: &str| dir.join(name).display().to_string();
+        vec![
+            format!("--kubeconfig={}", self.server.display()),
+            format!("--proxy-client-cert={}", at("tunnel-peer.crt")),
+            format!("--proxy-client-key={}", at("tunnel-peer.key")),
+            "--secure-port=0".into(),
+            "--insecure-port=0".into(),
+            "--enable-iptables=false".into(),
+            "--enable-dns-controller=false".into(),
+            "--enable-lease-controller=false".into(),
+        ]
+    }
+
+    fn agent(&self) -> Vec<String> {
+        vec![format!("--kubeconfig={}", self.agent.display())]
+    }
 }
 
 /// One server and the agent of one node.
@@ -246,15 +293,37 @@ impl Pair {
         address: IpAddr,
         targets: &[SocketAddr],
     ) -> Self {
-        let allow: Vec<String> = targets.iter().map(|to| format!("--allow={to}")).collect();
+        let mut arguments = vec!["--standalone".into()];
+        arguments.extend(targets.iter().map(|to| format!("--allow={to}")));
         let servers = Servers::start(dir, authority, 1);
+        Self::join(servers, dir, authority, address, arguments)
+    }
+
+    /// Both know of a cluster: where pods and services are, and what the agent's node is.
+    pub(super) fn in_cluster(
+        dir: &Path,
+        authority: &Authority,
+        address: IpAddr,
+        cluster: &Cluster,
+    ) -> Self {
+        let servers = Servers::start_with(dir, authority, 1, &cluster.server(dir));
+        Self::join(servers, dir, authority, address, cluster.agent())
+    }
+
+    fn join(
+        servers: Servers,
+        dir: &Path,
+        authority: &Authority,
+        address: IpAddr,
+        arguments: Vec<String>,
+    ) -> Self {
         authority.agent("tunnel-agent", AGENT_NODE, address);
         let (dir, server) = (dir.to_owned(), servers.addresses()[0]);
         let agent = Service::start(dir.join("agent.log"), move || {
             let at = |name: &str| dir.join(name).display().to_string();
             let mut command = yurt();
             command
-                .args(["tunnel", "agent", "--meta-port=0", "--standalone"])
+                .args(["tunnel", "agent", "--meta-port=0"])
                 .arg(format!("--node-name={AGENT_NODE}"))
                 .arg(format!("--node-ip={address}"))
                 .arg(format!("--server={server}"))
@@ -262,7 +331,7 @@ impl Pair {
                 .arg(format!("--ca-cert={}", at("ca.crt")))
                 .arg(format!("--agent-cert={}", at("tunnel-agent.crt")))
                 .arg(format!("--agent-key={}", at("tunnel-agent.key")))
-                .args(&allow);
+                .args(&arguments);
             command
         });
         Self {

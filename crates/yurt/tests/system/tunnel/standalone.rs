@@ -1,9 +1,9 @@
 //! The tunnel without Kubernetes, as `docs/tunnel.md` tells it: a server, a token, an agent; both ways through it, the questions to it,
 //! and its ends.
 
-use super::{pair::free_port, sessions::asked};
+use super::sessions::asked;
 use crate::{
-    fixture::{Scratch, eventually, signal, text, yurt},
+    fixture::{Scratch, eventually, free_port, signal, text, yurt},
     real_node::Service,
 };
 use std::{
