@@ -15,6 +15,7 @@ use serde_json::{Map, Value};
 use yurt_wire::Gvk;
 use yurt_wire::quantity::Quantity;
 use yurt_wire::schema::{self, Field, FieldKind, Message};
+use yurt_wire::transcode;
 
 pub use network::service_ip_families;
 
@@ -148,7 +149,8 @@ pub fn normalize(gvk: &Gvk, object: &mut Value) {
     }
 }
 
-fn normalize_message(message: &'static Message, value: &mut Value, resource: bool, depth: usize) {
+/// `typed`: whether apiVersion and kind say what the value is. Elsewhere they are fields as any other, or strangers.
+fn normalize_message(message: &'static Message, value: &mut Value, typed: bool, depth: usize) {
     let Value::Object(fields) = value else {
         return;
     };
@@ -156,7 +158,7 @@ fn normalize_message(message: &'static Message, value: &mut Value, resource: boo
         return;
     }
     fields.retain(|name, value| {
-        if resource && matches!(name.as_str(), "apiVersion" | "kind") {
+        if typed && matches!(name.as_str(), "apiVersion" | "kind") {
             return true;
         }
         match schema::field(message, name) {
@@ -197,9 +199,9 @@ fn normalize_message(message: &'static Message, value: &mut Value, resource: boo
         }
         if let (Some(inner), Some(value)) = (inner_message(field), fields.get_mut(field.json_name))
         {
-            let is_meta = inner.name.ends_with(".ObjectMeta");
+            let typed = transcode::embedded_type(message, field.json_name, "").is_some();
             each(field, value, |value| {
-                normalize_message(inner, value, !is_meta, depth + 1);
+                normalize_message(inner, value, typed, depth + 1);
             });
         }
     }

@@ -53,8 +53,9 @@ fn message_of(gvk: &Gvk, encoding: Encoding) -> Result<&'static Message, Malform
 }
 
 /// The two places where an object within another one carries its type in JSON though not in protobuf: the items of
-/// a partial list, and the claims in a StatefulSet, for which kube-apiserver fills it in.
-fn embedded_type<'a>(
+/// a partial list, and the claims in a StatefulSet, for which kube-apiserver fills it in. Gives apiVersion and kind;
+/// `api_version` is that of the object around it.
+pub fn embedded_type<'a>(
     parent: &Message,
     field: &str,
     api_version: &'a str,

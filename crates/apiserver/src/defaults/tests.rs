@@ -245,3 +245,27 @@ fn a_finished_namespace_keeps_no_finalizer() {
         "metadata": {"name": "x", "deletionTimestamp": "2026-11-21T20:00:00Z"}, "spec": {"finalizers": []}}));
     assert_eq!(namespace["spec"], json!({}));
 }
+
+#[test]
+fn only_whole_objects_are_typed() {
+    let event = defaulted(json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"},
+        "involvedObject": {"apiVersion": null, "kind": null, "name": "edge-1"},
+    }));
+    assert_eq!(event["involvedObject"], json!({"name": "edge-1"}));
+
+    let set = defaulted(json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "s"},
+        "spec": {
+            "template": {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "a", "image": "a"}]}},
+            "volumeClaimTemplates": [{"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "c"}}],
+        },
+    }));
+    let template = set["spec"]["template"].as_object().unwrap();
+    assert_eq!(template.keys().collect::<Vec<_>>(), ["metadata", "spec"]);
+    let claim = &set["spec"]["volumeClaimTemplates"][0];
+    assert_eq!(
+        (text(claim, "apiVersion"), text(claim, "kind")),
+        ("v1", "PersistentVolumeClaim")
+    );
+}
