@@ -355,11 +355,13 @@ impl Gate {
         leaf: Option<Leaf>,
         address: SocketAddr,
     ) -> Result<(), Trouble> {
-        let socket = io.get_ref().0.as_fd().try_clone_to_owned()?;
+        // With no descriptor left the agent is served all the same, only not paced.
+        let socket = io.get_ref().0.as_fd().try_clone_to_owned().ok();
         let began = Instant::now();
         let link = mux::call(io, self.hello(), self.options.clone()).await?;
-        congestion::pace_unless_near(&socket, Some(began.elapsed()));
-        drop(socket);
+        if let Some(socket) = socket {
+            congestion::pace_unless_near(&socket, Some(began.elapsed()));
+        }
         let refuse = link.clone();
         self.settle(link, leaf, address, |why| refuse.refuse(why))
             .await
