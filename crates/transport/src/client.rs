@@ -1,55 +1,36 @@
 //! An HTTP client for one server.
 
+mod connect;
 mod error;
 mod exchange;
+mod head;
 mod pool;
 
-use crate::{Body, BoxStream, Destination, Dialer, severable::Severable};
+use crate::{Body, Destination, Dialer};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use connect::{Dialed, Offer};
 pub use error::ClientError;
-use error::{DialError, Fate, Witness, with_cause};
+use error::{Fate, with_cause};
 pub use exchange::{ExchangeError, exchange};
-use http::{
-    HeaderValue, Request, Response, Uri, Version,
-    header::{self, HeaderName},
-    request::Parts,
-    uri::{Authority, PathAndQuery, Scheme},
-};
+use head::{as_http1, as_http2, request_head};
+use http::{Request, Response, uri::Authority};
 use http_body::Body as _;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use pool::{Lease, MAX_STREAMS, Own, Pool, Shared, StreamSlot};
-use rustls_pki_types::ServerName;
+use hyper::client::conn::http1;
+use pool::{Lease, Own, Pool, StreamSlot};
 use std::{
     fmt,
-    future::poll_fn,
     net::SocketAddr,
-    pin::{Pin, pin},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     sync::watch,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
-use tokio_util::sync::CancellationToken;
 
-/// What the server may have in flight on one stream before we read it: bounds what a stalled stream holds in memory.
-const STREAM_WINDOW: u32 = 1 << 20;
-/// The same for a connection. More than all streams together, or stalled streams would use it up and starve the live ones.
-const CONNECTION_WINDOW: u32 = 128 << 20;
-const _: () = assert!(MAX_STREAMS as u64 * (STREAM_WINDOW as u64) < CONNECTION_WINDOW as u64);
-/// Request bodies buffered per stream.
-const STREAM_SEND_BUFFER: usize = 256 << 10;
-/// Response heads beyond it break the connection.
-const MAX_HEADER_BYTES: usize = 256 << 10;
 /// Connections tried for one request that was not processed on the one before.
 const ATTEMPTS: usize = 5;
 
@@ -380,20 +361,6 @@ impl http_body::Body for ResponseBody {
     }
 }
 
-/// Protocols offered to a TLS server.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Offer {
-    /// What the configuration says.
-    Configured,
-    /// HTTP/1.1, with upgrades.
-    UpgradesOnly,
-}
-
-enum Dialed {
-    Shared(Shared),
-    Own(Own),
-}
-
 impl Inner {
     fn pool(&self) -> MutexGuard<'_, Pool> {
         // The pool is valid after every statement, so a panic elsewhere does not spoil it.
@@ -491,212 +458,5 @@ impl Inner {
                 }
             }
         });
-    }
-
-    /// Opens a connection within the time for it.
-    async fn dial(&self, token: &CancellationToken, offer: Offer) -> Result<Dialed, DialError> {
-        let dial = timeout(self.options.connect_timeout, self.open(token, offer));
-        tokio::select! {
-            () = token.cancelled() => Err(DialError::other("the client was reset")),
-            opened = dial => opened.unwrap_or_else(|_| {
-                Err(DialError::other(format!("no connection within {:?}", self.options.connect_timeout)))
-            }),
-        }
-    }
-
-    async fn open(&self, token: &CancellationToken, offer: Offer) -> Result<Dialed, DialError> {
-        let Some(authority) = &self.authority else {
-            return Err(DialError::other("the address is not host:port"));
-        };
-        let stream = match &self.way {
-            Way::Named => TcpStream::connect(authority.as_str()).await,
-            Way::At(address) => TcpStream::connect(address).await,
-            Way::Through(dialer, to) => {
-                let stream: BoxStream = dialer.dial(to).await.map_err(DialError::other)?;
-                return self.greet(stream, authority, token, offer).await;
-            }
-        }
-        .map_err(DialError::other)?;
-        self.tune(&stream).map_err(DialError::other)?;
-        self.greet(stream, authority, token, offer).await
-    }
-
-    /// The handshakes on a new connection.
-    async fn greet<S>(
-        &self,
-        stream: S,
-        authority: &Authority,
-        token: &CancellationToken,
-        offer: Offer,
-    ) -> Result<Dialed, DialError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let Some(config) = self.tls.load_full() else {
-            return match offer {
-                Offer::Configured if self.prior_http2 => self.http2(stream, token).await,
-                _ => self.http1(stream, token, offer).await,
-            };
-        };
-        let config = match offer {
-            Offer::Configured => config,
-            Offer::UpgradesOnly => {
-                let mut config = (*config).clone();
-                config.alpn_protocols = vec![b"http/1.1".to_vec()];
-                Arc::new(config)
-            }
-        };
-        let host = authority
-            .host()
-            .trim_start_matches('[')
-            .trim_end_matches(']');
-        let name = ServerName::try_from(host.to_owned()).map_err(DialError::other)?;
-        let stream = tokio_rustls::TlsConnector::from(config)
-            .connect(name, stream)
-            .await
-            .map_err(DialError::handshake)?;
-        if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
-            self.http2(stream, token).await
-        } else {
-            self.http1(stream, token, offer).await
-        }
-    }
-
-    fn tune(&self, stream: &TcpStream) -> std::io::Result<()> {
-        stream.set_nodelay(true)?;
-        let socket = socket2::SockRef::from(stream);
-        let interval = self.options.keepalive_interval.max(Duration::from_secs(1));
-        socket.set_tcp_keepalive(
-            &socket2::TcpKeepalive::new()
-                .with_time(interval)
-                .with_interval(interval)
-                .with_retries(3),
-        )?;
-        // Sent bytes that nobody acknowledges for this long end the connection.
-        socket.set_tcp_user_timeout(Some(interval + self.options.keepalive_timeout))
-    }
-
-    async fn http1<S>(
-        &self,
-        stream: S,
-        token: &CancellationToken,
-        offer: Offer,
-    ) -> Result<Dialed, DialError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let witness = Witness::default();
-        let stream = TokioIo::new(Severable::new(stream, token, witness.clone()));
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(MAX_HEADER_BYTES)
-            .handshake(stream)
-            .await
-            .map_err(DialError::other)?;
-        let upgrades = offer == Offer::UpgradesOnly;
-        tokio::spawn(async move {
-            let ended = if upgrades {
-                connection.with_upgrades().await
-            } else {
-                connection.await
-            };
-            if let Err(error) = ended {
-                tracing::debug!(%error, "HTTP/1.1 connection ended");
-            }
-        });
-        Ok(Dialed::Own(Own { sender, witness }))
-    }
-
-    async fn http2<S>(&self, stream: S, token: &CancellationToken) -> Result<Dialed, DialError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let witness = Witness::default();
-        let stream = TokioIo::new(Severable::new(stream, token, witness.clone()));
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            // Without a timer the pings below are silently left out.
-            .timer(TokioTimer::new())
-            .keep_alive_interval(self.options.keepalive_interval)
-            .keep_alive_timeout(self.options.keepalive_timeout)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buf_size(STREAM_SEND_BUFFER)
-            .max_header_list_size(MAX_HEADER_BYTES as u32)
-            .handshake(stream)
-            .await
-            .map_err(DialError::other)?;
-        let allowed = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
-        let seen = Arc::clone(&allowed);
-        let authority = self.text.clone();
-        tokio::spawn(async move {
-            let mut connection = pin!(connection);
-            let ended = poll_fn(|context| {
-                let polled = connection.as_mut().poll(context);
-                // The peer's SETTINGS arrive while the connection is driven.
-                if polled.is_pending() {
-                    seen.store(connection.current_max_send_streams(), Ordering::Release);
-                }
-                polled
-            })
-            .await;
-            if let Err(error) = ended {
-                tracing::debug!(%authority, %error, "HTTP/2 connection ended");
-            }
-        });
-        Ok(Dialed::Shared(Shared::new(sender, allowed, witness)))
-    }
-}
-
-fn request_head(request: &Request<Body>) -> Parts {
-    let mut copy = Request::new(());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    *copy.extensions_mut() = request.extensions().clone();
-    copy.into_parts().0
-}
-
-fn path_of(uri: &Uri) -> PathAndQuery {
-    uri.path_and_query()
-        .cloned()
-        .unwrap_or_else(|| PathAndQuery::from_static("/"))
-}
-
-/// Origin form and a Host header (RFC 9112 section 3.2).
-fn as_http1(request: &mut Request<Body>, authority: &Authority) {
-    *request.version_mut() = Version::HTTP_11;
-    *request.uri_mut() = Uri::from(path_of(request.uri()));
-    if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
-        request.headers_mut().insert(header::HOST, host);
-    }
-}
-
-/// Scheme and authority in pseudo-headers, and no headers that speak of one connection (RFC 9113 section 8.2.2).
-fn as_http2(request: &mut Request<Body>, authority: &Authority, tls: bool) {
-    const CONNECTION_HEADERS: [HeaderName; 4] = [
-        header::CONNECTION,
-        header::TRANSFER_ENCODING,
-        header::UPGRADE,
-        header::HOST,
-    ];
-    *request.version_mut() = Version::HTTP_2;
-    let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(if tls { Scheme::HTTPS } else { Scheme::HTTP });
-    parts.authority = Some(authority.clone());
-    parts.path_and_query = Some(path_of(request.uri()));
-    if let Ok(uri) = Uri::from_parts(parts) {
-        *request.uri_mut() = uri;
-    }
-    let headers = request.headers_mut();
-    for name in CONNECTION_HEADERS {
-        headers.remove(name);
-    }
-    headers.remove("keep-alive");
-    headers.remove("proxy-connection");
-    if headers
-        .get(header::TE)
-        .is_some_and(|te| te.as_bytes() != b"trailers")
-    {
-        headers.remove(header::TE);
     }
 }

@@ -1,6 +1,6 @@
 //! One request on a stream that was opened for it.
 
-use super::{Hold, MAX_HEADER_BYTES, ResponseBody};
+use super::{Hold, ResponseBody, connect::MAX_HEADER_BYTES, head::path_of};
 use crate::{Body, BoxError, BoxStream};
 use bytes::Bytes;
 use http::{Request, Response, Uri, Version};
@@ -81,7 +81,7 @@ pub async fn exchange(
     let taken = Arc::new(AtomicU64::new(0));
     let (mut head, body) = request.into_parts();
     head.version = Version::HTTP_11;
-    head.uri = Uri::from(super::path_of(&head.uri));
+    head.uri = Uri::from(path_of(&head.uri));
     let counter = Arc::clone(&taken);
     let body = match http_body::Body::is_end_stream(&body) {
         true => body,

@@ -1,15 +1,17 @@
 //! The listeners: agents, other instances and frontends on one TLS port, told apart by ALPN and first bytes; frontends on a Unix
 //! socket, let in by its file mode.
 
+mod guest;
+
 use super::{
     callers::{Bearers, Refused, ServiceAccount, Shown},
     metrics::Metrics,
     switchboard::{Here, Switchboard},
 };
 use crate::{
-    AgentHello, Link, Options, ServerHello, SessionError, Tunnels, anp,
+    AgentHello, Link, Options, ServerHello, SessionError, Tunnels,
     certificates::Kept,
-    frontend::{self, Grpc, Page, Present, Service, Unread},
+    frontend::{self, Page, Service, Unread},
     hello::{ALPN_CLOUD, ALPN_GRPC, ALPN_MUX},
     mux,
     registry::Origin,
@@ -17,9 +19,7 @@ use crate::{
     standalone::{ALPN_JOIN, Authority},
 };
 use arc_swap::ArcSwap;
-use futures_util::future::BoxFuture;
 use std::{
-    collections::HashMap,
     fmt,
     future::poll_fn,
     io,
@@ -28,7 +28,7 @@ use std::{
     path::PathBuf,
     pin::pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     task::{Context, Poll},
@@ -513,88 +513,6 @@ impl Gate {
             Some(who) => format!("{:?} is no frontend of this server (--frontends)", who.user),
             None => "a frontend shows a client certificate".into(),
         })
-    }
-
-    /// Serves konnectivity's protocol: agents and frontends.
-    fn grpc(self: &Arc<Self>, leaf: Option<Leaf>, from: String, tls: bool) -> Grpc {
-        let gate = self.clone();
-        let guest = Arc::new(Guest {
-            gate: self.clone(),
-            leaf,
-            from,
-            tls,
-            welcomed: Mutex::default(),
-        });
-        Box::new(move |io| {
-            let (gate, guest) = (gate.clone(), guest.clone());
-            Box::pin(async move {
-                let _counted = Present::new(gate.metrics.grpc.clone());
-                let (options, drain) = (gate.options.clone(), gate.drain.clone());
-                let serving = anp::server::serve(io, gate.hello(), guest.clone(), options, drain);
-                let why = tokio::select! {
-                    why = Box::pin(serving) => why.to_string(),
-                    () = ended(guest.leaf.as_ref(), gate.now) => {
-                        gate.metrics.refused("expired");
-                        over(guest.leaf.as_ref()).0
-                    }
-                };
-                tracing::debug!(from = %guest.from, why, "a gRPC connection ended");
-            })
-        })
-    }
-}
-
-/// Whoever is at the other end of a gRPC connection.
-struct Guest {
-    gate: Arc<Gate>,
-    leaf: Option<Leaf>,
-    from: String,
-    tls: bool,
-    /// As whom agents were let in that are not registered yet, by id.
-    welcomed: Mutex<HashMap<String, String>>,
-}
-
-impl Guest {
-    fn welcomed(&self) -> MutexGuard<'_, HashMap<String, String>> {
-        self.welcomed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl anp::server::Welcome for Guest {
-    fn agent<'a>(
-        &'a self,
-        hello: &'a AgentHello,
-        bearer: Option<&'a str>,
-    ) -> BoxFuture<'a, Result<(), anp::server::Refused>> {
-        Box::pin(async move {
-            let welcome = match self.tls {
-                true => self.gate.welcome(hello, self.leaf.as_ref(), bearer).await,
-                false => Err(Refused("agents come in by TLS".into())),
-            };
-            let identity = welcome.map_err(|refused| {
-                self.gate.metrics.refused("agent");
-                tracing::info!(from = %self.from, agent = %hello.id, why = %refused, "an agent is refused");
-                anp::server::Refused(refused.0)
-            })?;
-            self.welcomed().insert(hello.id.clone(), identity);
-            Ok(())
-        })
-    }
-
-    fn registered(&self, link: Arc<dyn Link>) {
-        let identity = self.welcomed().remove(&link.hello().id);
-        let origin = Origin {
-            address: self.from.clone(),
-            identity: identity.unwrap_or_default(),
-        };
-        self.gate.switchboard.registry().register(link, origin);
-    }
-
-    fn frontend(&self) -> Option<Arc<dyn Tunnels>> {
-        let allowed = self.gate.frontend(self.leaf.as_ref(), self.tls);
-        allowed
-            .inspect_err(|why| tracing::info!(from = %self.from, %why, "a frontend is refused"))
-            .ok()
     }
 }
 
