@@ -5,6 +5,7 @@
 //! [`unknown_fields`] serves field validation `Strict` and `Warn`. Custom resources have their metadata
 //! checked here and the rest by [`crate::crd::Structural::validate`].
 
+mod admission;
 mod config;
 mod decode;
 mod fields;
@@ -17,7 +18,7 @@ mod tests;
 mod update;
 mod workload;
 
-pub(crate) use config::webhook_client;
+pub(crate) use admission::webhook_client;
 pub use decode::{duplicate_fields, type_errors, unknown_fields};
 
 use crate::causes::{not_supported, required};
