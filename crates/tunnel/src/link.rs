@@ -69,6 +69,16 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// `most` connections are proxied already, as many as there may be.
+    pub(crate) fn full(most: usize) -> Self {
+        Self::Busy(format!("there are {most} connections already"))
+    }
+
+    /// The connection by which it was asked is over.
+    pub(crate) fn over() -> Self {
+        Self::Lost("the tunnel's connection ended".into())
+    }
+
     /// What a CONNECT that failed so is answered with.
     pub fn status(&self) -> StatusCode {
         match self {

@@ -27,7 +27,7 @@ use crate::{
         control::{Line, obey},
         windows,
     },
-    session::{Ended, Live, Options, Session, SessionError},
+    session::{Ended, Live, Options, Session, SessionError, answer_about},
 };
 use answerer::Answerer;
 use control::{Hearing, Saying, hear, say};
@@ -181,22 +181,13 @@ impl QuicLink {
 
     async fn open(&self, to: &Destination) -> Result<BoxStream, DialError> {
         let limit = self.options.await_dial();
-        tokio::select! {
-            biased;
-            () = self.closed.cancelled() => Err(DialError::Lost("the tunnel's connection ended".into())),
-            opened = timeout(limit, self.ask(to)) => match opened {
-                Ok(opened) => opened,
-                Err(_) => Err(DialError::TimedOut(format!("no answer about {to} within {limit:?}"))),
-            },
-        }
+        answer_about(to, self.ask(to), limit, &self.closed).await
     }
 
     async fn ask(&self, to: &Destination) -> Result<BoxStream, DialError> {
         let most = self.options.max_connections;
         let Some(held) = self.live.enter(most) else {
-            return Err(DialError::Busy(format!(
-                "there are {most} connections already"
-            )));
+            return Err(DialError::full(most));
         };
         let mut head = Head::new(format!("CONNECT {to}"));
         if let Some(node) = &to.node {

@@ -1,11 +1,13 @@
 //! What both protocols have in common: bounds, why a connection ended, and what the agent's end of one looks like.
 
+mod asking;
 pub(crate) mod congestion;
 #[cfg(test)]
 mod delivery;
 mod live;
 mod liveness;
 
+pub(crate) use asking::answer_about;
 pub(crate) use live::{Live, Occupied};
 pub(crate) use liveness::{Heard, Pulse, Question, until_silent};
 

@@ -10,7 +10,7 @@ use crate::{
     grpc::{self, Code},
     hello::{AgentHello, ServerHello},
     link::{DialError, Link, Opening, Tunnels},
-    session::{Heard, Live, Occupied, Options, SessionError, until_silent},
+    session::{Heard, Live, Occupied, Options, SessionError, answer_about, until_silent},
 };
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -297,24 +297,17 @@ impl AnpLink {
     }
 
     async fn ask(&self, to: &Destination) -> Result<BoxStream, DialError> {
-        let lost = || DialError::Lost("the tunnel's connection ended".into());
-        let most = self.options.max_connections;
-        let busy = || DialError::Busy(format!("there are {most} connections already"));
-        let held = self.live.enter(most).ok_or_else(busy)?;
-        if self.closed.is_cancelled() {
-            return Err(lost());
-        }
+        let full = || DialError::full(self.options.max_connections);
+        let held = self.live.enter(self.options.max_connections);
+        let held = held.ok_or_else(full)?;
         let random = fastrand::i64(1..);
         let (tell, told) = oneshot::channel();
         self.waiting().insert(random, (tell, held));
         let _given_up = GiveUp { link: self, random };
         if !self.channel.dial(random, to.to_string()) {
-            return Err(busy());
+            return Err(full());
         }
-        tokio::select! {
-            told = told => told.unwrap_or_else(|_| Err(lost())),
-            () = self.closed.cancelled() => Err(lost()),
-        }
+        told.await.unwrap_or_else(|_| Err(DialError::over()))
     }
 }
 
@@ -354,11 +347,7 @@ impl Link for AnpLink {
     fn dial<'a>(&'a self, to: &'a Destination) -> Opening<'a> {
         Box::pin(async move {
             let limit = self.options.await_dial();
-            timeout(limit, self.ask(to)).await.unwrap_or_else(|_| {
-                Err(DialError::TimedOut(format!(
-                    "no answer about {to} within {limit:?}"
-                )))
-            })
+            answer_about(to, self.ask(to), limit, &self.closed).await
         })
     }
     fn is_draining(&self) -> bool {

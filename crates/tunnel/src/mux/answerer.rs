@@ -130,9 +130,8 @@ impl Answerer {
         stopping: &CancellationToken,
     ) {
         let Some(held) = self.live.enter(self.options.max_connections) else {
-            let most = self.options.max_connections;
-            let busy = DialError::Busy(format!("there are {most} connections already"));
-            return refuse(respond, &busy);
+            let full = DialError::full(self.options.max_connections);
+            return refuse(respond, &full);
         };
         if stopping.is_cancelled() {
             return refuse(respond, &DialError::Lost("this end stops".into()));

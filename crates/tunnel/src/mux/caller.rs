@@ -3,13 +3,12 @@
 use super::{refusal, stream::MuxStream, stream::broken};
 use crate::{
     link::DialError,
-    session::{Live, Options},
+    session::{Live, Options, answer_about},
 };
 use bytes::Bytes;
 use h2::{Reason, client::SendRequest};
 use http::{HeaderValue, Method, Request, StatusCode, Uri};
 use std::sync::Arc;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use yurt_transport::{BoxStream, Destination};
 
@@ -26,14 +25,7 @@ pub(super) struct Caller {
 impl Caller {
     pub(super) async fn open(&self, to: &Destination) -> Result<BoxStream, DialError> {
         let limit = self.options.await_dial();
-        tokio::select! {
-            biased;
-            () = self.closed.cancelled() => Err(DialError::Lost("the tunnel's connection ended".into())),
-            opened = timeout(limit, self.ask(to)) => match opened {
-                Ok(opened) => opened,
-                Err(_) => Err(DialError::TimedOut(format!("no answer about {to} within {limit:?}"))),
-            },
-        }
+        answer_about(to, self.ask(to), limit, &self.closed).await
     }
 
     async fn ask(&self, to: &Destination) -> Result<BoxStream, DialError> {
@@ -41,9 +33,7 @@ impl Caller {
         let announced = self.requests.current_max_send_streams().saturating_sub(1);
         let most = self.options.max_connections.min(announced);
         let Some(held) = self.live.enter(most) else {
-            return Err(DialError::Busy(format!(
-                "there are {most} connections already"
-            )));
+            return Err(DialError::full(most));
         };
         let uri = Uri::builder().authority(to.to_string()).build();
         let mut request = Request::new(());

@@ -4,7 +4,7 @@ use crate::{
     twin::{self, Answers, count, echo, exchange, served, to},
 };
 use std::{io, time::Duration};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex, join, sink};
 use tokio::sync::Notify;
 
 fn bytes(length: usize) -> Vec<u8> {
@@ -103,7 +103,7 @@ async fn a_reset_is_no_end() {
         tokio::spawn(async move {
             theirs.write_all(b"half").await.unwrap();
         });
-        std::future::ready(Ok(Box::new(Torn(ours)) as BoxStream))
+        std::future::ready(Ok(Box::new(join(Torn(ours), sink())) as BoxStream))
     }));
     let (link, _session) = twin::mux("node-1", dialer, Options::default()).await;
     let mut stream = link.dial(&to("any:1")).await.unwrap();
@@ -130,28 +130,6 @@ impl tokio::io::AsyncRead for Torn {
             return std::task::Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         polled
-    }
-}
-
-impl tokio::io::AsyncWrite for Torn {
-    fn poll_write(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        data: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
-        std::pin::Pin::new(&mut self.0).poll_write(context, data)
-    }
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
     }
 }
 
@@ -206,7 +184,7 @@ async fn stuck_readers_take_nothing_from_a_live_one() {
     link.caller.live.idle().await;
 }
 
-/// Says single bytes, each a read of its own, and then nothing; takes whatever it is told.
+/// Says single bytes, each a read of its own, and then nothing.
 struct Dribble {
     left: usize,
     said: Arc<std::sync::atomic::AtomicUsize>,
@@ -228,28 +206,6 @@ impl tokio::io::AsyncRead for Dribble {
     }
 }
 
-impl tokio::io::AsyncWrite for Dribble {
-    fn poll_write(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-        data: &[u8],
-    ) -> std::task::Poll<io::Result<usize>> {
-        std::task::Poll::Ready(Ok(data.len()))
-    }
-    fn poll_flush(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-    fn poll_shutdown(
-        self: std::pin::Pin<&mut Self>,
-        _: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        std::task::Poll::Ready(Ok(()))
-    }
-}
-
 #[tokio::test]
 async fn small_frames_that_wait_for_a_reader_end_nothing() {
     let options = Options {
@@ -263,10 +219,10 @@ async fn small_frames_that_wait_for_a_reader_end_nothing() {
         let said = Arc::clone(&said);
         move |to: Destination| {
             let stream: BoxStream = match to.host.as_str() {
-                "dribble" => Box::new(Dribble {
-                    left: each,
-                    said: Arc::clone(&said),
-                }),
+                "dribble" => {
+                    let said = Arc::clone(&said);
+                    Box::new(join(Dribble { left: each, said }, sink()))
+                }
                 _ => {
                     let (ours, theirs) = duplex(1 << 10);
                     tokio::spawn(echo(theirs));

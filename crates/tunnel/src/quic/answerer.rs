@@ -67,9 +67,8 @@ impl Answerer {
         let is_stopping = stopping.is_cancelled();
         tokio::spawn(async move {
             if is_full {
-                let most = options.max_connections;
-                let busy = DialError::Busy(format!("there are {most} connections already"));
-                return stream.refuse(&busy).await;
+                let full = DialError::full(options.max_connections);
+                return stream.refuse(&full).await;
             }
             if is_stopping {
                 return stream

@@ -151,6 +151,18 @@ async fn garbage_is_hung_up_on_and_others_go_on() {
     assert_eq!(twin::exchange(stream, b"ok").await.expect("read"), b"ok");
 }
 
+/// The way to the cloud of an agent on edge-1.
+async fn way_to_the_cloud(world: &World) -> Arc<mux::cloud::Cloud> {
+    let client = world
+        .ca
+        .client("tunnel-agent-client", &["openyurt:yurttunnel"], &["edge-1"]);
+    let way = world.ca.way(world.server.agents, &client, &[ALPN_CLOUD]);
+    let io = way.open().await.expect("TLS");
+    mux::cloud::ask(io, Options::default())
+        .await
+        .expect("a way")
+}
+
 #[tokio::test]
 async fn edges_reach_in_the_cloud_what_is_allowed() {
     let target = echo().await;
@@ -159,14 +171,7 @@ async fn edges_reach_in_the_cloud_what_is_allowed() {
         config.cloud = vec![rule.parse().expect("a rule")];
     })
     .await;
-    let client = world
-        .ca
-        .client("tunnel-agent-client", &["openyurt:yurttunnel"], &["edge-1"]);
-    let way = world.ca.way(world.server.agents, &client, &[ALPN_CLOUD]);
-    let io = way.open().await.expect("TLS");
-    let cloud = mux::cloud::ask(io, Options::default())
-        .await
-        .expect("a way");
+    let cloud = way_to_the_cloud(&world).await;
     let stream = crate::Tunnels::open(&*cloud, &target)
         .await
         .expect("allowed");
@@ -197,14 +202,7 @@ async fn whoever_goes_on_with_a_certificate_that_ended_is_told_to_come_again() {
         "{why}"
     );
     until(|| world.server.switchboard.registry().connected() == 0).await;
-    let client = world
-        .ca
-        .client("tunnel-agent-client", &["openyurt:yurttunnel"], &["edge-1"]);
-    let way = world.ca.way(world.server.agents, &client, &[ALPN_CLOUD]);
-    let io = way.open().await.expect("TLS");
-    let cloud = mux::cloud::ask(io, Options::default())
-        .await
-        .expect("a way");
+    let cloud = way_to_the_cloud(&world).await;
     let ended = tokio::time::timeout(Duration::from_secs(20), cloud.closed().cancelled());
     ended.await.expect("the way to the cloud ends, too");
 }
